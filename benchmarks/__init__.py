@@ -1,0 +1,1 @@
+"""Measurements whose committed JSON makes docs/benchmarks.md."""

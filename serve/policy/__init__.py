@@ -1,0 +1,1 @@
+"""What answers: the frozen backbone, its chat template, its split into trunk and upper layers, its adapters."""

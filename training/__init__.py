@@ -1,0 +1,1 @@
+"""What changes weights: one run goes snapshot → (SFT) → reward model → PPO → gate."""
