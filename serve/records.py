@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -150,6 +150,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Due:
+    """How far the next run by schedule is."""
+
+    new_votes: int
+    """Standing rankings and ties that no finished run has learned from."""
+    min_new_votes: int
+    max_interval: timedelta | None
+    next_by: datetime | None
+    """When it starts if no more votes come; None while nothing is scheduled."""
+
+
+@dataclass(frozen=True)
 class Version:
     """An immutable, numbered policy."""
 
@@ -159,6 +171,8 @@ class Version:
     run: int | None = None
     parent: int | None = None
     report: dict[str, Any] | None = None
+    sha256: str | None = None
+    """Of its adapter's manifest, which holds the hashes of the files."""
 
 
 def prompt_text(messages: Sequence[Message]) -> str:

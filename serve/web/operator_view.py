@@ -1,0 +1,252 @@
+"""What the operator page draws: the record as HTML and figures. Pure functions of `State`; all text is escaped here."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from serve.records import Run, Version
+from serve.service import Due
+from serve.web.theme import version_name, when
+
+if TYPE_CHECKING:
+    from serve.feedback.entries import MetricPoint, Promotion
+
+CURVES = (
+    ("reward_accuracy", "Reward model's accuracy"),
+    ("score", "Score"),
+    ("kl", "KL to the reference (nats)"),
+    ("length", "Length (tokens)"),
+)
+STEPS = {"sft": "Demonstrations", "reward": "Reward model", "ppo": "Policy", "gate": "Checks"}
+TONES = {"succeeded": "good", "serving": "good", "failed": "bad", "running": "busy", "canary": "busy", "queued": "busy"}
+TRIGGERS = {"votes": "enough votes", "interval": "the clock", "operator": "an operator"}
+
+
+@dataclass(frozen=True)
+class State:
+    """The record as the operator page shows it."""
+
+    serving: int
+    previous: int | None
+    due: Due
+    standing_votes: int
+    demonstrations: int
+    runs: tuple[Run, ...]
+    """Newest first."""
+    active: Run | None
+    versions: tuple[Version, ...]
+    promotions: tuple[Promotion, ...]
+
+
+def signature(state: State) -> str:
+    """Changes with what is shown. Starts with what can be chosen, see `choices_in`."""
+    return choices(state) + "\n" + repr(state)
+
+
+def choices(state: State) -> str:
+    """What the page offers to pick from: versions, and runs that have curves."""
+    return json.dumps([[v.number for v in state.versions], [run.id for run in state.runs if run.metrics]])
+
+
+def choices_in(signature: str) -> str:
+    """The choices of a signature."""
+    return signature.partition("\n")[0]
+
+
+def summary(state: State) -> str:
+    """Three cards: what serves, the votes, the next run."""
+    last = max(state.promotions, key=lambda promotion: promotion.created, default=None)
+    since = f"Since {when(last.created)}." if last else "As it came, before any training."
+    due = state.due
+    share = min(1.0, due.new_votes / due.min_new_votes)
+    missing = max(0, due.min_new_votes - due.new_votes)
+    votes = f"{_count(missing, 'more vote')} until a run starts by itself." if missing else "Enough for a run."
+    name = version_name(state.serving).capitalize()
+    all_told = f"{_count(state.standing_votes, 'vote')} and {_count(state.demonstrations, 'demonstration')} in all."
+    return (
+        '<div class="cards">'
+        f'<div class="card" id="serving"><h2>Serving now</h2><div class="figure">{name}</div><p>{since}</p></div>'
+        f'<div class="card" id="new-votes"><h2>New votes since the last run</h2><div class="figure">{due.new_votes}'
+        f" <small>of {due.min_new_votes}</small></div>{_bar(share)}<p>{votes}</p><p>{all_told}</p></div>"
+        f'<div class="card" id="next-run"><h2>Next run</h2>{_next_run(state, missing)}</div></div>'
+    )
+
+
+def _next_run(state: State, missing: int) -> str:
+    due = state.due
+    if state.active is not None:
+        return '<div class="figure">Running</div><p>The next one is counted from when this one ends.</p>'
+    if not missing:
+        return '<div class="figure">About to start</div><p>There are enough new votes.</p>'
+    if due.next_by is not None:
+        sooner = f"At the latest; sooner with {_count(missing, 'more vote')}."
+        return f'<div class="figure">{when(due.next_by)}</div><p>{sooner}</p>'
+    if due.max_interval is None:
+        wanted = f"With {_count(missing, 'more vote')}, or when you start it."
+        return f'<div class="figure">By votes alone</div><p>{wanted}</p>'
+    return (
+        '<div class="figure">Waiting for votes</div>'
+        f"<p>With {_count(missing, 'more vote')}, or {_span(due.max_interval)} after the last run if there are any.</p>"
+    )
+
+
+def live(state: State) -> str:
+    """The run that is on, or what to do when there is none."""
+    run = state.active
+    if run is None:
+        if not state.standing_votes and not state.demonstrations:
+            return empty(
+                "<b>Nothing to learn from yet.</b> Open the chat, ask something, and choose the better of two answers. "
+                f"{state.due.min_new_votes} votes start the first run by themselves.",
+                framed=False,
+            )
+        return empty("No run is on. One starts by itself when it is due; you can also start one now.", framed=False)
+    doing = STEPS.get(run.stage or "", "Getting ready") if run.status == "running" else run.status.capitalize()
+    left = f" · about {_span(timedelta(seconds=run.eta_seconds))} left" if run.eta_seconds else ""
+    planned = [*run.stages, "gate"]
+    at = planned.index(run.stage) if run.stage in planned else -1
+    steps = "".join(
+        f'<li class="{"done" if i < at else "now" if i == at else ""}">{STEPS[stage]}</li>'
+        for i, stage in enumerate(planned)
+    )
+    return (
+        f'<div class="run-now" role="group" aria-label="Run {run.id}"><div class="head"><b>Run {run.id}: {doing}</b>'
+        f"<span>{run.progress:.0%}{left}</span></div>{_bar(run.progress)}<ol class='steps'>{steps}</ol></div>"
+    )
+
+
+def versions(state: State) -> str:
+    """All versions, newest first, each with the one click that makes it serve."""
+    rows = []
+    for version in sorted(state.versions, key=lambda v: -v.number):
+        serves = version.number == state.serving
+        action = "" if serves else f'<button type="button" data-promote="{version.number}">Promote</button>'
+        rows.append(
+            f'<tr class="{"serving" if serves else ""}"><td><b>{version_name(version.number).capitalize()}</b></td>'
+            f"<td>{_pill(version.status)}</td><td>{_rate(version.report)}</td>"
+            f"<td>{'–' if version.run is None else f'Run {version.run}'}</td>"
+            f"<td>{'–' if version.parent is None else version_name(version.parent).capitalize()}</td>"
+            f"<td>{when(version.created)}</td><td>{action}</td></tr>"
+        )
+    return _table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", ""), rows)
+
+
+def runs(state: State) -> str:
+    """All runs, newest first, with what came of each."""
+    if not state.runs:
+        return empty("<b>No run yet.</b> Each one is kept here with what came of it: a version, or why there is none.")
+    rows = []
+    for run in state.runs:
+        took = run.finished - run.started if run.finished and run.started else None
+        rows.append(
+            f"<tr><td><b>Run {run.id}</b></td><td>{_pill(run.status)}</td><td>{when(run.started or run.created)}</td>"
+            f"<td>{'–' if took is None else _span(took)}</td><td>{TRIGGERS[run.trigger]}</td>"
+            f'<td class="words">{_outcome(run)}</td></tr>'
+        )
+    return _table(("Run", "Status", "Started", "Took", "Started by", "Outcome"), rows)
+
+
+def curves(points: Sequence[MetricPoint]) -> go.Figure:
+    """The four curves to watch, each by step."""
+    figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in CURVES], vertical_spacing=0.2)
+    for place, (name, _) in enumerate(CURVES):
+        line = [point for point in points if point.name == name]
+        figure.add_trace(
+            go.Scatter(
+                x=[point.step for point in line],
+                y=[point.value for point in line],
+                mode="lines+markers" if len(line) < 3 else "lines",
+                line={"color": "#2b856a", "width": 2.2},
+                hovertemplate="step %{x}: %{y:.3g}<extra></extra>",
+            ),
+            row=place // 2 + 1,
+            col=place % 2 + 1,
+        )
+    figure.update_layout(
+        height=460,
+        showlegend=False,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 52, "r": 22, "t": 44, "b": 36},
+        hovermode="x",
+    )
+    figure.update_xaxes(gridcolor="rgba(128,128,128,.14)", zeroline=False, rangemode="tozero")
+    figure.update_yaxes(gridcolor="rgba(128,128,128,.18)", zeroline=False, nticks=5)
+    figure.update_yaxes(tickformat=".0%", row=1, col=1)
+    figure.update_annotations(font_size=14, yshift=6)
+    return figure
+
+
+def empty(words: str, *, framed: bool = True) -> str:
+    """What to do where there is nothing yet; `words` is HTML."""
+    return f'<div class="{"empty" if framed else "note"}"><span>{words}</span></div>'
+
+
+def win_rate(report: dict[str, Any] | None) -> tuple[float, float | None, float | None] | None:
+    """The gate's win rate with its interval, if the report has one."""
+    gate = (report or {}).get("gate")
+    found = gate.get("win_rate") if isinstance(gate, dict) else None
+    if isinstance(found, dict):
+        value, low, high = (found.get(name) for name in ("value", "low", "high"))
+        return None if value is None else (float(value), low, high)
+    return None if found is None else (float(found), None, None)
+
+
+def _rate(report: dict[str, Any] | None) -> str:
+    rate = win_rate(report)
+    if rate is None:
+        return "–"
+    value, low, high = rate
+    interval = spread = ""
+    if low is not None and high is not None:
+        interval = f" <small>({low:.0%} to {high:.0%})</small>"
+        spread = f'<line class="spread" x1="{96 * low:.1f}" x2="{96 * high:.1f}" y1="7" y2="7"/>'
+    return (
+        '<span class="rate"><svg viewBox="0 0 96 14" aria-hidden="true"><line x1="0" x2="96" y1="7" y2="7"/>'
+        f'<line class="even" x1="48" x2="48" y1="1" y2="13"/>{spread}<circle cx="{96 * value:.1f}" cy="7" r="4"/></svg>'
+        f"<span>{value:.0%}{interval}</span></span>"
+    )
+
+
+def _outcome(run: Run) -> str:
+    reasons = (run.report or {}).get("reasons") or ()
+    words = " ".join(html.escape(str(reason)).rstrip(".") + "." for reason in reasons)
+    if run.version is not None:
+        return f"{version_name(run.version).capitalize()}. {words}".strip()
+    return words or html.escape(run.error or "") or "–"
+
+
+def _pill(status: str) -> str:
+    return f'<span class="pill {TONES.get(status, "")}">{html.escape(status.replace("_", " "))}</span>'
+
+
+def _bar(share: float) -> str:
+    return (
+        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * share:.0f}">'
+        f'<i style="width:{100 * share:.1f}%"></i></div>'
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
+    return f'<div class="list"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _span(span: timedelta) -> str:
+    """A length of time, as one says it: `40 s`, `12 min`, `24 h`."""
+    seconds = round(span.total_seconds())
+    if seconds < 90:
+        return f"{seconds} s"
+    return f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"

@@ -1,0 +1,72 @@
+"""Server-sent events, and requests whose client may leave before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from serve.live import Event, LiveAnswers
+
+PING_SECONDS = 15.0
+"""A proxy closes what is silent for long, and a client that left is noticed when something is sent."""
+
+
+def sse(data: Any, event: str | None = None) -> str:
+    """One server-sent event; `data` as JSON unless it is text."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
+
+
+def event_stream(live: LiveAnswers, chunks: AsyncIterator[str], status: int = 200) -> StreamingResponse:
+    """Send the chunks; a client that leaves ends the generation."""
+
+    async def body() -> AsyncIterator[str]:
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            live.cancel()
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(body(), status, headers, "text/event-stream")
+
+
+async def events_with_pings(live: LiveAnswers) -> AsyncIterator[Event | None]:
+    """The answers' events; None whenever there was none for a while."""
+    events = live.events()
+    pending = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=PING_SECONDS)
+            if not done:
+                yield None
+            elif (event := pending.result()) is None:
+                return
+            else:
+                yield event
+                pending = asyncio.ensure_future(anext(events, None))
+    finally:
+        pending.cancel()
+
+
+async def wait_or_cancel(live: LiveAnswers, request: Request) -> None:
+    """Wait for the answers to be complete; a client that leaves ends the generation."""
+    complete = asyncio.ensure_future(live.wait())
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({complete, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not complete.done():
+            live.cancel()
+        await complete
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

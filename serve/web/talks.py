@@ -1,0 +1,199 @@
+"""A voter's talks, as the chat page needs them: the steps of a turn, and how a conversation stands after each.
+
+The server's record is the only truth. A step changes it, then the page shows the `Scene` that follows from it; a
+reload, a second tab and a vote in the middle of an answer all lead to the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from serve.errors import InvalidInput
+from serve.live import LiveAnswers, LiveComparison
+from serve.records import Comparison, Judgement, Message
+from serve.service import Service
+
+if TYPE_CHECKING:
+    from serve.feedback.entries import ConversationTurn
+
+AskMe = Literal["always", "sometimes", "never"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A conversation as it stands."""
+
+    conversation_id: str | None = None
+    turns: tuple[ConversationTurn, ...] = ()
+    revised: str | None = None
+    """The voter's own words, in place of the last turn's answer."""
+    asked: Comparison | None = None
+    """Two answers that wait for a vote."""
+    writing: LiveAnswers | None = None
+    """What is still being written."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said, as far as it has words: the prompt that the next turn goes on from."""
+        said = tuple(turn.message for turn in self.turns if turn.message.content.strip())
+        if self.revised is not None:
+            said = (*(said[:-1] if said[-1].role == "assistant" else said), Message("assistant", self.revised))
+        return said
+
+    @property
+    def stuck(self) -> bool:
+        """The last turn has no answer, and none is on its way."""
+        return not self.busy and self.messages[-1:] != () and self.messages[-1].role == "user"
+
+    @property
+    def settled(self) -> bool:
+        """The last turn is answered, and nothing is asked."""
+        return not self.busy and self.messages[-1:] != () and self.messages[-1].role == "assistant"
+
+    @property
+    def busy(self) -> bool:
+        """Something is being written or waits for a vote."""
+        return self.asked is not None or self.writing is not None
+
+    @property
+    def twins(self) -> bool:
+        """Both answers are complete and say the same: there is nothing to choose."""
+        asked = self.asked
+        return asked is not None and self.writing is None and len({c.answer.text for c in asked.candidates}) == 1
+
+
+class Talks:
+    """What is being written where, and the steps of a talk. One per server; belongs to one event loop."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._writing: dict[str, LiveAnswers] = {}
+        self._sending: set[str] = set()
+        self._revised: dict[str, tuple[str, str]] = {}  # conversation → (its last message then, the voter's words)
+
+    async def scene(self, voter: str, conversation_id: str | None) -> Scene:
+        """How it stands. Raises NotFound when the conversation is not the voter's."""
+        if not conversation_id:
+            return Scene()
+        turns = tuple(await self.service.conversation(conversation_id, voter))
+        last, words = self._revised.get(conversation_id, ("", ""))
+        asked = await self.service.open_comparison(voter, conversation_id)
+        writing = self.writing(conversation_id)
+        if asked and len(asked.candidates) != 2:
+            asked = None  # made elsewhere, for more than two panes
+        if asked and writing is None and not any(c.answer.text for c in asked.candidates):
+            asked = None  # broken off before the first word
+        return Scene(conversation_id, turns, words if turns and turns[-1].message_id == last else None, asked, writing)
+
+    def writing(self, conversation_id: str) -> LiveAnswers | None:
+        """What is being written there now."""
+        live = self._writing.get(conversation_id)
+        return None if live is None or live.done else live
+
+    async def latest(self, voter: str) -> str | None:
+        """The conversation that a voter returns to."""
+        talks = await self.service.conversations(voter)
+        return talks[0].id if talks else None
+
+    async def say(
+        self, voter: str, text: str, conversation_id: str | None, how: AskMe, share: bool
+    ) -> LiveAnswers | None:
+        """The voter's next turn. Typing on stops what is being written and skips what waits for a vote.
+
+        None while this voter's previous turn is still on its way in: the same keystroke, twice.
+        """
+        if not text.strip():
+            raise InvalidInput("Write a message first.")
+        if voter in self._sending:
+            return None
+        self._sending.add(voter)
+        try:
+            if conversation_id:
+                await self.stop(voter, conversation_id)
+            scene = await self.scene(voter, conversation_id)
+            if scene.asked:
+                await self.service.vote(voter, scene.asked.id, Judgement(verdict="skip"))
+                scene = await self.scene(voter, conversation_id)
+            asking, probability = self.service.should_ask(how)
+            messages = (*scene.messages, Message("user", text))
+            return await self._ask(voter, messages, conversation_id, share, asking=asking, probability=probability)
+        finally:
+            self._sending.discard(voter)
+
+    async def retry(self, voter: str, conversation_id: str, share: bool) -> LiveAnswers:
+        """Two new answers to the last turn. Raises InvalidInput when it has one."""
+        scene = await self.scene(voter, conversation_id)
+        if not scene.stuck:
+            raise InvalidInput("This turn has an answer already.")
+        return await self._ask(voter, scene.messages, conversation_id, share, asking=True, probability=1.0)
+
+    async def stop(self, voter: str, conversation_id: str) -> None:
+        """End what is being written; what is there is kept."""
+        live = (await self.scene(voter, conversation_id)).writing
+        if live is not None:
+            live.cancel()
+            await live.wait()
+
+    async def settle_twins(self, voter: str, scene: Scene) -> Scene:
+        """Answers that came out the same become one, unasked."""
+        if not scene.twins or scene.asked is None:
+            return scene
+        await self.service.vote(voter, scene.asked.id, Judgement(verdict="skip"))
+        return await self.scene(voter, scene.conversation_id)
+
+    async def revise(self, voter: str, conversation_id: str, text: str) -> None:
+        """The last answer in the voter's own words: a demonstration, and the history from here on."""
+        scene = await self.scene(voter, conversation_id)
+        if not scene.stuck and not scene.settled:
+            raise InvalidInput("Choose between the two answers first.")
+        if scene.messages[-1].content == text:
+            raise InvalidInput("That is the answer as it was. Change it, or cancel.")
+        prompt = scene.messages if scene.stuck else scene.messages[:-1]
+        await self.service.demonstrate(voter, prompt, text)
+        self._revised[conversation_id] = (scene.turns[-1].message_id, text)
+
+    async def _ask(
+        self,
+        voter: str,
+        messages: Sequence[Message],
+        conversation_id: str | None,
+        share: bool,
+        *,
+        asking: bool,
+        probability: float,
+    ) -> LiveAnswers:
+        live: LiveAnswers
+        if asking:
+            live = await self.service.compare(
+                voter, messages, conversation_id=conversation_id, share=share, asked=probability
+            )
+        else:
+            live = await self.service.answer(voter, messages, conversation_id=conversation_id, share=share)
+        assert live.conversation_id is not None
+        place = live.conversation_id
+        self._writing[place] = live
+        self._revised.pop(place, None)
+        live.when_done(lambda: self._drop(place, live))
+        return live
+
+    def _drop(self, conversation_id: str, live: LiveAnswers) -> None:
+        if self._writing.get(conversation_id) is live:
+            del self._writing[conversation_id]
+
+
+def shown(scene: Scene) -> list[Message]:
+    """The history as it reads now, with what is being written where nobody is asked about it."""
+    live = scene.writing
+    said = list(scene.messages)
+    if live is None or (isinstance(live, LiveComparison) and scene.asked is not None):
+        return said
+    drafts = {draft.answer_id: draft for draft in live.drafts}
+    last = scene.turns[-1]
+    if last.answer_id in drafts:  # the chosen one, on its way to its end
+        words = drafts[last.answer_id].text
+        return [*(said[:-1] if said[-1].role == "assistant" else said), Message("assistant", words or "…")]
+    if last.message.role == "user" and not isinstance(live, LiveComparison):
+        return [*said, Message("assistant", live.drafts[0].text or "…")]
+    return said

@@ -1,0 +1,173 @@
+"""How both pages look: one theme, light and dark, with fonts that the server brings along.
+
+`mount_options(page)` goes to `gradio.mount_gradio_app`, for the theme, styles and script of a page are set where it is
+mounted. The style sheets and scripts lie in look/; colours are named once, at the top of common.css.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import gradio as gr
+
+from serve.errors import HustingsError
+from serve.live import Draft
+from serve.records import Answer
+
+_LOOK = Path(__file__).parent / "look"
+_INK = gr.themes.Color(
+    name="ink",
+    c50="#faf8f4",
+    c100="#f3f0e9",
+    c200="#e5e0d5",
+    c300="#d2cbbd",
+    c400="#a59d8f",
+    c500="#7d766a",
+    c600="#5f594f",
+    c700="#47423b",
+    c800="#2b2824",
+    c900="#1f1d1a",
+    c950="#161513",
+)
+_BALLOT = gr.themes.Color(
+    name="ballot",
+    c50="#eef7f3",
+    c100="#d8ece4",
+    c200="#b2d9ca",
+    c300="#82c0a9",
+    c400="#4fa287",
+    c500="#2b856a",
+    c600="#1c6b54",
+    c700="#175645",
+    c800="#144538",
+    c900="#11392f",
+    c950="#08211b",
+)
+
+MARK = (
+    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round"'
+    ' stroke-linejoin="round" aria-hidden="true"><path d="M3 13h18v7.2a.8.8 0 0 1-.8.8H3.8a.8.8 0 0 1-.8-.8z"/>'
+    '<path d="M8 13V4a1 1 0 0 1 1-1h6a1 1 0 0 1 1 1v9"/><path d="m10 7.6 1.5 1.5L14.2 6"/><path d="M7 17h10"/></svg>'
+)
+
+
+def theme() -> gr.themes.Base:
+    """Paper and ink, with the green of a ballot box for what can be acted on."""
+    return gr.themes.Base(
+        primary_hue=_BALLOT,
+        secondary_hue=_BALLOT,
+        neutral_hue=_INK,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=(
+            gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)),  # Gradio's 600 lacks most letters
+            "system-ui",
+            "sans-serif",
+        ),
+        font_mono=(gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"),
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color="*neutral_900",
+        body_text_color_dark="#ece8e1",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        background_fill_primary="white",
+        background_fill_primary_dark="*neutral_900",
+        background_fill_secondary="*neutral_50",
+        background_fill_secondary_dark="*neutral_950",
+        border_color_primary="*neutral_200",
+        border_color_primary_dark="#3a362f",
+        block_background_fill="*background_fill_primary",
+        block_border_width="0px",
+        block_shadow="none",
+        block_label_text_color="*body_text_color_subdued",
+        block_title_text_weight="600",
+        input_background_fill="white",
+        input_background_fill_dark="*neutral_900",
+        input_border_color="*neutral_300",
+        input_border_color_dark="#3a362f",
+        input_border_color_focus="*primary_500",
+        input_border_color_focus_dark="*primary_400",
+        input_border_width="1px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="white",
+        button_secondary_background_fill="white",
+        button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover="*neutral_100",
+        button_secondary_background_fill_hover_dark="*neutral_700",
+        button_secondary_text_color="*neutral_900",
+        button_secondary_text_color_dark="#ece8e1",
+        button_secondary_border_color="*neutral_300",
+        button_secondary_border_color_dark="#47423b",
+        button_border_width="1px",
+        button_large_text_weight="600",
+        button_small_text_weight="600",
+        slider_color="*primary_600",
+        checkbox_background_color_selected="*primary_600",
+        checkbox_background_color_selected_dark="*primary_600",
+        checkbox_border_color_selected="*primary_600",
+        checkbox_border_color_selected_dark="*primary_600",
+    )
+
+
+def mount_options(page: Literal["chat", "operator"]) -> dict[str, Any]:
+    """How a page looks and moves, for `mount_gradio_app`: what both pages share, then the page's own."""
+    css, script = (
+        "\n".join((_LOOK / f"{part}.{kind}").read_text(encoding="utf-8") for part in ("common", page))
+        for kind in ("css", "js")
+    )
+    icon = quote(MARK.replace("currentColor", "#1c6b54").replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"'))
+    head = f'<link rel="icon" href="data:image/svg+xml,{icon}"><script>{script}</script>'
+    return {"theme": theme(), "css": css, "head": head, "footer_links": []}
+
+
+def masthead(motto: str, aside: str = "") -> str:
+    """The top of a page: the mark, the name, what the page is for, and `aside` (HTML) at the right."""
+    return (
+        f'<header class="masthead"><a class="brand" href="/">{MARK}<span>Hustings</span></a>'
+        f'<span class="motto">{html.escape(motto)}</span>{aside}</header>'
+    )
+
+
+def note(text: str, *, problem: bool = False) -> str:
+    """One line for the reader, announced politely; `text` is HTML. Empty text shows nothing."""
+    if not text:
+        return ""
+    kind, role = ("note problem", "alert") if problem else ("note", "status")
+    return f'<div class="{kind}" role="{role}"><span>{text}</span></div>'
+
+
+def problem(error: HustingsError) -> str:
+    """An error in words."""
+    text = html.escape(str(error))
+    return note(text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."), problem=True)
+
+
+def answers(panes: Sequence[gr.Markdown], written: Sequence[Answer | Draft]) -> dict[Any, Any]:
+    """What panes say, as an update; one that is still being written shows a cursor. Nothing written empties them."""
+    if not written:
+        return dict.fromkeys(panes, "")
+    return {
+        pane: gr.update(value=a.text or "…", elem_classes=["answer"] if a.finish_reason else ["answer", "writing"])
+        for pane, a in zip(panes, written, strict=True)
+    }
+
+
+def when(moment: datetime | None) -> str:
+    """A moment as HTML; the page's script shows it in the browser's zone."""
+    if moment is None:
+        return "–"
+    return f'<time datetime="{moment.isoformat()}">{moment:%Y-%m-%d %H:%M} UTC</time>'
+
+
+def version_name(version: int) -> str:
+    """What people call a version: `version 3`, `version 0 (base)`."""
+    return "version 0 (base)" if version == 0 else f"version {version}"

@@ -1,0 +1,270 @@
+"""The chat page, as a person uses it."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from serve.feedback.store import Store
+from serve.records import Comparison
+
+from .conftest import Site, say
+
+pytestmark = pytest.mark.browser
+
+QUESTION = "Why is the sky blue?"
+
+
+def last_comparison(store: Store) -> Comparison:
+    with store.reading() as db:
+        row = db.execute("SELECT id, voter_id FROM comparisons ORDER BY rowid DESC LIMIT 1").fetchone()
+    return store.comparison(row["id"], row["voter_id"])
+
+
+def verdict_of(comparison: Comparison) -> str | None:
+    assert comparison.vote is not None
+    return comparison.vote.judgement.verdict
+
+
+def asked(page: Page) -> None:
+    """Both answers are complete and wait for a vote."""
+    expect(page.locator("#note")).to_contain_text("Which answer is better?")
+
+
+def test_two_answers_stream_side_by_side_and_a_click_chooses_one(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    for pane in ("#answer-a", "#answer-b"):
+        expect(chat.locator(pane)).to_contain_text("v0 says")
+        expect(chat.locator(pane)).not_to_contain_text(QUESTION)
+    expect(chat.locator("#box textarea")).to_have_value("")
+    site.engine.hold = None
+    asked(chat)
+    expect(chat.locator("#answer-a")).to_contain_text(QUESTION)
+    comparison = last_comparison(site.store)
+    a, b = comparison.candidates
+    expect(chat.locator("#answer-a")).to_contain_text(a.answer.text)
+
+    chat.click("#vote-a")
+
+    expect(chat.locator("#note")).to_contain_text("You chose A. A: version 0 (base) · B: version 0 (base)")
+    expect(chat.locator("#history .bot")).to_contain_text(a.answer.text)
+    expect(chat.locator("#arena")).to_be_hidden()
+    vote = site.store.comparison(comparison.id, comparison.voter_id).vote
+    assert vote is not None and vote.judgement.ranking == ((a.id,), (b.id,)) and vote.evidence
+
+    say(chat, "And at night?")
+    asked(chat)
+    went_on = last_comparison(site.store)
+    assert [m.content for m in went_on.messages] == [QUESTION, a.answer.text, "And at night?"]
+
+
+def test_a_key_votes_but_not_while_typing(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.locator("#box textarea").press_sequentially("a2bt")
+    expect(chat.locator("#arena")).to_be_visible()
+    chat.keyboard.press("Escape")
+    chat.keyboard.press("2")
+    expect(chat.locator("#note")).to_contain_text("You chose B.")
+    expect(chat.locator("#box textarea")).to_have_value("a2bt")
+    expect(chat.locator("#box textarea")).to_be_focused()
+
+
+def test_shortcuts_can_be_turned_off_and_stay_off(newcomer: Page, site: Site) -> None:
+    chat = newcomer
+    chat.get_by_label("Keyboard shortcuts").uncheck()
+    say(chat, QUESTION)
+    asked(chat)
+    chat.reload()
+    expect(chat.locator("#arena")).to_be_visible()
+    expect(chat.get_by_label("Keyboard shortcuts")).not_to_be_checked()
+    chat.locator("#arena").click()
+    chat.keyboard.press("1")
+    chat.wait_for_timeout(300)
+    assert last_comparison(site.store).status == "open"
+
+
+@pytest.mark.parametrize(("button", "verdict", "said"), [("#vote-tie", "tie", "A tie."), ("#vote-skip", "skip", "Skipped.")])
+def test_a_tie_and_a_skip_go_on_with_one_of_the_two(
+    chat: Page, site: Site, button: str, verdict: str, said: str
+) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click(button)
+    expect(chat.locator("#note")).to_contain_text(said)
+    comparison = last_comparison(site.store)
+    assert verdict_of(comparison) == verdict
+    expect(chat.locator("#history .bot")).to_have_count(1)
+    shown = chat.locator("#history .bot").inner_text()
+    assert any(candidate.answer.text in shown for candidate in comparison.candidates)
+
+
+def test_both_bad_offers_another_try_or_your_own_words(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-bad")
+    expect(chat.locator("#note")).to_contain_text("Neither was good enough.")
+    first = last_comparison(site.store)
+    assert verdict_of(first) == "both_bad"
+    chat.click("#retry")
+    asked(chat)
+    second = last_comparison(site.store)
+    assert second.id != first.id and second.messages == first.messages
+
+    chat.click("#vote-bad")
+    chat.click("#write")
+    chat.locator("#words textarea").fill("Air scatters blue light the most.")
+    chat.click("#save")
+    expect(chat.locator("#history .bot")).to_contain_text("Air scatters blue light the most.")
+    say(chat, "Thanks!")
+    asked(chat)
+    assert [m.content for m in last_comparison(site.store).messages] == [
+        QUESTION,
+        "Air scatters blue light the most.",
+        "Thanks!",
+    ]
+
+
+def test_an_edited_answer_is_a_demonstration_and_the_history(chat: Page, site: Site) -> None:
+    before = site.store.demonstrations_count()
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-b")
+    chat.click("#edit")
+    words = chat.locator("#words textarea")
+    expect(words).to_have_value(last_comparison(site.store).candidates[1].answer.text)
+    words.fill("Because of Rayleigh scattering.")
+    chat.click("#save")
+    expect(chat.locator("#note")).to_contain_text("kept as an example")
+    expect(chat.locator("#history .bot")).to_contain_text("Because of Rayleigh scattering.")
+    assert site.store.demonstrations_count() == before + 1
+    chat.reload()
+    expect(chat.locator("#history .bot")).to_contain_text("Because of Rayleigh scattering.")
+    say(chat, "Who was Rayleigh?")
+    asked(chat)
+    assert last_comparison(site.store).messages[1].content == "Because of Rayleigh scattering."
+
+
+def test_typing_on_without_a_vote_skips_it(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    first = last_comparison(site.store)
+    say(chat, "Never mind. What is rain?")
+    expect(chat.locator("#answer-a")).to_contain_text("What is rain?")
+    asked(chat)
+    assert verdict_of(site.store.comparison(first.id, first.voter_id)) == "skip"
+    messages = last_comparison(site.store).messages
+    assert [m.role for m in messages] == ["user", "assistant", "user"]
+    assert messages[1].content in {candidate.answer.text for candidate in first.candidates}
+
+
+def test_typing_on_while_answers_are_being_written_keeps_what_was_shown(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    site.engine.hold = None
+    site.engine.delay = 0.05
+    say(chat, "Stop. What is rain?")
+    asked(chat)
+    expect(chat.locator("#answer-a")).to_contain_text("What is rain?")
+    assert [m.role for m in last_comparison(site.store).messages] == ["user", "assistant", "user"]
+
+
+def test_a_vote_may_come_early_and_the_winner_finishes(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    chat.click("#vote-a")
+    expect(chat.locator("#note")).to_contain_text("You chose A.")
+    expect(chat.locator("#arena")).to_be_hidden()
+    expect(chat.locator("#history .bot")).not_to_contain_text(QUESTION)
+    site.engine.hold = None
+    expect(chat.locator("#history .bot")).to_contain_text(QUESTION)
+
+
+def test_reload_keeps_the_talk_and_the_open_comparison(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    chat.reload()
+    expect(chat.locator("#history .user")).to_contain_text(QUESTION)
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    site.engine.hold = None
+    asked(chat)
+    expect(chat.locator("#answer-b")).to_contain_text(QUESTION)
+    chat.reload()
+    asked(chat)
+    chat.click("#vote-b")
+    expect(chat.locator("#note")).to_contain_text("You chose B.")
+
+
+def test_stop_ends_both_and_what_is_there_can_be_judged(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    chat.get_by_role("button", name="Stop").click()
+    asked(chat)
+    assert {c.answer.finish_reason for c in last_comparison(site.store).candidates} == {"cancelled"}
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_contain_text("v0 says")
+
+
+def test_never_asked_means_one_answer(chat: Page, site: Site) -> None:
+    chat.get_by_label("Never").check()
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#history .bot")).to_contain_text("v0 says")
+    expect(chat.locator("#arena")).to_be_hidden()
+    site.engine.hold = None
+    expect(chat.locator("#history .bot")).to_contain_text(QUESTION)
+    expect(chat.locator("#edit")).to_be_visible()
+    chat.get_by_label("Always").check()
+
+
+def test_identical_answers_become_one_unasked(chat: Page, site: Site) -> None:
+    site.engine.script = lambda version, seed, prompt: ["The ", "same."]
+    say(chat, QUESTION)
+    expect(chat.locator("#note")).to_contain_text("nothing to choose")
+    expect(chat.locator("#history .bot")).to_contain_text("The same.")
+    expect(chat.locator("#arena")).to_be_hidden()
+
+
+def test_an_error_is_said_in_words_and_keeps_what_was_typed(chat: Page, site: Site) -> None:
+    long = "word " * 600
+    say(chat, long)
+    expect(chat.locator("#note .problem")).to_contain_text("tokens")
+    expect(chat.locator("#box textarea")).to_have_value(long)
+    site.engine.full = True
+    say(chat, QUESTION)
+    expect(chat.locator("#note .problem")).to_contain_text("The queue is full; try again in a moment.")
+    expect(chat.locator("#box textarea")).to_have_value(QUESTION)
+    site.engine.full = False
+    chat.locator("#box textarea").press("Enter")
+    asked(chat)
+
+
+def test_what_a_model_writes_cannot_run_in_the_page(chat: Page, site: Site) -> None:
+    site.engine.script = lambda version, seed, prompt: [f"{seed} <img src=x onerror='window.hacked=1'>", "<b>bold</b>"]
+    say(chat, "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>")
+    asked(chat)
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_contain_text("bold")
+    chat.wait_for_timeout(200)
+    assert chat.evaluate("window.hacked") is None
+
+
+def test_conversations_are_listed_and_are_ones_own(chat: Page, newcomer: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#new-chat")
+    expect(chat.locator("#arena")).to_be_hidden()
+    say(chat, "What is rain?")
+    asked(chat)
+    expect(chat.locator(".talks button").first).to_have_text("What is rain?")
+    chat.locator(".talks button", has_text=QUESTION).first.click()
+    expect(chat.locator("#history .user")).to_have_text(QUESTION)
+    asked(chat)
+
+    expect(newcomer.locator("#talk-list")).to_contain_text("Your conversations will be listed here.")
+    expect(newcomer.locator("#history .user")).to_have_count(0)

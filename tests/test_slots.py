@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from serve.engine.slots import BLOCK, Slots
+
+
+def _prompt(length: int, value: float) -> DynamicCache:
+    """One row, one layer, two heads of three."""
+    cache = DynamicCache()
+    cache.update(torch.full((1, 2, length, 3), value), torch.full((1, 2, length, 3), -value), 0)
+    return cache
+
+
+def _step(slots: Slots, values: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One token a row → positions (rows,), mask, keys and values (rows, span), these of the first head and feature."""
+    positions, mask = slots.begin_step(torch.float32)
+    new = torch.tensor(values)[:, None, None, None].expand(-1, 2, 1, 3)
+    keys, stored = slots.update(new, -new, 0)
+    slots.end_step()
+    return positions[:, 0], mask[:, 0, 0], keys[:, 0, :, 0], stored[:, 0, :, 0]
+
+
+def test_each_row_writes_at_its_own_position_and_sees_its_own_past() -> None:
+    slots = Slots()
+    slots.adopt(_prompt(2, 1.0), 0)
+    slots.adopt(_prompt(4, 2.0), 0)
+    positions, mask, keys, values = _step(slots, [8.0, 9.0])
+    assert positions.tolist() == [2, 4]
+    assert (mask == 0).tolist() == [[True, True, True, False, False], [True] * 5]
+    assert keys.tolist() == [[1, 1, 8, 0, 0], [2, 2, 2, 2, 9]]
+    assert values.tolist() == (-keys).tolist()
+
+
+def test_the_last_row_takes_the_number_of_the_one_that_leaves() -> None:
+    slots = Slots()
+    for length, value in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        slots.adopt(_prompt(length, value), 0)
+    slots.remove(0)
+    positions, _, keys, _ = _step(slots, [8.0, 9.0])
+    assert positions.tolist() == [3, 2]
+    assert keys.tolist() == [[3, 3, 3, 8], [2, 2, 9, 0]]
+
+
+def test_capacity_grows_and_keeps_what_is_there() -> None:
+    slots = Slots()
+    slots.adopt(_prompt(BLOCK - 1, 1.0), 0)
+    for _ in range(3):
+        _, _, keys, _ = _step(slots, [2.0])
+    assert keys.tolist() == [[1.0] * (BLOCK - 1) + [2.0] * 3]
+
+
+def test_the_memory_goes_with_the_last_row() -> None:
+    slots = Slots()
+    slots.adopt(_prompt(5, 1.0), 0)
+    slots.remove(0)
+    assert slots._keys == []
+    slots.adopt(_prompt(1, 2.0), 0)
+    assert _step(slots, [3.0])[2].tolist() == [[2.0, 3.0]]
+
+
+def test_nan_that_a_row_leaves_behind_reaches_no_later_row() -> None:
+    slots = Slots()
+    slots.adopt(_prompt(1, 1.0), 0)
+    slots.adopt(_prompt(6, math.nan), 0)
+    slots.adopt(_prompt(2, 2.0), 0)
+    slots.remove(1)  # row 2 moves onto the broken one
+    slots.adopt(_prompt(7, 3.0), 0)  # makes the span long again
+    assert _step(slots, [4.0, 4.0, 4.0])[2].isfinite().all()

@@ -1,0 +1,185 @@
+"""Every number that decides a run, validated once.
+
+A run's settings arrive as nested mappings (`{"ppo": {"updates": 20}}`) from the API, the environment or hustings.toml;
+`TrainingConfig.parse` turns them into frozen dataclasses or raises InvalidInput naming the field and its bounds.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from serve.errors import InvalidInput
+
+
+def _bounded(default: Any, low: float, high: float) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Step 1: supervised fine-tuning on demonstrations."""
+
+    epochs: int = _bounded(3, 1, 50)
+    """Most passes over the demonstrations; fewer when the held-out loss stops falling."""
+    learning_rate: float = _bounded(2e-4, 0, 1)
+    """Peak Adam step; LoRA takes about ten times what full fine-tuning does."""
+    tokens_per_batch: int = _bounded(2048, 64, 1 << 20)
+    """Tokens in one optimizer step, packed."""
+    sequence_length: int = _bounded(512, 32, 1 << 16)
+    """Length of a packed sequence; longer demonstrations are cut at the front of the prompt."""
+    holdout: float = _bounded(0.1, 0, 0.5)
+    """Share of demonstrations held out to stop early (none below ten demonstrations)."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Step 2: the reward model."""
+
+    layers: int = _bounded(2, 1, 1000)
+    """Top layers that carry the reward model's LoRA; those below are run once and kept."""
+    epochs: int = _bounded(2, 0, 100)
+    """Most passes over all pairs after the closed-form start; as many are made as lower a held-out fold's loss."""
+    learning_rate: float = _bounded(2e-4, 0, 1)
+    """Adam step of LoRA and head."""
+    comparisons_per_batch: int = _bounded(8, 1, 4096)
+    """Comparisons in one optimizer step; all pairs of a comparison stay together."""
+    folds: int = _bounded(5, 2, 20)
+    """Fold models, split by prompt: the out-of-fold judges of accuracy and of the gate's win rate."""
+    centring: float = _bounded(0.01, 0, 10)
+    """Weight of (score₁ + score₂)², which keeps scores near zero."""
+    margin: float = _bounded(0.0, 0, 10)
+    """Score margin asked for at full voting strength (5), in proportion below; 0 ignores strength."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Step 3: PPO on the policy's LoRA."""
+
+    updates: int = _bounded(24, 1, 100_000)
+    """Rounds of rollouts and optimisation."""
+    rollouts: int = _bounded(32, 2, 4096)
+    """Answers sampled in each update."""
+    answers_per_prompt: int = _bounded(2, 1, 64)
+    """Answers to one prompt, which share its prefill."""
+    epochs: int = _bounded(1, 1, 50)
+    """Passes over each update's rollouts."""
+    minibatches: int = _bounded(2, 1, 256)
+    """Optimizer steps in a pass."""
+    learning_rate: float = _bounded(1e-4, 0, 1)
+    """Adam step of the policy's LoRA."""
+    value_learning_rate: float = _bounded(1e-4, 0, 1)
+    """Adam step of the value adapter and its head."""
+    value_warmup: int = _bounded(1, 0, 1000)
+    """First updates that train the value model alone."""
+    gamma: float = _bounded(1.0, 0, 1)
+    """Discount of later rewards."""
+    lam: float = _bounded(0.95, 0, 1)
+    """λ of GAE: 1 trusts returns, 0 trusts the value model."""
+    clip: float = _bounded(0.2, 0.001, 10)
+    """How far a token's probability ratio may move in an update."""
+    value_clip: float = _bounded(0.2, 0.001, 100)
+    """How far a value may move in an update."""
+    gradient_norm: float = _bounded(1.0, 0.001, 1000)
+    """Gradients are scaled down to this norm."""
+    beta: float = _bounded(0.05, 0, 100)
+    """KL coefficient at the start."""
+    kl_target: float = _bounded(6.0, 0.001, 1000)
+    """KL to the reference that the controller steers to, in nats an answer."""
+    kl_horizon: int | None = _bounded(None, 1, 10_000_000)
+    """Episodes over which the controller acts; none: a tenth of the run's."""
+    kl_stop: float = _bounded(15.0, 0.001, 10_000)
+    """PPO ends when an update's mean KL passes this, and goes back to the best step within `kl_target` × 1.5."""
+    eos_penalty: float = _bounded(1.0, 0, 100)
+    """Taken from the score of a capped answer, only where the cap is serving's own `max_tokens`."""
+    ptx: float = _bounded(0.0, 0, 100)
+    """Weight of the demonstrations' language-modelling loss mixed into each step (InstructGPT's PPO-ptx)."""
+    max_tokens: int | None = _bounded(None, 1, 65536)
+    """Longest rollout; none: the voted answers' most common limit."""
+    temperature: float | None = _bounded(None, 0.05, 5)
+    """Sampling temperature of rollouts; none: the voted answers' most common one."""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What a version must show before it may serve."""
+
+    held_out_prompts: int = _bounded(32, 4, 10_000)
+    """Prompts kept from PPO, on which the new version meets its parent."""
+    max_kl: float = _bounded(15.0, 0, 10_000)
+    """Mean KL to the reference on held-out prompts, in nats an answer."""
+    max_nll_rise: float = _bounded(0.5, 0, 100)
+    """How much less likely, in nats a token, the base may find its answers than the parent's."""
+    min_distinct: float = _bounded(0.9, 0, 1)
+    """Share of its answers that must differ from one another, or the parent's share if lower."""
+    max_repetition_rise: float = _bounded(0.15, 0, 1)
+    """How much the share of repeated 3-grams within an answer may grow."""
+    length_factor: float = _bounded(4.0, 1, 1000)
+    """How many times longer or shorter than the parent's its median answer may be."""
+    max_refusal_rise: float = _bounded(0.3, 0, 1)
+    """How much the share of refusals may grow."""
+    max_capped_rise: float = _bounded(0.3, 0, 1)
+    """How much the share of answers that run into the token limit may grow."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All of a run."""
+
+    adapted_layers: int | None = _bounded(None, 1, 1000)
+    """Top layers that carry the policy's LoRA; none: the top third."""
+    rank: int = _bounded(16, 1, 256)
+    """Rank of every LoRA."""
+    alpha: int = _bounded(32, 1, 1024)
+    """LoRA's output is scaled by alpha / rank."""
+    micro_batch_tokens: int = _bounded(1024, 64, 1 << 20)
+    """Padded tokens in one forward pass: bounds memory, changes no result."""
+    checkpoint_updates: int = _bounded(1, 1, 1000)
+    """PPO updates between checkpoints."""
+    sft: SFTConfig = SFTConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    gate: GateConfig = GateConfig()
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> TrainingConfig:
+        """Defaults overridden by nested settings; numbers may come as text (from the environment).
+
+        Raises InvalidInput naming an unknown field, or a value outside its bounds.
+        """
+        config: TrainingConfig = _parse(cls, settings, "")
+        return config
+
+
+def _parse(kind: Any, settings: Mapping[str, Any], path: str) -> Any:
+    if not isinstance(settings, Mapping):
+        raise InvalidInput(f"settings.{path.rstrip('.') or 'training'} must be an object of fields")
+    known = {f.name: f for f in fields(kind)}
+    types_of = typing.get_type_hints(kind)
+    values = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise InvalidInput(f"unknown training setting {path}{name}; known here: {', '.join(sorted(known))}")
+        if is_dataclass(types_of[name]):
+            values[name] = _parse(types_of[name], value, f"{path}{name}.")
+        else:
+            values[name] = _number(value, types_of[name], known[name].metadata, f"{path}{name}")
+    return kind(**values)
+
+
+def _number(value: Any, kind: Any, bounds: Mapping[str, float], name: str) -> float | int | None:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if types.NoneType in options and (value is None or value == "none"):
+        return None
+    whole = int in options
+    wanted = f"{name} must be {'a whole number' if whole else 'a number'} from {bounds['low']:g} to {bounds['high']:g}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{wanted}, not {value!r}") from None
+    if isinstance(value, bool) or not bounds["low"] <= number <= bounds["high"] or (whole and number != int(number)):
+        raise InvalidInput(f"{wanted}, not {value!r}")
+    return int(number) if whole else number

@@ -1,0 +1,134 @@
+"""May this version serve? Four checks; each refusal is a plain sentence.
+
+1. Before PPO: the reward model's out-of-fold accuracy has a 95% lower bound above one half.
+2. KL to the reference is bounded and everything is finite.
+3. Nothing has collapsed: length, repetition, distinct answers, endings, refusals, likelihood under the base.
+4. The fold models, which PPO did not train on, prefer its answers to its parent's on prompts that PPO did not see.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve.feedback.statistics import win_rate
+from training.config import GateConfig
+from training.rollouts import Rollout
+
+REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:no|')t|won't|will not)|as an ai)\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one version answered to the held-out prompts, and what the models say of it; one number an answer."""
+
+    rollouts: Sequence[Rollout]
+    kl: Sequence[float]
+    """Nats to the reference."""
+    base_nll: Sequence[float]
+    """Negative log-likelihood under the base, in nats, summed over the answer."""
+    judged: Sequence[float]
+    """The fold models' score."""
+
+
+def votes_suffice(accuracy: dict[str, float], rankings: int) -> str | None:
+    """Check 1: None, or the sentence that refuses. `accuracy` has value, low, high and comparisons."""
+    if accuracy["low"] > 0.5:
+        return None
+    lead = accuracy["value"] - 0.5
+    if lead < 0.02:
+        return (
+            f"the reward model cannot yet tell chosen from rejected answers ({accuracy['value']:.0%} of "
+            f"{accuracy['comparisons']:.0f} unseen comparisons): about {max(50, rankings)} more votes, or clearer ones"
+        )
+    needed = math.ceil((1.96 / 2 / lead) ** 2)  # the normal interval's half-width falls below the lead
+    missing = max(10, needed - round(accuracy["comparisons"]))
+    return (
+        f"the reward model is right on {accuracy['value']:.0%} of {accuracy['comparisons']:.0f} unseen comparisons, "
+        f"which could still be chance (at least {accuracy['low']:.0%}): about {missing} more votes"
+    )
+
+
+def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -> dict[str, Any]:
+    """Checks 2–4 → {"passed", "reasons", "win_rate", "new": {...}, "parent": {...}}.
+
+    Without `compare` there are no fold models (a run of SFT alone), and check 4 is left out.
+    """
+    after, before = _describe(new), _describe(parent)
+    wins = sum(a > b for a, b in zip(new.judged, parent.judged, strict=True))
+    losses = sum(a < b for a, b in zip(new.judged, parent.judged, strict=True))
+    rate = win_rate(wins, losses)
+    reasons = []
+
+    def refuse(bad: bool, sentence: str) -> None:
+        if bad:
+            reasons.append(sentence)
+
+    finite = all(math.isfinite(x) for x in (*after.values(), *new.judged))
+    refuse(not finite, "its numbers are not finite: the weights are broken")
+    refuse(
+        after["kl"] > config.max_kl,
+        f"it moved {after['kl']:.1f} nats an answer from the reference; the bound is {config.max_kl:g}",
+    )
+    refuse(
+        after["nll"] > before["nll"] + config.max_nll_rise,
+        f"the base finds its text unlikely: {after['nll']:.2f} nats a token against its parent's {before['nll']:.2f}",
+    )
+    refuse(
+        after["distinct"] < min(config.min_distinct, before["distinct"]),
+        f"it repeats itself across prompts: only {after['distinct']:.0%} of its answers differ",
+    )
+    refuse(
+        after["repetition"] > before["repetition"] + config.max_repetition_rise,
+        f"it repeats itself within answers: {after['repetition']:.0%} of three-word runs, parent {before['repetition']:.0%}",
+    )
+    refuse(
+        not before["length"] / config.length_factor <= after["length"] <= before["length"] * config.length_factor,
+        f"its answers have {after['length']:.0f} tokens where its parent's have {before['length']:.0f}",
+    )
+    refuse(
+        after["refusals"] > before["refusals"] + config.max_refusal_rise,
+        f"it declines {after['refusals']:.0%} of prompts, its parent {before['refusals']:.0%}",
+    )
+    refuse(
+        after["capped"] > before["capped"] + config.max_capped_rise,
+        f"{after['capped']:.0%} of its answers run into the limit, its parent's {before['capped']:.0%}",
+    )
+    refuse(
+        compare and rate.value <= 0.5,
+        f"the fold models prefer its parent: it wins {rate.value:.0%} of {wins + losses} held-out prompts",
+    )
+    return {
+        "passed": not reasons,
+        "reasons": reasons,
+        "win_rate": {"value": rate.value, "low": rate.low, "high": rate.high, "prompts": wins + losses},
+        "new": after,
+        "parent": before,
+    }
+
+
+def _describe(answers: Answers) -> dict[str, float]:
+    rollouts = answers.rollouts
+    lengths = [len(r.token_ids) for r in rollouts]
+    return {
+        "kl": statistics.fmean(answers.kl),
+        "nll": sum(answers.base_nll) / sum(lengths),
+        "length": statistics.median(lengths),
+        "distinct": len({r.text.strip() for r in rollouts}) / len(rollouts),
+        "repetition": statistics.fmean(repetition(r.text) for r in rollouts),
+        "refusals": statistics.fmean(bool(REFUSAL.search(r.text)) for r in rollouts),
+        "capped": statistics.fmean(r.finish_reason == "length" for r in rollouts),
+    }
+
+
+def repetition(text: str) -> float:
+    """Share of an answer's three-word runs that it has used before: 0 for fresh text, towards 1 for a loop."""
+    words = text.lower().split()
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

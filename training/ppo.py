@@ -1,0 +1,272 @@
+"""Step 3, PPO on the policy's LoRA against the reward model.
+
+    for each update: sample answers on the engine → one frozen pass → logprobs, values, scores → KL-shaped rewards, GAE
+                     → clipped policy and value steps → adapt β → remember the best step at bounded KL
+
+Left out: rollouts from more than one policy (each update's answers come from the policy it improves, so the ratio starts
+at 1), and dropout. Ouyang et al. 2022; Ziegler et al. 2019; Huang et al. 2024 (arXiv 2403.17031) for the details.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve.engine.local import LocalEngine
+from serve.records import Sampling
+from training.config import PPOConfig
+from training.ppo_math import (
+    adapt_beta,
+    answer_kl,
+    clipped_policy_loss,
+    clipped_value_loss,
+    gae,
+    kl_rewards,
+    masked_mean,
+    whiten,
+)
+from training.prompts import PromptPool
+from training.roles import FrozenLayers, FrozenStates, Policy, Scorer
+from training.rollouts import ROWS_IN_FLIGHT, sample
+from training.sequences import Sequences
+
+POLICY_PLACE = -1
+"""The engine's name for the policy in training: no published version has it."""
+
+KL_SLACK = 1.5
+"""The best step may have this many times the target KL."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Everything PPO runs: two policies and two scorers over the same frozen layers."""
+
+    policy: Policy
+    reference_logprobs: Callable[[FrozenStates, Sequences], Tensor]
+    """Frozen states and sequences → logprobs of the reference (B, T), at the rollouts' temperature."""
+    reward: Scorer
+    value: Scorer
+    frozen: FrozenLayers
+
+
+@dataclass
+class Batch:
+    """One update's rollouts, and everything measured on them before the first step. Tensors are (B, T) or (B,)."""
+
+    sequences: Sequences
+    states: FrozenStates
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    metrics: dict[str, float]
+
+
+@dataclass
+class Progress:
+    """Where PPO stands between updates; all that a checkpoint holds beside weights and optimizers."""
+
+    update: int = 0
+    beta: float = 0.0
+    smoothed_score: float | None = None
+    best_score: float | None = None
+    best_update: int | None = None
+    best_kl: float = 0.0
+    stopped: str | None = None
+
+
+class PPO:
+    """The training state and its two verbs, `collect` and `improve`. `run` alternates them and yields metrics."""
+
+    def __init__(
+        self,
+        *,
+        roles: Roles,
+        engine: LocalEngine,
+        pool: PromptPool,
+        config: PPOConfig,
+        sampling: Sampling,
+        penalise_cap: bool,
+        demonstrations: Sequences | None,
+        micro_batch_tokens: int,
+        seed: int,
+    ) -> None:
+        self.roles, self.engine, self.pool, self.config = roles, engine, pool, config
+        self.sampling, self.penalise_cap, self.demonstrations = sampling, penalise_cap, demonstrations
+        self.micro_batch_tokens, self.seed = micro_batch_tokens, seed
+        self.policy_optimizer = torch.optim.Adam(roles.policy.parameters(), lr=config.learning_rate, eps=1e-5)
+        self.value_optimizer = torch.optim.Adam(roles.value.trained(), lr=config.value_learning_rate, eps=1e-5)
+        self.progress = Progress(beta=config.beta)
+        self.best = _copied(roles.policy.tensors())
+
+    def run(self) -> Iterator[dict[str, float]]:
+        """Metrics after each update, until all are done or the KL stop is reached."""
+        state, config = self.progress, self.config
+        horizon = config.kl_horizon or max(1, config.updates * config.rollouts // 10)
+        while state.update < config.updates and state.stopped is None:
+            batch = self.collect(state.update)
+            kl = batch.metrics["kl"]
+            self._remember_best(batch.metrics["score"], kl)
+            if kl > config.kl_stop:
+                state.stopped = f"KL {kl:.1f} nats passed the stop at {config.kl_stop:g}"
+                yield batch.metrics
+                return
+            metrics = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
+            state.beta = adapt_beta(state.beta, kl, target=config.kl_target, episodes=config.rollouts, horizon=horizon)
+            state.update += 1
+            yield {**batch.metrics, **metrics, "beta": state.beta}
+
+    def collect(self, update: int) -> Batch:
+        """Sample answers from the policy as it stands, and measure them."""
+        config, roles = self.config, self.roles
+        # 1. Rollouts on the engine, with this update's LoRA
+        self.engine.load_tensors(POLICY_PLACE, roles.policy.tensors(), scaling=roles.policy.scaling)
+        seed = self.seed * 1_000_003 + update * config.rollouts
+        prompts = self.pool.draw(max(1, config.rollouts // config.answers_per_prompt), seed)
+        rollouts = sample(
+            self.engine,
+            POLICY_PLACE,
+            prompts,
+            answers_per_prompt=config.answers_per_prompt,
+            sampling=self.sampling,
+            seed=seed,
+            in_flight=max(1, ROWS_IN_FLIGHT // config.answers_per_prompt),
+        )
+        sequences = Sequences.of([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts])
+        mask = sequences.answer_mask
+
+        # 2. One pass of the frozen layers, then each role's own upper layers
+        states = roles.frozen(sequences, self.micro_batch_tokens)
+        logprobs = self._policy_logprobs(states, sequences)
+        reference = roles.reference_logprobs(states, sequences)
+        scores = roles.reward.all_values(states, sequences, self.micro_batch_tokens)[1]
+        values = roles.value.all_values(states, sequences, self.micro_batch_tokens)[0]
+
+        # 3. The score of the answer, less a penalty for running into serving's own limit
+        capped = torch.tensor([r.finish_reason == "length" for r in rollouts])
+        penalised = scores - config.eos_penalty * capped if self.penalise_cap else scores
+
+        # 4. Per-token rewards, advantages, returns
+        rewards = kl_rewards(penalised, logprobs, reference, mask, self.progress.beta)
+        advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+
+        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logprobs) for r in rollouts], batch_first=True)
+        metrics = {
+            "score": float(scores.mean()),
+            "kl": float(answer_kl(logprobs, reference, mask).mean()),
+            "length": float(mask.sum(-1).double().mean()),
+            "capped": float(capped.double().mean()),
+            "entropy": -float(masked_mean(logprobs, mask)),
+            "sampler_gap": float(masked_mean((sampled - logprobs).abs(), mask)),
+        }
+        return Batch(sequences, states, logprobs, values, whiten(advantages, mask), returns, metrics)
+
+    def improve(self, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
+        """Clipped steps on one batch; the mean of each metric over its minibatches."""
+        totals: dict[str, list[float]] = {}
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(batch.sequences), generator=generator)
+            for rows in order.tensor_split(self.config.minibatches):
+                if len(rows):
+                    for name, value in self._step(batch, rows, train_policy, generator).items():
+                        totals.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in totals.items()}
+
+    def _step(self, batch: Batch, rows: Tensor, train_policy: bool, generator: torch.Generator) -> dict[str, float]:
+        """One optimizer step on some rows, in micro-batches whose gradients add up to the whole minibatch's."""
+        config = self.config
+        tokens = int(batch.sequences.answer_mask[rows].sum())
+        sums = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0}
+        self.policy_optimizer.zero_grad()
+        self.value_optimizer.zero_grad()
+        for part in batch.sequences.micro_batches(self.micro_batch_tokens, rows):
+            some = batch.sequences.take(part)
+            mask, width = some.answer_mask, some.answer_mask.shape[1]
+            share = int(mask.sum()) / tokens
+            old_values, returns = batch.values[part, :width], batch.returns[part, :width]
+
+            values = self.roles.value(batch.states.boundary_of(part), batch.states.near_of(part), some)[:, :-1]
+            value_loss = clipped_value_loss(values, old_values, returns, mask, clip=config.value_clip)
+            (value_loss * share).backward()
+            sums["value_loss"] += float(value_loss) * share
+
+            if train_policy:
+                logprobs = self.roles.policy.logprobs(batch.states.boundary_of(part), some, self.sampling.temperature)
+                policy_loss, clipped = clipped_policy_loss(
+                    logprobs, batch.logprobs[part, :width], batch.advantages[part, :width], mask, clip=config.clip
+                )
+                (policy_loss * share).backward()
+                sums["policy_loss"] += float(policy_loss) * share
+                sums["clipped"] += float(clipped) * share
+        torch.nn.utils.clip_grad_norm_(self.roles.value.trained(), config.gradient_norm)
+        self.value_optimizer.step()
+        if train_policy:
+            if self.demonstrations is not None and config.ptx > 0:
+                sums["ptx_loss"] = self._ptx_backward(generator)
+            torch.nn.utils.clip_grad_norm_(self.roles.policy.parameters(), config.gradient_norm)
+            self.policy_optimizer.step()
+        return sums
+
+    def _ptx_backward(self, generator: torch.Generator) -> float:
+        """Add the gradient of the demonstrations' language-modelling loss (Ouyang et al. 2022, eq. 2)."""
+        assert self.demonstrations is not None
+        count = min(len(self.demonstrations), 4)
+        rows = torch.randperm(len(self.demonstrations), generator=generator)[:count]
+        some = self.demonstrations.take(rows)
+        states = self.roles.frozen(some, self.micro_batch_tokens)
+        boundary = states.boundary_of(torch.arange(count))
+        loss = -masked_mean(self.roles.policy.logprobs(boundary, some, 1.0), some.answer_mask)
+        (self.config.ptx * loss).backward()
+        return float(loss)
+
+    def _policy_logprobs(self, states: FrozenStates, sequences: Sequences) -> Tensor:
+        temperature = self.sampling.temperature
+        return self.roles.policy.all_logprobs(states.boundary, sequences, temperature, self.micro_batch_tokens)
+
+    def _remember_best(self, score: float, kl: float) -> None:
+        """Keep the LoRA that made these rollouts if its smoothed score is the best so far at bounded KL."""
+        state = self.progress
+        last = state.smoothed_score
+        state.smoothed_score = score if last is None else 0.5 * last + 0.5 * score
+        within = kl <= self.config.kl_target * KL_SLACK
+        if within and (state.best_score is None or state.smoothed_score >= state.best_score):
+            state.best_score, state.best_update, state.best_kl = state.smoothed_score, state.update, kl
+            self.best = _copied(self.roles.policy.tensors())
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        content = {
+            "progress": asdict(self.progress),
+            "policy": self.roles.policy.tensors(),
+            "value": self.roles.value.tensors(),
+            "best": self.best,
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "value_optimizer": self.value_optimizer.state_dict(),
+        }
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        content: dict[str, Any] = torch.load(path, weights_only=True)
+        self.progress = Progress(**content["progress"])
+        self.roles.policy.load_tensors(content["policy"])
+        self.roles.value.load(content["value"])
+        self.best = content["best"]
+        self.policy_optimizer.load_state_dict(content["policy_optimizer"])
+        self.value_optimizer.load_state_dict(content["value_optimizer"])
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in tensors.items()}

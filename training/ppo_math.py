@@ -1,0 +1,104 @@
+"""The arithmetic of PPO: pure functions on tensors; no model, no config, no state.
+
+Shapes: B answers, T answer tokens, padded on the right. `mask` is True where a token was really sampled.
+Sources: PPO (Schulman et al. 2017, arXiv 1707.06347), GAE (Schulman et al. 2015, arXiv 1506.02438), KL in the reward
+and the adaptive controller (Ziegler et al. 2019, arXiv 1909.08593), value from the reward model and the whole recipe
+(Ouyang et al. 2022, arXiv 2203.02155).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios beyond ±20 mean a broken pair of models; exp() of more overflows."""
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x (B, T) over the True places of mask (B, T): a scalar."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """(x − mean) / std over the mask; zero elsewhere. x, mask (B, T) → (B, T)."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def kl_rewards(scores: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Reward of each token: −β (log π − log π_ref), and the answer's score on its last token.
+
+    scores (B,), logprobs and reference_logprobs (B, T), mask (B, T) → (B, T). Ziegler et al. 2019, eq. 2.
+    """
+    log_ratio = (logprobs - reference_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    rewards = -beta * log_ratio * mask
+    last = last_index(mask)
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    return rewards
+
+
+def last_index(mask: Tensor) -> Tensor:
+    """Index of the last True place of each row: (B, T) → (B,)."""
+    return mask.long().sum(-1).clamp(min=1) - 1
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and returns. All (B, T); the value after the last token is 0.
+
+    A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t (Schulman et al. 2015, eq. 16); returns are A + V.
+    """
+    rewards, values = rewards * mask, values * mask
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    following = torch.zeros_like(running)
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        running = (delta + gamma * lam * running) * mask[:, t]
+        advantages[:, t] = running
+        following = values[:, t]
+    return advantages, advantages + values
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), to be minimised, and the share of tokens it clips.
+
+    All inputs (B, T) → two scalars.
+    """
+    ratio = torch.exp((logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask)
+    return loss, masked_mean((clipped > unclipped).to(loss.dtype), mask)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float) -> Tensor:
+    """½ max((V − R)², (V clipped around the old value − R)²), averaged over the mask. All (B, T) → a scalar."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
+
+
+def answer_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """The k1 estimate of KL(π ‖ π_ref) of each answer, in nats, summed over its tokens: (B, T) → (B,)."""
+    return ((logprobs - reference_logprobs) * mask).sum(-1)
+
+
+def adapt_beta(beta: float, kl: float, *, target: float, episodes: int, horizon: int) -> float:
+    """The adaptive KL coefficient: β ← β (1 + e · n / horizon), e the relative error clipped to ±0.2.
+
+    kl and target in nats an answer; `episodes` since the last update. Ziegler et al. 2019, section 2.2.
+    """
+    error = max(-0.2, min(0.2, kl / target - 1.0))
+    return beta * (1.0 + error * episodes / horizon)
+
+
+def selected_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
+    """Log-probability of the chosen tokens at a temperature: logits (..., V), token_ids (...) → (...).
+
+    Never materialises a full-vocabulary log-softmax: logit of the chosen token minus log-sum-exp.
+    """
+    logits = logits.float() / temperature
+    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, -1)

@@ -1,0 +1,152 @@
+"""What people said, read from a run's snapshot: votes → pairs → batches.
+
+A vote ranks the answers of one comparison in groups; every two answers it orders make a pair (chosen, rejected), and two
+in one group make a soft pair with target ½. The pairs of a comparison weigh 1 together, so that ranking six answers
+counts as one judgement, not fifteen (Ouyang et al. 2022, eq. 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import sqlite3
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.policy.chat import answer_ids, render
+from serve.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something people asked, or that the project ships. `asked` counts how often; `source` is voter, shipped or imported."""
+
+    id: int
+    messages: tuple[Message, ...]
+    source: str
+    asked: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One standing vote: a prompt and its answers, in groups of equals, best first."""
+
+    prompt_id: int
+    voter: str
+    prompt_ids: tuple[int, ...]
+    """Token ids of the prompt, through the chat template."""
+    answers: tuple[tuple[int, ...], ...]
+    """Token ids of each answer, best group first."""
+    groups: tuple[int, ...]
+    """The group of each answer; equal numbers are a tie."""
+    positions: tuple[int, ...]
+    """Where each answer was shown; −1 where nobody knows."""
+    finish_reasons: tuple[str, ...]
+    strength: int | None
+
+    def pairs(self) -> list[tuple[int, int, float]]:
+        """(i, j, target): answer i was preferred to j with target 1, or tied with it with target ½."""
+        return [
+            (i, j, 1.0 if self.groups[i] < self.groups[j] else 0.5)
+            for i, j in itertools.combinations(range(len(self.answers)), 2)
+        ]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A demonstration: messages and the answer a person wrote for them."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a run may learn from."""
+
+    prompts: tuple[Prompt, ...]
+    rankings: tuple[Ranked, ...]
+    demonstrations: tuple[Shown, ...]
+    max_tokens: int
+    temperature: float
+
+    @property
+    def demonstrations_hash(self) -> str:
+        """Changes when, and only when, the demonstrations do."""
+        lines = sorted(
+            json.dumps([[[m.role, m.content] for m in d.messages], d.answer], ensure_ascii=False)
+            for d in self.demonstrations
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase) -> Snapshot:
+    """Read snapshot.db. Generated answers keep the token ids they were sampled with; imported texts are tokenised."""
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        db.row_factory = sqlite3.Row
+        meta = dict(db.execute("select key, value from meta").fetchall())
+        prompts = {
+            row["id"]: Prompt(row["id"], _messages(row["messages"]), row["source"], row["asked"])
+            for row in db.execute("select * from prompts order by id")
+        }
+        answers = {row["id"]: row for row in db.execute("select * from answers")}
+        rankings = []
+        for vote in db.execute("select * from votes order by id"):
+            groups = json.loads(vote["ranking"])
+            positions = json.loads(vote["positions"] or "{}")
+            ranked = [(answers[a], group, positions.get(str(a), -1)) for group, ids in enumerate(groups) for a in ids]
+            rankings.append(
+                Ranked(
+                    prompt_id=vote["prompt_id"],
+                    voter=vote["voter"],
+                    prompt_ids=tuple(render(tokenizer, prompts[vote["prompt_id"]].messages)),
+                    answers=tuple(_token_ids(row, tokenizer) for row, _, _ in ranked),
+                    groups=tuple(group for _, group, _ in ranked),
+                    positions=tuple(position for _, _, position in ranked),
+                    finish_reasons=tuple(row["finish_reason"] or "stop" for row, _, _ in ranked),
+                    strength=vote["strength"],
+                )
+            )
+        demonstrations = tuple(
+            Shown(_messages(row["messages"]), row["answer"])
+            for row in db.execute("select * from demonstrations order by id")
+        )
+    return Snapshot(
+        tuple(prompts.values()), tuple(rankings), demonstrations, int(meta["max_tokens"]), float(meta["temperature"])
+    )
+
+
+def folds_by_prompt(rankings: Sequence[Ranked], folds: int, seed: int) -> list[int]:
+    """The fold of each ranking: all votes on one prompt share a fold, folds are of about equal size."""
+    return _folds([r.prompt_ids for r in rankings], folds, seed)
+
+
+def folds_by_voter(rankings: Sequence[Ranked], folds: int, seed: int) -> list[int]:
+    """The fold of each ranking: all votes of one voter share a fold."""
+    return _folds([r.voter for r in rankings], folds, seed)
+
+
+def _folds(keys: Sequence[Hashable], folds: int, seed: int) -> list[int]:
+    distinct = list(dict.fromkeys(keys))
+    random.Random(seed).shuffle(distinct)
+    fold_of = {key: i % folds for i, key in enumerate(distinct)}
+    return [fold_of[key] for key in keys]
+
+
+def _messages(text: str) -> tuple[Message, ...]:
+    return tuple(Message(m["role"], m["content"]) for m in json.loads(text))
+
+
+def _token_ids(row: sqlite3.Row, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    if row["token_ids"]:
+        ids = tuple(json.loads(row["token_ids"]))
+        if ids:
+            return ids
+    return tuple(answer_ids(tokenizer, row["text"]))

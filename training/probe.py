@@ -1,0 +1,39 @@
+"""A Bradley–Terry model on fixed features, in closed form: milliseconds for hundreds of votes.
+
+P(i beats j) = σ(w · (xᵢ − xⱼ)) with a ridge penalty on w (Bradley & Terry 1952; kernel logistic regression solved by
+Newton's method in the dual, so the cost grows with the number of pairs, not of features).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEWTON_STEPS = 25
+
+
+def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
+    """Minimise Σ weight · BCE(σ(w·d), target) + ridge/2 ‖w‖².
+
+    differences (N, F) of features, targets (N,) in [0, 1], weights (N,) → w (F,), in float64.
+    """
+    d, t, c = differences.double(), targets.double(), weights.double()
+    kernel = d @ d.T  # (N, N)
+    logits = torch.zeros_like(t)
+    dual = torch.zeros_like(t)
+    for _ in range(NEWTON_STEPS):
+        p = torch.sigmoid(logits)
+        curvature = (c * p * (1 - p)).clamp(min=1e-9)
+        pull = logits - c * (p - t) / curvature
+        dual = torch.linalg.solve(kernel + ridge * torch.diag(1 / curvature), pull)
+        updated = kernel @ dual
+        if torch.allclose(updated, logits, atol=1e-7):
+            break
+        logits = updated
+    return d.T @ dual
+
+
+def log_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> float:
+    """Weighted mean binary cross-entropy of logits (N,) against soft targets (N,), in nats."""
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return float((losses * weights).sum() / weights.sum())

@@ -1,0 +1,333 @@
+"""Step 2, the reward model: Bradley–Terry on every pair that the votes imply.
+
+P(i ≻ j) = σ(score_i − score_j) (Ouyang et al. 2022, eq. 1). The scalar head starts in closed form on frozen features and
+is trained on with a LoRA below it, as far as held-out votes say that this helps. Fold models (heads alone, split by
+prompt) judge: their out-of-fold predictions are the only accuracy reported, and the gate asks them, not the model that
+PPO climbs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from serve.feedback.statistics import win_rate
+from serve.policy.base import Backbone
+from training.config import RewardConfig
+from training.preferences import Ranked, folds_by_prompt, folds_by_voter
+from training.probe import fit_head, log_loss
+from training.roles import FrozenLayers, FrozenStates, LoraShape, Scorer
+from training.sequences import Sequences
+
+RIDGE = 0.1
+"""Penalty of the closed-form head, on features scaled to norm about 1; between 0.03 and 1 little changes."""
+
+MIN_VOTERS_FOR_VOTER_FOLDS = 5
+
+HEADS_FILE, REPORT_FILE = "fold_heads.safetensors", "report.json"
+
+Progress = Callable[[float, dict[str, float]], None]
+"""Called with the share done and the metrics so far."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N ordered pairs over the rows of all ranked answers."""
+
+    better: Tensor
+    """(N,) row of the preferred answer (or the first of a tie)."""
+    worse: Tensor
+    """(N,) row of the other."""
+    target: Tensor
+    """(N,) 1, or ½ for a tie."""
+    weight: Tensor
+    """(N,) the pairs of one ranking sum to 1."""
+    ranking: Tensor
+    """(N,) which ranking each pair comes from."""
+    strength: Tensor
+    """(N,) how strongly it was preferred, 0 to 1; 0 where the voter did not say."""
+
+    @classmethod
+    def of(cls, rankings: Sequence[Ranked]) -> Pairs:
+        """All pairs; rows count the answers of the rankings in order."""
+        rows: list[tuple[int, int, float, float, int, float]] = []
+        start = 0
+        for index, ranked in enumerate(rankings):
+            pairs = ranked.pairs()
+            strength = (ranked.strength or 0) / 5
+            rows += [(start + i, start + j, target, 1 / len(pairs), index, strength) for i, j, target in pairs]
+            start += len(ranked.answers)
+        return cls(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+
+    def where(self, chosen: Tensor) -> Pairs:
+        """The pairs at the True places of (N,)."""
+        return Pairs(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.better)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The fold models: linear heads (K, F) on what an untrained scorer reads from the frozen backbone."""
+
+    heads: Tensor
+    untrained: Scorer
+    """Its LoRA is still at zero; it holds the features' mean and standard deviation."""
+
+    def score(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
+        """Mean score over the folds, of each answer: (B,)."""
+        raw = self.untrained.all_features(states, sequences, micro_batch_tokens)
+        return (((raw - self.untrained.mean) / self.untrained.std) @ self.heads.T).mean(-1)
+
+
+@dataclass(frozen=True)
+class RewardFit:
+    """The trained reward model, its fold models and what is known of them."""
+
+    scorer: Scorer
+    judges: Judges
+    report: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write reward model and fold models; the report last, so that with it the folder is whole."""
+        self.scorer.save(folder)
+        self.judges.untrained.save(folder / "untrained")
+        save_file({"heads": self.judges.heads}, str(folder / HEADS_FILE))
+        draft = folder / f"{REPORT_FILE}.part"
+        draft.write_text(json.dumps(self.report, indent=2) + "\n")
+        draft.rename(folder / REPORT_FILE)
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone, shape: LoraShape) -> RewardFit | None:
+        """What `save` wrote, or None if it never finished."""
+        if not (folder / REPORT_FILE).is_file():
+            return None
+        scorer, untrained = Scorer(backbone, shape, seed=0), Scorer(backbone, shape, seed=0)
+        scorer.load_folder(folder)
+        untrained.load_folder(folder / "untrained")
+        heads = load_file(str(folder / HEADS_FILE))["heads"]
+        return cls(scorer, Judges(heads, untrained), json.loads((folder / REPORT_FILE).read_text()))
+
+
+def ranked_sequences(rankings: Sequence[Ranked]) -> Sequences:
+    """All ranked answers with their prompts, in order."""
+    return Sequences.of([r.prompt_ids for r in rankings for _ in r.answers], [a for r in rankings for a in r.answers])
+
+
+def fit_reward(
+    rankings: Sequence[Ranked],
+    *,
+    backbone: Backbone,
+    frozen: FrozenLayers,
+    shape: LoraShape,
+    config: RewardConfig,
+    micro_batch_tokens: int,
+    seed: int,
+    progress: Progress,
+) -> RewardFit:
+    """Fit the reward model on standing votes.
+
+    `shape` places its LoRA; `frozen` gives the states below. Scores are not normalised yet.
+    """
+    # 1. Every answer once through the frozen layers, and its features with the LoRA still at zero
+    pairs = Pairs.of(rankings)
+    sequences = ranked_sequences(rankings)
+    states = frozen(sequences, micro_batch_tokens)
+    scorer = Scorer(backbone, shape, seed=seed)
+    raw = scorer.all_features(states, sequences, micro_batch_tokens)
+    scorer.mean.copy_(raw.mean(0))
+    scorer.std.copy_((raw.std(0) + 1e-6) * math.sqrt(raw.shape[1]))
+    features = (raw - scorer.mean) / scorer.std
+    progress(0.3, {})
+
+    # 2. Fold models in closed form: out-of-fold predictions for every pair
+    folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
+    heads, logits = _fit_folds(features, pairs, folds)
+    report = {
+        "pairs": len(pairs),
+        "rankings": len(rankings),
+        "ties": int((pairs.target == 0.5).sum()),
+        **_judged(rankings, pairs, logits, features @ heads.mean(0).float(), sequences),
+    }
+    if len({r.voter for r in rankings}) >= MIN_VOTERS_FOR_VOTER_FOLDS:
+        by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
+        report["accuracy_on_unseen_voters"] = _accuracy(pairs, _fit_folds(features, pairs, by_voter)[1])
+    judges = Judges(heads.float(), scorer.twin(backbone, seed=seed))
+    progress(0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
+
+    # 3. How many LoRA epochs help, told by one fold held out (0: the closed form alone is as good)
+    held_out = folds == 0
+    _start_head(scorer, features, pairs.where(~held_out))
+    fresh = scorer.tensors()
+    losses = [_held_out_loss(scorer, states, sequences, pairs.where(held_out), micro_batch_tokens)]
+    train = partial(
+        _lora_epochs, scorer, states, sequences, config=config, micro_batch_tokens=micro_batch_tokens, seed=seed
+    )
+    for epoch in train(pairs.where(~held_out), epochs=config.epochs):
+        losses.append(_held_out_loss(scorer, states, sequences, pairs.where(held_out), micro_batch_tokens))
+        progress(0.4 + 0.3 * (epoch + 1) / config.epochs, {"reward_loss": losses[-1]})
+    epochs = min(range(len(losses)), key=losses.__getitem__)
+
+    # 4. The reward model itself, on all pairs
+    scorer.load(fresh)
+    _start_head(scorer, features, pairs)
+    for epoch in train(pairs, epochs=epochs):
+        progress(0.7 + 0.3 * (epoch + 1) / epochs, {})
+    report |= {"lora_epochs": epochs, "held_out_log_loss_by_epoch": losses}
+    return RewardFit(scorer, judges, report)
+
+
+def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Tensor, margin: Tensor) -> Tensor:
+    """Weighted mean of −[t log σ(Δ − m) + (1 − t) log σ(m − Δ)] with Δ = better − worse; all (N,) → a scalar.
+
+    Ties (t = ½) take no margin, so their loss is least at Δ = 0. (Ouyang et al. 2022, eq. 1; Touvron et al. 2023, eq. 2.)
+    """
+    logits = better - worse - torch.where(target == 0.5, 0.0, margin)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * weight).sum() / weight.sum()
+
+
+def _fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Tensor]:
+    """One head for each fold, fitted on the others: heads (K, F) and each pair's out-of-fold logit (N,)."""
+    differences = features[pairs.better] - features[pairs.worse]
+    logits = torch.zeros(len(pairs), dtype=torch.float64)
+    heads = []
+    for fold in folds.unique().tolist():
+        inside = folds != fold
+        if not inside.any():
+            continue
+        head = fit_head(differences[inside], pairs.target[inside], pairs.weight[inside], ridge=RIDGE)
+        logits[~inside] = differences[~inside].double() @ head
+        heads.append(head)
+    if not heads:  # a single prompt: nothing can be held out, and nothing is known
+        heads.append(torch.zeros(features.shape[1], dtype=torch.float64))
+    return torch.stack(heads), logits
+
+
+def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> None:
+    differences = features[pairs.better] - features[pairs.worse]
+    with torch.no_grad():
+        scorer.weight.copy_(fit_head(differences, pairs.target, pairs.weight, ridge=RIDGE))
+        scorer.bias.zero_()
+
+
+def _lora_epochs(
+    scorer: Scorer,
+    states: FrozenStates,
+    sequences: Sequences,
+    pairs: Pairs,
+    *,
+    config: RewardConfig,
+    micro_batch_tokens: int,
+    seed: int,
+    epochs: int,
+) -> Iterator[int]:
+    """Train LoRA and head on the pairs; yields after each epoch. All pairs of a ranking stay in one batch."""
+    optimizer = torch.optim.Adam(scorer.trained(), lr=config.learning_rate, eps=1e-5)
+    rankings = pairs.ranking.unique().tolist()
+    shuffler = random.Random(seed)
+    for epoch in range(epochs):
+        shuffler.shuffle(rankings)
+        for start in range(0, len(rankings), config.comparisons_per_batch):
+            chosen = torch.tensor(rankings[start : start + config.comparisons_per_batch])
+            batch = pairs.where(torch.isin(pairs.ranking, chosen))
+            rows, place = torch.cat([batch.better, batch.worse]).unique(return_inverse=True)
+            scores = _scores(scorer, states, sequences, rows, micro_batch_tokens)
+            better, worse = scores[place[: len(batch)]], scores[place[len(batch) :]]
+            margin = config.margin * batch.strength
+            loss = bradley_terry_loss(better, worse, batch.target, batch.weight, margin)
+            loss = loss + config.centring * ((better + worse) ** 2 * batch.weight).sum() / batch.weight.sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(scorer.trained(), 1.0)
+            optimizer.step()
+        yield epoch
+
+
+def _scores(
+    scorer: Scorer, states: FrozenStates, sequences: Sequences, rows: Tensor, micro_batch_tokens: int
+) -> Tensor:
+    """Scores of some rows (R,), with gradients."""
+    parts = list(sequences.micro_batches(micro_batch_tokens, rows))
+    scores = [scorer.score(states.boundary_of(part), states.near_of(part), sequences.take(part)) for part in parts]
+    return torch.cat(scores)[torch.cat(parts).argsort()]  # micro-batches are sorted by length: back to row order
+
+
+@torch.no_grad()
+def _held_out_loss(
+    scorer: Scorer, states: FrozenStates, sequences: Sequences, pairs: Pairs, micro_batch_tokens: int
+) -> float:
+    rows, place = torch.cat([pairs.better, pairs.worse]).unique(return_inverse=True)
+    scores = _scores(scorer, states, sequences, rows, micro_batch_tokens)
+    return log_loss(scores[place[: len(pairs)]] - scores[place[len(pairs) :]], pairs.target, pairs.weight)
+
+
+def _accuracy(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
+    """Share of strict preferences predicted, a comparison counting as one, with its 95% Wilson interval."""
+    strict = pairs.target == 1.0
+    if chosen is not None:
+        strict &= chosen
+    right = float(((logits > 0) * pairs.weight)[strict].sum())
+    total = float(pairs.weight[strict].sum())
+    interval = win_rate(round(right), round(total) - round(right))
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "comparisons": round(total)}
+
+
+def _judged(
+    rankings: Sequence[Ranked], pairs: Pairs, logits: Tensor, scores: Tensor, sequences: Sequences
+) -> dict[str, Any]:
+    """What out-of-fold logits (N,) say of the reward model: accuracy, calibration and biases."""
+    voters = [rankings[i].voter for i in pairs.ranking.tolist()]
+    positions = torch.tensor([p for r in rankings for p in r.positions])
+    capped = torch.tensor([reason == "length" for r in rankings for reason in r.finish_reasons])
+    left_won = (positions[pairs.better] >= 0) & (positions[pairs.better] < positions[pairs.worse])
+    right_won = (positions[pairs.worse] >= 0) & (positions[pairs.better] > positions[pairs.worse])
+    both_capped = capped[pairs.better] & capped[pairs.worse]
+    lengths = sequences.answer_mask.sum(-1).double()
+    return {
+        "accuracy": _accuracy(pairs, logits),
+        "log_loss": log_loss(logits, pairs.target.double(), pairs.weight.double()),
+        "calibration": _calibration(pairs, logits),
+        "by_voter": {v: _accuracy(pairs, logits, torch.tensor([w == v for w in voters])) for v in sorted(set(voters))},
+        "by_position": {
+            "left_won": _accuracy(pairs, logits, left_won),
+            "right_won": _accuracy(pairs, logits, right_won),
+        },
+        "by_finish": {
+            "both_capped": _accuracy(pairs, logits, both_capped),
+            "others": _accuracy(pairs, logits, ~both_capped),
+        },
+        "length_correlation": _correlation(scores.double(), lengths),
+    }
+
+
+def _calibration(pairs: Pairs, logits: Tensor) -> list[dict[str, float]]:
+    """Strict pairs by how sure the fold models were (½ to 1): what they said and how often they were right."""
+    strict = pairs.target == 1.0
+    sure = torch.sigmoid(logits[strict].abs())
+    right = (logits[strict] > 0).double()
+    rows = []
+    for low in (0.5, 0.6, 0.7, 0.8, 0.9):
+        inside = (sure >= low) & (sure < low + 0.1 if low < 0.9 else sure <= 1.0)
+        if inside.any():
+            rows.append(
+                {"said": float(sure[inside].mean()), "right": float(right[inside].mean()), "pairs": int(inside.sum())}
+            )
+    return rows
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x @ y) / scale if scale else 0.0

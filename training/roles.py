@@ -1,0 +1,279 @@
+"""Four roles on one frozen backbone: policy and reference give logprobs, reward and value model give scalars.
+
+    tokens ─ trunk ─► boundary states ─┬─ upper layers + policy LoRA ──────► LM head ► logprobs
+      (once a token, kept)             └─ middle (frozen, kept) ► near states ─ top layers + scorer LoRA ► scalar head
+
+Only the LoRAs and the scalar heads are trained. Each role is a view of the backbone (its own modules over shared
+tensors), so no adapter is ever switched on or off.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from serve.policy.base import Backbone
+from serve.policy.split import Section
+from training.ppo_math import selected_logprobs
+from training.sequences import Sequences
+
+ADAPTER_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Where a LoRA sits and how large it is."""
+
+    first_layer: int
+    rank: int
+    alpha: int
+
+
+@dataclass
+class FrozenStates:
+    """What the frozen layers made of each row's tokens, kept without padding."""
+
+    boundary: list[Tensor]
+    """Each (Lᵢ, D): what enters the policy's adapted layers."""
+    near: list[Tensor]
+    """Each (Lᵢ, D): what enters the scorers' adapted layers."""
+
+    def boundary_of(self, rows: Tensor) -> Tensor:
+        """Boundary states of some rows, padded: (B, L, D)."""
+        return nn.utils.rnn.pad_sequence([self.boundary[i] for i in rows], batch_first=True)
+
+    def near_of(self, rows: Tensor) -> Tensor:
+        """Near states of some rows, padded: (B, L, D)."""
+        return nn.utils.rnn.pad_sequence([self.near[i] for i in rows], batch_first=True)
+
+
+class FrozenLayers:
+    """The part of the backbone that no role adapts: trunk (below the policy's LoRA) and middle (up to the scorers')."""
+
+    def __init__(self, backbone: Backbone, policy_first: int, scorer_first: int) -> None:
+        self.trunk = Section(backbone.model, 0, policy_first)
+        self._middle = Section(backbone.model, policy_first, scorer_first) if policy_first < scorer_first else None
+
+    @torch.no_grad()
+    def __call__(self, sequences: Sequences, micro_batch_tokens: int) -> FrozenStates:
+        """Run every row once."""
+        empty = torch.empty(0)
+        states = FrozenStates([empty] * len(sequences), [empty] * len(sequences))
+        for rows in sequences.micro_batches(micro_batch_tokens):
+            batch = sequences.take(rows)
+            boundary = self.trunk(batch.input_ids, batch.attention_mask)
+            near = self._middle(boundary, batch.attention_mask) if self._middle else boundary
+            for place, (row, length) in enumerate(zip(rows.tolist(), batch.lengths.tolist(), strict=True)):
+                states.boundary[row] = boundary[place, :length].clone()
+                states.near[row] = near[place, :length].clone()
+        return states
+
+
+class Policy:
+    """A causal LM with LoRA on its upper layers: fresh, it is the base; loaded from an adapter, it is that version."""
+
+    def __init__(self, backbone: Backbone, shape: LoraShape, *, seed: int, start: Path | None = None) -> None:
+        self.backbone = backbone
+        self.model = with_lora(backbone, shape, seed)
+        if start is not None:
+            load_lora(self.model, start)
+        inner = self.model.get_base_model()
+        self._upper = Section(inner, shape.first_layer, backbone.layer_count)
+        self._head = inner.get_output_embeddings()
+        self.scaling = shape.alpha / shape.rank
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def logprobs(self, boundary: Tensor, batch: Sequences, temperature: float) -> Tensor:
+        """Log-probability of each answer token: states (B, L, D) → (B, T), zero past an answer's end.
+
+        Only answer places reach the LM head.
+        """
+        states = batch.answer_states(self._upper(boundary, batch.attention_mask))[:, :-1]  # (B, T, D)
+        chosen = states[batch.answer_mask].contiguous()  # (N, D); contiguous: the head's backward is 3× faster
+        flat = selected_logprobs(self._head(chosen), batch.answer_ids[batch.answer_mask], temperature)
+        return torch.zeros(batch.answer_mask.shape).masked_scatter(batch.answer_mask, flat)
+
+    def next_token_loss(self, states: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """Mean negative log-likelihood, in nats, of targets (B, L) where they are ≥ 0; states and masks as in Section."""
+        final = self._upper(states, attention_mask, positions)
+        wanted = targets >= 0
+        return -selected_logprobs(self._head(final[wanted].contiguous()), targets[wanted], 1.0).mean()
+
+    @torch.no_grad()
+    def all_logprobs(
+        self, states: Sequence[Tensor], sequences: Sequences, temperature: float, micro_batch_tokens: int
+    ) -> Tensor:
+        """`logprobs` of every row (B, T), without gradients, in micro-batches."""
+        result = torch.zeros(sequences.answer_mask.shape)
+        for rows in sequences.micro_batches(micro_batch_tokens):
+            batch = sequences.take(rows)
+            padded = nn.utils.rnn.pad_sequence([states[i] for i in rows], batch_first=True)
+            found = self.logprobs(padded, batch, temperature)
+            result[rows, : found.shape[1]] = found
+        return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The LoRA under PEFT's names, detached."""
+        return {
+            name: t.detach() for name, t in get_peft_model_state_dict(self.model, save_embedding_layers=False).items()
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        set_peft_model_state_dict(self.model, tensors)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format."""
+        save_lora(self.model, folder)
+
+
+class Scorer(nn.Module):
+    """A scalar for every state of an answer: LoRA on the top layers and a linear head on standardised features.
+
+    The features of state s_t are the state itself and the mean of s₀ … s_t, both at the policy's boundary and at the
+    top: F = 4·D numbers. Read at s_T it is the reward model's score; read at each s_t, the value model. A few hundred
+    votes do not teach a head on the last state alone (docs/log.md has the figures).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, shape: LoraShape, *, seed: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.lora = with_lora(backbone, shape, seed)
+        self._top = Section(self.lora.get_base_model(), shape.first_layer, backbone.layer_count)
+        width = 4 * backbone.model.config.hidden_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def trained(self) -> list[nn.Parameter]:
+        """LoRA and head."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def features(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
+        """States (B, L, D) at the boundary and near the top → features of s₀ … s_T (B, T + 1, F), not standardised."""
+        top = self._top(near, batch.attention_mask)
+        parts = []
+        for states in (batch.answer_states(boundary).float(), batch.answer_states(top).float()):
+            steps = torch.arange(1, states.shape[1] + 1)[None, :, None]
+            parts += [states, states.cumsum(1) / steps]
+        return torch.cat(parts, -1)
+
+    def forward(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
+        """Scalars of s₀ … s_T: (B, T + 1). Places past an answer's end hold no meaning."""
+        features = (self.features(boundary, near, batch) - self.mean) / self.std
+        return features @ self.weight + self.bias
+
+    def score(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
+        """The score of each whole answer: (B,)."""
+        ends = batch.answer_mask.sum(-1, keepdim=True)
+        return self(boundary, near, batch).gather(1, ends).squeeze(1)
+
+    @torch.no_grad()
+    def all_values(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> tuple[Tensor, Tensor]:
+        """Every row without gradients: values at s₀ … s_{T−1} (B, T), zero past the end, and scores at s_T (B,)."""
+        values = torch.zeros(sequences.answer_mask.shape)
+        scores = torch.zeros(len(sequences))
+        for rows in sequences.micro_batches(micro_batch_tokens):
+            batch = sequences.take(rows)
+            found = self(states.boundary_of(rows), states.near_of(rows), batch)
+            values[rows, : found.shape[1] - 1] = found[:, :-1] * batch.answer_mask
+            scores[rows] = found.gather(1, batch.answer_mask.sum(-1, keepdim=True)).squeeze(1)
+        return values, scores
+
+    @torch.no_grad()
+    def all_features(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
+        """Features of every whole answer, at s_T: (B, F)."""
+        result = torch.zeros(len(sequences), len(self.weight))
+        for rows in sequences.micro_batches(micro_batch_tokens):
+            batch = sequences.take(rows)
+            found = self.features(states.boundary_of(rows), states.near_of(rows), batch)
+            result[rows] = found[torch.arange(len(rows)), batch.answer_mask.sum(-1)]
+        return result
+
+    def rescale(self, shift: float, scale: float) -> None:
+        """Make every scalar (x − shift) / scale, by an affine map of the head."""
+        with torch.no_grad():
+            self.bias.sub_(shift).div_(scale)
+            self.weight.div_(scale)
+
+    def twin(self, backbone: Backbone, *, seed: int) -> Scorer:
+        """Another scorer with the same weights, to be trained apart (the value model starts from the reward model)."""
+        other = Scorer(backbone, self.shape, seed=seed)
+        other.load(self.tensors())
+        return other
+
+    def tensors(self) -> dict[str, Tensor]:
+        """LoRA and head, detached copies."""
+        lora = {f"lora.{k}": v for k, v in get_peft_model_state_dict(self.lora, save_embedding_layers=False).items()}
+        head = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "std": self.std}
+        return {name: t.detach().clone().contiguous() for name, t in {**lora, **head}.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        lora = {name.removeprefix("lora."): t for name, t in tensors.items() if name.startswith("lora.")}
+        set_peft_model_state_dict(self.lora, lora)
+        with torch.no_grad():
+            for name in ("weight", "bias", "mean", "std"):
+                getattr(self, name).copy_(tensors[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the LoRA in PEFT's format, and the head beside it."""
+        save_lora(self.lora, folder)
+        head = {name: t for name, t in self.tensors().items() if not name.startswith("lora.")}
+        save_file(head, str(folder / HEAD_FILE))
+
+    def load_folder(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        lora = {f"lora.{name}": t for name, t in load_file(str(folder / ADAPTER_FILE)).items()}
+        self.load({**lora, **load_file(str(folder / HEAD_FILE))})
+
+
+def with_lora(backbone: Backbone, shape: LoraShape, seed: int) -> Any:
+    """A view of the backbone under PEFT, with fresh LoRA (B = 0: no change yet) on the linears from a layer upwards."""
+    view: Any = backbone.view()
+    layers = view.base_model.layers
+    linears = sorted({name.split(".")[-1] for name, m in layers[0].named_modules() if isinstance(m, nn.Linear)})
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=0.0,
+        target_modules=linears,
+        layers_to_transform=list(range(shape.first_layer, len(layers))),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(view, config)
+    model.peft_config["default"].base_model_name_or_path = backbone.folder.name  # a name, not a path of this machine
+    return model.eval()
+
+
+def load_lora(model: Any, folder: Path) -> None:
+    """Set a PEFT model's LoRA from an adapter folder."""
+    set_peft_model_state_dict(model, load_file(str(folder / ADAPTER_FILE)))
+
+
+def save_lora(model: Any, folder: Path) -> None:
+    """Write a PEFT model's LoRA to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, str(folder / ADAPTER_FILE))

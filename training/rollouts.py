@@ -1,0 +1,63 @@
+"""Sampling with logprobs, on the engine that also serves: prompts in, whole answers with token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from serve.engine import CandidateRequest, Engine, Generation
+from serve.records import FinishReason, Sampling
+
+
+ROWS_IN_FLIGHT = 32
+"""Answers decoded at once while training: a wide batch reads the weights once for all of them."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer sampled from a policy."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """With the closing EOS, if the policy ended."""
+    logprobs: tuple[float, ...]
+    """The sampler's own, at the sampling temperature."""
+    text: str
+    finish_reason: FinishReason
+
+
+def sample(
+    engine: Engine,
+    version: int,
+    prompts: Sequence[Sequence[int]],
+    *,
+    answers_per_prompt: int,
+    sampling: Sampling,
+    seed: int,
+    in_flight: int = ROWS_IN_FLIGHT,
+) -> list[Rollout]:
+    """`answers_per_prompt` answers to each prompt, in order. Seeds are `seed`, `seed` + 1, …: one call repeats another.
+
+    At most `in_flight` prompts wait in the engine's queue at a time; the rest follow as answers end.
+    """
+    pending = iter(enumerate(prompts))
+    waiting: list[tuple[int, Generation]] = []
+    done: dict[int, list[Rollout]] = {}
+
+    def submit(index: int, prompt: Sequence[int]) -> None:
+        first = seed + index * answers_per_prompt
+        requests = [CandidateRequest(version, first + i) for i in range(answers_per_prompt)]
+        waiting.append((index, engine.submit(prompt, requests, sampling)))
+
+    for index, prompt in islice(pending, in_flight):
+        submit(index, prompt)
+    while waiting:
+        index, generation = waiting.pop(0)
+        done[index] = [
+            Rollout(tuple(prompts[index]), out.token_ids, out.logprobs, out.text, out.finish_reason)
+            for out in generation.result()
+        ]
+        for following, prompt in islice(pending, 1):
+            submit(following, prompt)
+    return [rollout for index in sorted(done) for rollout in done[index]]

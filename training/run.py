@@ -1,0 +1,308 @@
+"""One training run, from its folder alone: snapshot → (SFT) → reward model → PPO → gate → report.
+
+Each stage leaves its result in the folder, so a run that was killed goes on where it stood: a finished stage is read
+back, PPO continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve.engine.local import LocalEngine
+from serve.policy.base import Backbone, ModelFolder, load_backbone
+from serve.policy.chat import answer_ids, render
+from serve.policy.split import boundary
+from serve.records import BASE_VERSION, Sampling
+from training.config import TrainingConfig
+from training.gate import Answers, judge, votes_suffice
+from training.ppo import POLICY_PLACE, PPO, Roles
+from training.preferences import Snapshot, read_snapshot
+from training.prompts import split_prompts
+from training.reporter import Reporter
+from training.reward import RewardFit, fit_reward
+from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
+from training.rollouts import ROWS_IN_FLIGHT, Rollout, sample
+from training.run_folder import RunFolder
+from training.sequences import Sequences
+from training.sft import fine_tune
+
+log = logging.getLogger(__name__)
+
+REFERENCE_PLACE, PARENT_PLACE = -2, -3
+"""The engine's names for versions that are not published under a number here."""
+
+REFERENCE_ANSWERS = 64
+"""Answers of the reference on which scores get mean 0 and standard deviation 1."""
+
+LONGEST_PROMPT = 1024
+
+
+def execute(path: Path) -> dict[str, Any]:
+    """Carry the run out and return its report; the caller writes it."""
+    folder = RunFolder(path)
+    asked = folder.config()
+    config = TrainingConfig.parse(asked["settings"])
+    stages: list[str] = asked["stages"]
+    seed = int(asked["seed"])
+    model = asked["model"]
+    if model.get("threads"):
+        torch.set_num_threads(int(model["threads"]))
+    torch.manual_seed(seed)
+    backbone = load_backbone(ModelFolder(Path(model["path"]), model["name"], model["hash"]), dtype=model["dtype"])
+    snapshot = read_snapshot(folder.snapshot, backbone.tokenizer)
+    run = Run(folder, config, stages, seed, backbone, snapshot)
+    try:
+        return run.execute()
+    finally:
+        run.engine.close()
+
+
+class Run:
+    """The pieces that all stages share, and the stages in order."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: TrainingConfig,
+        stages: Sequence[str],
+        seed: int,
+        backbone: Backbone,
+        snapshot: Snapshot,
+    ) -> None:
+        self.folder, self.config, self.stages, self.seed = folder, config, stages, seed
+        self.backbone, self.snapshot = backbone, snapshot
+        self.report: dict[str, Any] = {
+            "status": "succeeded",
+            "reasons": [],
+            "adapter": False,
+            "reference": "base",
+            "demonstrations_hash": snapshot.demonstrations_hash if snapshot.demonstrations else None,
+        }
+        self.reporter = Reporter(folder.path / "metrics.jsonl", stages)
+        layers = backbone.layer_count
+        first = boundary(layers, config.adapted_layers)
+        near = max(first, layers - config.reward.layers)
+        self.policy_shape = LoraShape(first, config.rank, config.alpha)
+        self.scorer_shape = LoraShape(near, config.rank, config.alpha)
+        self.frozen = FrozenLayers(backbone, first, near)
+        self.base = Policy(backbone, LoraShape(near, 1, 1), seed=seed)
+        max_tokens = config.ppo.max_tokens or snapshot.max_tokens
+        self.sampling = Sampling(max_tokens=max_tokens, temperature=config.ppo.temperature or snapshot.temperature)
+        self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, places=4)
+        longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
+        self.pool, self.held_out = split_prompts(
+            snapshot.prompts,
+            backbone.tokenizer,
+            longest=longest,
+            held_out=config.gate.held_out_prompts,
+            seed=seed,
+        )
+
+    def execute(self) -> dict[str, Any]:
+        """All stages; returns the report."""
+        reference = self.supervised() if "sft" in self.stages and self.snapshot.demonstrations else None
+        policy = Policy(self.backbone, self.policy_shape, seed=self.seed, start=reference)
+        judged: RewardFit | None = None
+        if "reward" in self.stages or "ppo" in self.stages:
+            judged = self.reward_model(reference)
+            refusal = votes_suffice(judged.report["accuracy"], len(self.snapshot.rankings))
+            if refusal:
+                return self._rejected([refusal])
+        if "ppo" in self.stages:
+            assert judged is not None
+            self.optimise(policy, reference, judged)
+        elif reference is None:  # the reward model alone was asked for
+            return self.report
+        policy.save(self.folder.adapter)
+        self.report["adapter"] = True
+        gate = self.gate(policy, reference, judged)
+        self.report["gate"] = gate
+        return self.report if gate["passed"] else self._rejected(gate["reasons"])
+
+    def supervised(self) -> Path:
+        """Step 1 → the folder of the SFT adapter, which is then the reference."""
+        target = self.folder.sft
+        self.report["reference"] = "sft"
+        if (target / "adapter_model.safetensors").is_file():
+            log.info("the demonstrations have not changed: the SFT adapter of an earlier run is the reference")
+            return target
+        policy = Policy(self.backbone, self.policy_shape, seed=self.seed)
+        steps = iter(range(1, 1 << 30))
+
+        def progress(done: float, metrics: dict[str, float]) -> None:
+            self.reporter("sft", next(steps), done, metrics)
+
+        self.report["sft"] = fine_tune(
+            policy,
+            self.frozen.trunk,
+            self.snapshot.demonstrations,
+            config=self.config.sft,
+            seed=self.seed,
+            progress=progress,
+        )
+        draft = target.with_suffix(".part")
+        policy.save(draft)
+        draft.rename(target)
+        return target
+
+    def reward_model(self, reference: Path | None) -> RewardFit:
+        """Step 2 → the reward model, its scores normalised on the reference's answers."""
+        target = self.folder.path / "reward"
+        fitted = RewardFit.load(target, self.backbone, self.scorer_shape)
+        if fitted is None:
+            steps = iter(range(1, 1 << 30))
+
+            def progress(done: float, metrics: dict[str, float]) -> None:
+                self.reporter("reward", next(steps), done * 0.9, metrics)
+
+            fitted = fit_reward(
+                self.snapshot.rankings,
+                backbone=self.backbone,
+                frozen=self.frozen,
+                shape=self.scorer_shape,
+                config=self.config.reward,
+                micro_batch_tokens=self.config.micro_batch_tokens,
+                seed=self.seed,
+                progress=progress,
+            )
+            if fitted.report["accuracy"]["low"] > 0.5:  # else the run ends here, and nobody reads scores
+                fitted.report["normalisation"] = self._normalise(fitted, reference)
+            fitted.save(target)
+        accuracy = fitted.report["accuracy"]["value"]
+        log.info("the reward model is right on %.0f%% of unseen comparisons", 100 * accuracy)
+        self.reporter("reward", 1 << 30, 1.0, {"reward_accuracy": accuracy})
+        self.report["reward"] = fitted.report
+        return fitted
+
+    def _normalise(self, fitted: RewardFit, reference: Path | None) -> dict[str, float]:
+        """Scores get mean 0 and standard deviation 1 on the reference's own answers, so that β keeps its meaning."""
+        place = self._place(REFERENCE_PLACE, reference)
+        prompts = self.pool.draw(REFERENCE_ANSWERS, self.seed)
+        rollouts = sample(self.engine, place, prompts, answers_per_prompt=1, sampling=self.sampling, seed=self.seed)
+        sequences, states = self._measured(rollouts)
+        scores = fitted.scorer.all_values(states, sequences, self.config.micro_batch_tokens)[1]
+        shift, scale = float(scores.mean()), max(float(scores.std()), 1e-6)
+        fitted.scorer.rescale(shift, scale)
+        return {"mean": shift, "std": scale, "answers": len(rollouts)}
+
+    def optimise(self, policy: Policy, reference: Path | None, judged: RewardFit) -> None:
+        """Step 3: PPO; leaves the policy at its best step."""
+        config = self.config.ppo
+        checkpoint = self.folder.path / "checkpoint" / "ppo.pt"
+        checkpoint.parent.mkdir(exist_ok=True)
+        ppo = PPO(
+            roles=Roles(
+                policy=policy,
+                reference_logprobs=partial(self._reference_logprobs, self._reference(reference)),
+                reward=judged.scorer,
+                value=judged.scorer.twin(self.backbone, seed=self.seed),
+                frozen=self.frozen,
+            ),
+            engine=self.engine,
+            pool=self.pool,
+            config=config,
+            sampling=self.sampling,
+            penalise_cap=self.sampling.max_tokens == Sampling().max_tokens,
+            demonstrations=self._demonstrations() if config.ptx > 0 else None,
+            micro_batch_tokens=self.config.micro_batch_tokens,
+            seed=self.seed,
+        )
+        if checkpoint.is_file():
+            ppo.load(checkpoint)
+            log.info("PPO goes on from update %d", ppo.progress.update)
+        metrics: dict[str, float] = {}
+        for metrics in ppo.run():
+            update = ppo.progress.update
+            if update % self.config.checkpoint_updates == 0:
+                ppo.save(checkpoint)
+            self.reporter("ppo", update, update / config.updates, metrics)
+        state = ppo.progress
+        if state.stopped:
+            log.info("PPO ended early: %s", state.stopped)
+        policy.load_tensors(ppo.best)
+        self.report["ppo"] = {
+            "updates": state.update,
+            "best_update": state.best_update,
+            "best_score": state.best_score,
+            "best_kl": state.best_kl,
+            "stopped": state.stopped,
+            "max_tokens": self.sampling.max_tokens,
+            "temperature": self.sampling.temperature,
+            "last": metrics,
+        }
+
+    def gate(self, policy: Policy, reference: Path | None, judged: RewardFit | None) -> dict[str, Any]:
+        """Answers of the new version and of its parent to the held-out prompts, judged."""
+        self.reporter("gate", 1, 0.0, {})
+        self.engine.load_tensors(POLICY_PLACE, policy.tensors(), scaling=policy.scaling)
+        parent = self._place(PARENT_PLACE, self.folder.parent if self.folder.parent.is_dir() else None)
+        new = self._answers(POLICY_PLACE, reference, judged)
+        self.reporter("gate", 2, 0.45, {})
+        verdict = judge(new, self._answers(parent, reference, judged), self.config.gate, compare=judged is not None)
+        self.reporter("gate", 3, 1.0, {"win_rate": verdict["win_rate"]["value"]})
+        return verdict
+
+    def _answers(self, place: int, reference: Path | None, judged: RewardFit | None) -> Answers:
+        """A version's answers to the held-out prompts, with the same seeds for each version."""
+        rollouts = sample(
+            self.engine, place, self.held_out, answers_per_prompt=1, sampling=self.sampling, seed=self.seed
+        )
+        sequences, states = self._measured(rollouts)
+        tokens = self.config.micro_batch_tokens
+        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logprobs) for r in rollouts], batch_first=True)
+        expected = self._reference_logprobs(self._reference(reference), states, sequences)
+        kl = (sampled - expected) * sequences.answer_mask
+        nll = -self.base.all_logprobs(states.near, sequences, 1.0, tokens)
+        scores = judged.judges.score(states, sequences, tokens) if judged else torch.zeros(len(rollouts))
+        return Answers(rollouts, kl.sum(-1).tolist(), nll.sum(-1).tolist(), scores.tolist())
+
+    def _reference(self, adapter: Path | None) -> Policy:
+        """What KL is measured against: the SFT adapter, else the base."""
+        if adapter is None:
+            return self.base
+        return Policy(self.backbone, self.policy_shape, seed=self.seed, start=adapter)
+
+    def _reference_logprobs(self, reference: Policy, states: FrozenStates, sequences: Sequences) -> Tensor:
+        inputs = states.near if reference is self.base else states.boundary
+        return reference.all_logprobs(inputs, sequences, self.sampling.temperature, self.config.micro_batch_tokens)
+
+    def _measured(self, rollouts: Sequence[Rollout]) -> tuple[Sequences, FrozenStates]:
+        sequences = Sequences.of([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts])
+        return sequences, self.frozen(sequences, self.config.micro_batch_tokens)
+
+    def _place(self, place: int, adapter: Path | None) -> int:
+        """Make an adapter resident in the engine; no adapter is the base, which always is."""
+        if adapter is None:
+            return BASE_VERSION
+        self.engine.load(place, adapter)
+        return place
+
+    def _demonstrations(self) -> Sequences | None:
+        shown = self.snapshot.demonstrations
+        if not shown:
+            return None
+        tokenizer = self.backbone.tokenizer
+        limit = self.config.sft.sequence_length
+        answers = [answer_ids(tokenizer, d.answer)[: limit - 1] for d in shown]
+        prompts = [render(tokenizer, d.messages)[-(limit - len(a)) :] for d, a in zip(shown, answers, strict=True)]
+        return Sequences.of(prompts, answers)
+
+    def _rejected(self, reasons: list[str]) -> dict[str, Any]:
+        for reason in reasons:
+            log.info("refused: %s", reason)
+        return {**self.report, "status": "rejected", "reasons": reasons}
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """The last file of a run: with it the run has ended."""
+    draft = folder / "report.json.part"
+    draft.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    draft.rename(folder / "report.json")

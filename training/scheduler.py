@@ -1,0 +1,436 @@
+"""When a run is due, start it; watch it; finish it.
+
+    votes ── due? ──► queued ──► running ──► report.json ──► published ──► promoted, canary or staged
+                        ▲           │
+                        └ interrupted: the server stopped; the next start resumes the same folder
+
+A tick a second looks at what is recorded and takes the next step, so a server that was killed anywhere goes on from
+there: everything here may happen twice and nothing counts on memory. A run is a subprocess over its own folder (see
+`training.process`); this module alone carries its results into the record.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from serve.errors import Conflict, HustingsError, InvalidInput, NothingToLearn, RunActive, Unavailable
+from serve.feedback.statistics import sequential_verdict
+from serve.feedback.store import Store
+from serve.folder import DataFolder
+from serve.policy.adapters import Registry
+from serve.policy.base import ModelFolder
+from serve.records import STAGES, Due, Run, RunStatus, Stage, Version
+from serve.settings import Settings
+from training.config import TrainingConfig
+from training.process import INTERRUPTED, TrainerProcess, death, locked
+from training.run_folder import MetricsTail, RunFolder
+
+_ACTIVE: tuple[RunStatus, ...] = ("queued", "running", "interrupted")
+_LEARNED: tuple[RunStatus, ...] = ("succeeded", "rejected")
+_RETRY = {"failed": timedelta(minutes=5), "cancelled": timedelta(hours=1)}
+"""How long the schedule waits after a run that came to nothing; doubled for each further one in a row."""
+_LONGEST_RETRY = timedelta(days=1)
+_CANARY_ALPHA = 0.05
+"""Chance that a canary no better or worse than the serving version is taken for one."""
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs of one server, one at a time. The web's `Training` protocol; thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        settings: Settings,
+        folder: DataFolder,
+        model: ModelFolder,
+        promote: Callable[[int, str, str], object],
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "training"),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        tick_seconds: float = 1.0,
+    ) -> None:
+        """`promote(version, who, why)` makes a version serve, engine and record; it may raise Unavailable to be asked
+        again. `command` starts the trainer, given the run's folder as its last argument.
+
+        Raises InvalidInput when the settings' training overrides are unknown or out of bounds.
+        """
+        TrainingConfig.parse(settings.training)
+        self._store = store
+        self._registry = registry
+        self._settings = settings
+        self._folder = folder
+        self._model = model
+        self._promote = promote
+        self._command = command
+        self._clock = clock
+        self._tick_seconds = tick_seconds
+        self._clockwork = BackgroundScheduler(timezone=UTC)
+        self._ticking = threading.Lock()
+        """Held by the tick."""
+        self._changing = threading.Lock()
+        """Held while a run's process and status change together, never while `promote` is called."""
+        self._trainer: TrainerProcess | None = None
+        self._metrics: MetricsTail | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to tick. A run that an earlier server left is resumed by the first tick."""
+        run = self._store.active_run()
+        if run is not None and run.status == "running":
+            self._store.update_run(run.id, status="interrupted", eta_seconds=None)
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it tells of every tick
+        self._clockwork.add_job(
+            self.tick,
+            "interval",
+            seconds=self._tick_seconds,
+            next_run_time=datetime.now(UTC),
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,  # otherwise a tick that is a second late is dropped
+        )
+        self._clockwork.start()
+
+    def stop(self, timeout: float = 10) -> None:
+        """Stop ticking and let the run write a checkpoint, to be resumed by the next start; idempotent.
+
+        Returns within about `timeout` seconds: a trainer that has not ended a second before that is killed. Call it
+        from a thread that `promote` does not wait for.
+        """
+        self._stopping = True
+        if self._clockwork.running:
+            self._clockwork.shutdown(wait=False)
+        with self._changing:
+            if self._trainer is not None:
+                self._trainer.stop(max(0.0, timeout - 1))
+                self._trainer = None
+                if (run := self._store.active_run()) is not None:
+                    self._carry_metrics(run)
+                    self._store.update_run(run.id, status="interrupted", eta_seconds=None)
+        if self._ticking.acquire(timeout=1):  # the store is about to close: let a tick finish its sentence
+            self._ticking.release()
+
+    def tick(self) -> None:
+        """Take the next step, if there is one."""
+        with self._ticking:
+            try:
+                self._step()
+            except Unavailable as reason:
+                log.info("the training scheduler waits: %s", reason)
+            except Exception:
+                log.exception("a tick of the training scheduler failed; the next one tries again")
+
+    def trigger(
+        self, *, stages: Sequence[Stage] | None, settings: Mapping[str, Any] | None, force: bool, who: str
+    ) -> Run:
+        """Queue a run by hand. `settings` override the server's own; `force` needs only something to learn from.
+
+        Raises RunActive, NothingToLearn (says how many votes are missing), InvalidInput (unknown stage or setting).
+        """
+        chosen = self._choose_stages(stages)
+        overrides = _merge(self._settings.training, settings or {})
+        TrainingConfig.parse(overrides)
+        if (active := self._store.active_run()) is not None:
+            raise RunActive(active.id)
+        self._check_material(chosen, force=force)
+        run = self._store.create_run("operator", chosen, {"settings": overrides, "who": who})
+        log.info("run %d: queued by %s", run.id, who)
+        return run
+
+    def cancel(self, run_id: int) -> Run:
+        """End a run and whatever process it has; nothing of it is published.
+
+        Raises NotFound, and Conflict when it has ended or its version is out already.
+        """
+        with self._changing:
+            run = self._store.run(run_id)
+            if run.status not in _ACTIVE:
+                raise Conflict(f"run {run_id} has already ended ({run.status})")
+            if (version := next((v for v in self._store.versions() if v.run == run_id), None)) is not None:
+                raise Conflict(f"run {run_id} has just been published as version {version.number}")
+            if self._trainer is not None:
+                self._trainer.kill()
+                self._trainer = None
+                self._carry_metrics(run)
+            log.info("run %d: cancelled", run_id)
+            return self._end(run, "cancelled")
+
+    def due(self) -> Due:
+        """How far the next run by schedule is."""
+        new = self._store.votes_since_last_run()
+        return Due(new, self._settings.min_new_votes, self._settings.max_interval, self._next_by(new))
+
+    # ── one tick ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _step(self) -> None:
+        if self._stopping:
+            return
+        self._judge_canary()
+        run = self._store.active_run()
+        if run is None:
+            self._begin_if_due()
+        elif self._trainer is not None:
+            self._watch(run)
+        else:
+            self._go_on(run)
+
+    def _begin_if_due(self) -> None:
+        due = self.due()
+        if due.next_by is None or due.next_by > self._clock():
+            return
+        trigger: Literal["votes", "interval"] = "votes" if due.new_votes >= due.min_new_votes else "interval"
+        run = self._store.create_run(trigger, self._choose_stages(None), {"settings": self._settings.training})
+        log.info("run %d: due by %s with %d new votes", run.id, trigger, due.new_votes)
+        self._go_on(run)
+
+    def _go_on(self, run: Run) -> None:
+        """Start a run's trainer, or finish a run whose trainer had ended before anybody looked."""
+        folder = RunFolder(self._folder.run(run.id))
+        try:
+            if folder.config().get("created") != run.created.isoformat():
+                self._prepare(run, folder)
+        except (HustingsError, OSError, ValueError, sqlite3.Error) as error:
+            with self._changing:
+                if self._is_active(run):
+                    self._end(run, "failed", error=f"the run could not be prepared: {error}")
+            return
+        with locked(folder.path) as lock:
+            if lock is None:
+                return  # the trainer of a server that was killed is still writing its checkpoint
+            self._metrics = MetricsTail(folder)  # from the top: a line recorded twice is recorded once
+            if (report := folder.report()) is not None:
+                self._carry_metrics(run)
+                self._finish(run, folder, report)
+                return
+            with self._changing:
+                if self._stopping or not self._is_active(run):
+                    return
+                try:
+                    self._trainer = TrainerProcess(self._command, folder.path, lock)
+                except OSError as error:
+                    self._end(run, "failed", error=f"the trainer could not be started: {error}")
+                    return
+                self._store.update_run(run.id, status="running", started=run.started or self._clock())
+                log.info("run %d: trainer %d in %s", run.id, self._trainer.pid, folder.path)
+
+    def _prepare(self, run: Run, folder: RunFolder) -> None:
+        """Put in the run's folder all that it may read. A crash in here leaves no config.json: it is done again."""
+        folder.clear()
+        self._store.snapshot(run.id, folder.snapshot)
+        parent = folder.serving_at_snapshot()
+        config = {
+            "run": run.id,
+            "created": run.created.isoformat(),
+            "seed": run.id,
+            "stages": list(run.stages),
+            "model": {
+                "path": str(self._model.path),
+                "hash": self._model.hash,
+                "name": self._model.name,
+                "dtype": self._settings.dtype,
+                "threads": self._settings.threads,
+            },
+            "parent": parent,
+            "settings": self._store.run_config(run.id)["settings"],
+        }
+        if (adapter := self._registry.verify(parent)) is not None:
+            shutil.copytree(adapter, folder.parent)
+        demonstrations = folder.demonstrations_hash()
+        if "sft" in run.stages and demonstrations is not None:
+            earlier = (RunFolder(self._folder.run(other.id)) for other in self._store.runs() if other.id != run.id)
+            if (fitting := next((e for e in earlier if e.offers_sft(demonstrations, config)), None)) is not None:
+                shutil.copytree(fitting.sft, folder.sft)
+        folder.write_config(config)
+
+    def _watch(self, run: Run) -> None:
+        """Carry what the trainer measured into the record, and act on its end."""
+        with self._changing:
+            trainer = self._trainer
+            if trainer is None:
+                return
+            code = trainer.poll()
+            self._carry_metrics(run)  # after the poll, so that the last lines are among them
+            if code is None:
+                return
+            self._trainer = None
+            folder = RunFolder(self._folder.run(run.id))
+            report = folder.report() if code == 0 else None
+            if code == INTERRUPTED:
+                self._store.update_run(run.id, status="interrupted", eta_seconds=None)
+            elif report is None:
+                self._end(run, "failed", error=death(code, folder.path))
+        if report is not None:
+            self._finish(run, folder, report)
+
+    def _carry_metrics(self, run: Run) -> None:
+        rows = self._metrics.read() if self._metrics is not None else []
+        if rows:
+            # A resumed run repeats some steps, but its bar never moves back.
+            rows[-1]["progress"] = max(run.progress, *(row["progress"] for row in rows))
+            self._store.add_run_metrics(run.id, rows)
+
+    def _finish(self, run: Run, folder: RunFolder, report: dict[str, Any]) -> None:
+        """Publish what a run made and put it to work. Every step finds what an earlier, interrupted attempt did."""
+        status: RunStatus = report["status"] if report.get("status") in _LEARNED else "failed"
+        with self._changing:
+            if not self._is_active(run):
+                return
+            version = None
+            try:
+                folder.settle()
+                if status != "failed" and report.get("adapter"):
+                    version = self._registry.publish(
+                        folder.adapter,
+                        run=run.id,
+                        parent=folder.config()["parent"],
+                        status="staged" if status == "succeeded" else "rejected",
+                        report=report,
+                    )
+            except (HustingsError, OSError) as error:
+                self._end(run, "failed", report=report, error=f"the new version could not be published: {error}")
+                return
+            if status == "failed":
+                self._end(run, "failed", report=report, error="; ".join(report.get("reasons") or ["it gave no reason"]))
+                return
+        problem = None
+        if version is not None and version.status == "staged":
+            problem = self._put_to_work(version, f"run {run.id} passed the gate")
+        with self._changing:
+            self._end(run, status, version=version.number if version else None, report=report, error=problem)
+
+    def _put_to_work(self, version: Version, why: str) -> str | None:
+        """Promote a staged version or make it the canary, as configured; a sentence if that was not possible."""
+        if self._settings.promotion == "auto":
+            return self._promote_or_explain(version.number, why)
+        if self._settings.promotion == "canary":
+            for earlier in self._store.versions():
+                if earlier.status == "canary":
+                    self._store.set_version_status(earlier.number, "staged")
+            self._store.set_version_status(version.number, "canary")
+        return None
+
+    def _promote_or_explain(self, number: int, why: str) -> str | None:
+        try:
+            self._promote(number, "scheduler", why)
+        except Unavailable:
+            raise  # the engine is still loading: the next tick asks again
+        except Exception as error:
+            if self._stopping:
+                raise  # nobody answers any more: the next start asks again
+            log.exception("version %d was not promoted", number)
+            return f"version {number} is staged, but could not be promoted: {error}"
+        return None
+
+    def _is_active(self, run: Run) -> bool:
+        """Whether nobody has cancelled the run since it was read."""
+        return self._store.run(run.id).status in _ACTIVE
+
+    def _end(
+        self,
+        run: Run,
+        status: RunStatus,
+        *,
+        version: int | None = None,
+        report: dict[str, Any] | None = None,
+        error: str | None = None,
+    ) -> Run:
+        log.info("run %d: %s%s", run.id, status, f" ({error})" if error else "")
+        learned: dict[str, Any] = {"progress": 1.0} if status in _LEARNED else {}
+        return self._store.update_run(
+            run.id,
+            status=status,
+            version=version,
+            report=report,
+            error=error,
+            eta_seconds=None,
+            finished=self._clock(),
+            **learned,
+        )
+
+    # ── what is due ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next_by(self, new_votes: int) -> datetime | None:
+        """From the runs and versions as recorded. None while a run or a canary is on, or too few votes have come."""
+        versions = self._store.versions()
+        if not new_votes or self._store.active_run() is not None or any(v.status == "canary" for v in versions):
+            return None
+        runs = self._store.runs(limit=20)
+        now = self._clock()
+        if new_votes >= self._settings.min_new_votes:
+            at = now
+        elif self._settings.max_interval is not None:
+            learned = next((run for run in runs if run.status in _LEARNED), None)
+            began = learned.created if learned else min(version.created for version in versions)
+            at = began + self._settings.max_interval
+        else:
+            return None
+        fruitless = list(itertools.takewhile(lambda run: run.status in _RETRY, runs))
+        if fruitless:
+            last = fruitless[0]
+            wait = min(_RETRY[last.status] * 2 ** min(len(fruitless) - 1, 20), _LONGEST_RETRY)
+            at = max(at, (last.finished or last.created) + wait)
+        return max(at, now)
+
+    def _choose_stages(self, stages: Sequence[Stage] | None) -> tuple[Stage, ...]:
+        """The stages asked for, in order; else those there is something to learn from."""
+        if stages is None:
+            sft = self._store.demonstrations_count() > 0
+            votes = self._store.standing_votes() > 0
+            return tuple(s for s in STAGES if (sft if s == "sft" else votes)) or ("reward", "ppo")
+        if unknown := [stage for stage in stages if stage not in STAGES]:
+            raise InvalidInput(f"unknown stages: {', '.join(map(str, unknown))}; there are {', '.join(STAGES)}")
+        if not stages:
+            raise InvalidInput(f"stages is empty; name some of {', '.join(STAGES)}, or leave it out")
+        if "ppo" in stages and "reward" not in stages:
+            raise InvalidInput("ppo needs a reward model: add reward to stages")
+        return tuple(stage for stage in STAGES if stage in stages)
+
+    def _check_material(self, stages: Sequence[Stage], *, force: bool) -> None:
+        new, wanted = self._store.votes_since_last_run(), self._settings.min_new_votes
+        if not force:
+            if new < wanted:
+                missing = "1 vote is" if wanted - new == 1 else f"{wanted - new} votes are"
+                raise NothingToLearn(f"{missing} missing: {new} of {wanted} new votes are there; gather more, or force")
+        elif not self._store.standing_votes() and not ("sft" in stages and self._store.demonstrations_count()):
+            raise NothingToLearn(f"there is no vote to learn from yet; {wanted} votes are missing for a run by itself")
+
+    def _judge_canary(self) -> None:
+        """Promote or roll back the canary once blind votes have decided; past its deadline, put it back to staged."""
+        canary = next((v for v in self._store.versions() if v.status == "canary"), None)
+        if canary is None:
+            return
+        serving = self._store.serving()
+        tally = self._store.head_to_head(canary.number, serving)
+        score = f"{tally.wins} wins and {tally.losses} losses against version {serving} in blind votes"
+        verdict = sequential_verdict(tally.wins, tally.losses, alpha=_CANARY_ALPHA)
+        if verdict == "better":
+            if (problem := self._promote_or_explain(canary.number, f"canary: {score}")) is not None:
+                self._store.set_version_status(canary.number, "staged")
+                log.warning("%s", problem)
+        elif verdict == "worse":
+            self._store.set_version_status(canary.number, "rolled_back")
+            log.info("version %d was rolled back: %s", canary.number, score)
+        elif self._clock() >= canary.created + self._settings.canary_deadline:
+            self._store.set_version_status(canary.number, "staged")
+            log.info("version %d is staged again: %s did not decide in time", canary.number, score)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those of `over` winning."""
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

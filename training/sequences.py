@@ -1,0 +1,88 @@
+"""Prompts with their answers as padded tensors, and what of their hidden states each role reads.
+
+A row is [prompt | answer | padding]. The state that predicts answer token t stands one place before it, so an answer of
+T tokens has T + 1 states: s₀ (the prompt's last place, which predicts token 0) … s_T (after the last token).
+Logprobs and values are read at s₀ … s_{T−1}; the score of the whole answer at s_T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B rows of at most L tokens, with answers of at most T tokens."""
+
+    input_ids: Tensor
+    """(B, L), padded on the right."""
+    attention_mask: Tensor
+    """(B, L), 1 on real tokens."""
+    prompt_lengths: Tensor
+    """(B,)"""
+    answer_ids: Tensor
+    """(B, T), padded on the right."""
+    answer_mask: Tensor
+    """(B, T), True where an answer has a token: by length, never by `!= pad`, since the real EOS may be the pad."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Sequences:
+        """Pad prompts and answers (token ids) together."""
+        rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
+        answer_lengths = torch.tensor([len(a) for a in answers])
+        width = int(answer_lengths.max())
+        lengths = torch.tensor([len(r) for r in rows])
+        return cls(
+            input_ids=_padded(rows, int(lengths.max())),
+            attention_mask=(torch.arange(int(lengths.max())) < lengths[:, None]).long(),
+            prompt_lengths=torch.tensor([len(p) for p in prompts]),
+            answer_ids=_padded(answers, width),
+            answer_mask=torch.arange(width) < answer_lengths[:, None],
+        )
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of prompt and answer."""
+        return self.attention_mask.sum(-1)
+
+    def take(self, rows: Tensor) -> Sequences:
+        """Some rows, with padding that none of them needs cut off."""
+        length = int(self.lengths[rows].max())
+        width = int(self.answer_mask[rows].sum(-1).max())
+        return Sequences(
+            self.input_ids[rows, :length],
+            self.attention_mask[rows, :length],
+            self.prompt_lengths[rows],
+            self.answer_ids[rows, :width],
+            self.answer_mask[rows, :width],
+        )
+
+    def micro_batches(self, max_tokens: int, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Row numbers in batches of like length, each of at most `max_tokens` padded tokens (or one row)."""
+        rows = torch.arange(len(self)) if rows is None else rows
+        rows = rows[self.lengths[rows].argsort(stable=True)]
+        start = 0
+        for end in range(1, len(rows) + 1):
+            if end == len(rows) or (end + 1 - start) * int(self.lengths[rows[end]]) > max_tokens:
+                yield rows[start:end]
+                start = end
+
+    def answer_states(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, L, D) → the answers' states s₀ … s_T (B, T + 1, D); places past an answer's end repeat s_T."""
+        steps = torch.arange(self.answer_ids.shape[1] + 1)
+        ends = self.answer_mask.sum(-1)
+        places = self.prompt_lengths[:, None] - 1 + torch.minimum(steps[None], ends[:, None])  # (B, T + 1)
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.long).reshape(
+        len(rows), width
+    )

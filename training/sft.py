@@ -1,0 +1,147 @@
+"""Step 1, supervised fine-tuning: the LoRA learns to write what people wrote.
+
+Demonstrations go through the chat template and are packed several to a row; each token sees only its own text, and only
+answer tokens carry loss (Ouyang et al. 2022, section 3.5). The trunk is frozen, so its states are computed once and
+every epoch runs the upper layers alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve.policy.chat import answer_ids, render
+from serve.policy.split import Section
+from training.config import SFTConfig
+from training.preferences import Shown
+from training.roles import Policy
+
+MIN_FOR_HOLDOUT = 10
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One row of several texts, S places long."""
+
+    input_ids: Tensor
+    """(1, S)"""
+    positions: Tensor
+    """(1, S), starting at 0 in each text."""
+    attention_mask: Tensor
+    """(1, 1, S, S), True where a place may look at another: earlier, and in the same text."""
+    targets: Tensor
+    """(1, S), the next token where it belongs to an answer, else −1."""
+
+    @property
+    def loss_tokens(self) -> int:
+        """Places that carry loss."""
+        return int((self.targets >= 0).sum())
+
+
+def fine_tune(
+    policy: Policy,
+    trunk: Section,
+    demonstrations: Sequence[Shown],
+    *,
+    config: SFTConfig,
+    seed: int,
+    progress: Callable[[float, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Train the policy's LoRA on demonstrations; returns a report. Ends early when the held-out loss stops falling."""
+    # 1. Hold some out, pack the rest
+    shuffled = list(demonstrations)
+    random.Random(seed).shuffle(shuffled)
+    held = math.ceil(len(shuffled) * config.holdout) if len(shuffled) >= MIN_FOR_HOLDOUT and config.holdout else 0
+    train = pack(policy, shuffled[held:], config.sequence_length)
+    validation = pack(policy, shuffled[:held], config.sequence_length)
+    with torch.no_grad():
+        states = {id(row): trunk(row.input_ids, row.attention_mask, row.positions) for row in (*train, *validation)}
+
+    # 2. Epochs over packed rows, each step over about `tokens_per_batch` tokens
+    per_step = max(1, config.tokens_per_batch // config.sequence_length)
+    steps = config.epochs * math.ceil(len(train) / per_step)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.1, 1 - step / steps))
+    shuffler = random.Random(seed)
+    losses: list[float] = []
+    held_out = [_loss(policy, validation, states)] if validation else []
+    best = {name: t.clone() for name, t in policy.tensors().items()}
+    epochs = 0
+    for epochs in range(1, config.epochs + 1):
+        shuffler.shuffle(train)
+        for start in range(0, len(train), per_step):
+            rows = train[start : start + per_step]
+            tokens = sum(row.loss_tokens for row in rows)
+            optimizer.zero_grad()
+            total = 0.0
+            for row in rows:
+                loss = policy.next_token_loss(states[id(row)], row.attention_mask, row.positions, row.targets)
+                (loss * row.loss_tokens / tokens).backward()
+                total += float(loss) * row.loss_tokens / tokens
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(total)
+            progress(len(losses) / steps, {"sft_loss": total})
+        # 3. Keep the epoch that the held-out demonstrations like best
+        if validation:
+            held_out.append(_loss(policy, validation, states))
+            if held_out[-1] >= min(held_out[:-1]):
+                policy.load_tensors(best)
+                break
+            best = {name: t.clone() for name, t in policy.tensors().items()}
+    return {
+        "demonstrations": len(shuffled),
+        "held_out": held,
+        "epochs": epochs,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "held_out_losses": held_out,
+    }
+
+
+def pack(policy: Policy, demonstrations: Sequence[Shown], length: int) -> list[Packed]:
+    """First-fit packing of whole texts into rows of `length`; a longer text loses the front of its prompt."""
+    tokenizer = policy.backbone.tokenizer
+    bins: list[list[tuple[list[int], int]]] = []
+    for shown in demonstrations:
+        answer = answer_ids(tokenizer, shown.answer)[: length - 1]
+        prompt = render(tokenizer, shown.messages)[-(length - len(answer)) :]
+        text = [*prompt, *answer]
+        fitting = next((b for b in bins if sum(len(t) for t, _ in b) + len(text) <= length), None)
+        if fitting is None:
+            bins.append(fitting := [])
+        fitting.append((text, len(prompt)))
+    return [_packed(texts) for texts in bins]
+
+
+def _packed(texts: list[tuple[list[int], int]]) -> Packed:
+    ids = torch.tensor([t for text, _ in texts for t in text])
+    segments = torch.tensor([i for i, (text, _) in enumerate(texts) for _ in text])
+    positions = torch.tensor([p for text, _ in texts for p in range(len(text))])
+    targets = torch.tensor(
+        [
+            text[place + 1] if prompt - 1 <= place < len(text) - 1 else -1
+            for text, prompt in texts
+            for place in range(len(text))
+        ]
+    )
+    same_text = segments[:, None] == segments[None, :]
+    causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    return Packed(ids[None], positions[None], (same_text & causal)[None, None], targets[None])
+
+
+@torch.no_grad()
+def _loss(policy: Policy, rows: Sequence[Packed], states: dict[int, Tensor]) -> float:
+    tokens = sum(row.loss_tokens for row in rows)
+    total = 0.0
+    for row in rows:
+        loss = policy.next_token_loss(states[id(row)], row.attention_mask, row.positions, row.targets)
+        total += float(loss) * row.loss_tokens
+    return total / tokens
