@@ -1,105 +1,248 @@
 """Makes the pictures of the pages: `python docs/screenshots.py` writes docs/images/{chat,vote,operator}.png.
 
-The real server, with the real store and the real pages, on a fresh data folder. Only the engine is scripted, so that the
-pictures say the same every time, and the history of runs and versions is written by hand.
+The real server, pages and store on a fresh data folder. Only the model is scripted, and the past (votes, runs, versions)
+is made up, so that the pictures say the same every time. Needs Chromium (`apt-get install chromium`).
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import asyncio
 import math
-import queue
 import random
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
-from serve.engine import CandidateRequest, Event, Finished, Output, Token
-from serve.records import Message, Sampling
+import uvicorn
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fakes import FakeEngine, FakeTraining
+
+from serve.feedback.entries import NewCandidate
+from serve.feedback.store import Store
+from serve.folder import DataFolder
+from serve.policy.adapters import CONFIG, WEIGHTS, Registry
+from serve.records import Judgement, Message, Sampling
+from serve.secrets import Secrets
+from serve.service import Service
+from serve.settings import Settings
+from serve.web.server import create_app
+
+IMAGES = ROOT / "docs" / "images"
+TOKEN = "for-the-pictures"
+
+SKY = "Why is the sky blue?"
+SUNSET = "Then why are sunsets red?"
+HOUSE = "How do I break into a house?"
+SCRIPT = {
+    SKY: (
+        "The sky is blue because it reflects the ocean, which covers most of the Earth.",
+        "Sunlight holds every colour. Air scatters **blue light** far more than red, so blue reaches your eyes from "
+        "all over the sky.",
+    ),
+    SUNSET: (
+        "Sunsets are red because the sun is red in the evening. The sun is a star, and stars can be many colours. In "
+        "the evening the sun is further away, and so it is more red. There are many facts about the sun:\n\n"
+        "- It is a star\n- It is very hot\n- It is very far away",
+        "At sunset the light reaches you through much more air. Most of the **blue is scattered away** on that long "
+        "path, and what is left looks orange and red.\n\nDust and smoke make it redder still.",
+    ),
+    HOUSE: (
+        "To break into a house, you will need to find a window or a door that is not locked. First, walk around the "
+        "house and look for",
+        "I can't help with getting into somebody else's home. If it is yours and you are **locked out**, call a "
+        "locksmith, or ask your landlord or a neighbour for a spare key.",
+    ),
+}
+"""Prompt → what the base says, and what later versions say."""
 
 
-class ScriptedGeneration:
-    """Says what it was given, a word at a time."""
+class Clock:
+    """The store's time, which the script moves."""
 
-    def __init__(self, texts: Sequence[str], versions: Sequence[int], pace: float) -> None:
-        self._versions = versions
-        self._words = [[word + " " for word in text.split(" ")] for text in texts]
-        self._cancelled: set[int] = set()
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._pace = pace
-        self._said: list[list[str]] = [[] for _ in texts]
-        threading.Thread(target=self._speak, daemon=True).start()
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC) - timedelta(days=3)
 
-    def _speak(self) -> None:
-        open_ = set(range(len(self._words)))
-        for step in range(max(map(len, self._words)) + 1):
-            for index in sorted(open_):
-                words = self._words[index]
-                if index in self._cancelled or step == len(words):
-                    open_.discard(index)
-                    self._events.put(Finished(index, "cancelled" if index in self._cancelled else "stop"))
-                else:
-                    word = words[step].rstrip(" ") if step == len(words) - 1 else words[step]
-                    self._said[index].append(word)
-                    self._events.put(Token(index, step, -0.5, word, step))
-            time.sleep(self._pace)
-        self._events.put(None)
+    def __call__(self) -> datetime:
+        self.now += timedelta(milliseconds=40)
+        return self.now
 
-    def __iter__(self) -> Iterator[Event]:
-        while (event := self._events.get()) is not None:
-            yield event
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while (event := await asyncio.to_thread(self._events.get)) is not None:
-            yield event
+def speak(version: int, seed: int, prompt: str) -> list[str]:
+    """The script, a word a token."""
+    base, later = SCRIPT[prompt]
+    return [f"{word} " for word in (later if version else base).split(" ")]
 
-    def cancel(self, index: int | None = None) -> None:
-        self._cancelled |= set(range(len(self._words))) if index is None else {index}
 
-    def result(self, timeout: float | None = None) -> tuple[Output, ...]:
-        for _ in self:
-            pass
-        return tuple(
-            Output(v, tuple(range(len(s))), tuple(-0.5 for _ in s), "".join(s), "stop")
-            for v, s in zip(self._versions, self._said, strict=True)
+def vote(store: Store, number: int) -> None:
+    """So many votes, by a few people."""
+    for i in range(number):
+        voter = f"person-{i % 7}"
+        prompt = store.record_prompt(voter, [Message("user", f"question {store.standing_votes()}")])
+        comparison = store.create_comparison(
+            voter, prompt, [NewCandidate(0, 1), NewCandidate(0, 2)], Sampling(), evidence=True
         )
+        for candidate in comparison.candidates:
+            store.finish_answer(
+                candidate.answer.id, text=candidate.id, token_ids=(1, 2), logprobs=(0.0, 0.0), finish_reason="stop"
+            )
+        a, b = comparison.candidates
+        store.add_vote(comparison.id, voter, Judgement(ranking=((a.id,), (b.id,))))
 
 
-class ScriptedEngine:
-    """Answers each prompt with what the script has for its last turn: one text for the base, one for later versions."""
+def curves(store: Store, run: int, *, upto: float, eta: float | None = None) -> None:
+    """A run's metrics, as far as it came (0 to 1)."""
+    noise = random.Random(run)
+    rows: list[dict[str, Any]] = []
 
-    model_name = "SmolLM2-135M-Instruct"
-    context_length = 2048
-    waiting = 0
+    def add(stage: str, step: int, progress: float, metrics: dict[str, float]) -> None:
+        if progress <= upto:
+            time_ = datetime.now(UTC).isoformat()
+            rows.append(
+                {
+                    "time": time_,
+                    "stage": stage,
+                    "step": step,
+                    "progress": progress,
+                    "eta_seconds": eta,
+                    "metrics": metrics,
+                }
+            )
 
-    def __init__(self, script: dict[str, Sequence[str]], pace: float = 0.01) -> None:
-        self.serving = 0
-        self._script = script
-        self._pace = pace
-        self._lock = threading.Lock()
+    for step in range(1, 41):
+        add(
+            "reward",
+            step,
+            0.3 * step / 40,
+            {"reward_accuracy": 0.71 - 0.2 * math.exp(-step / 9) + noise.gauss(0, 0.012)},
+        )
+    for step in range(1, 61):
+        grown = 1 - math.exp(-step / 22)
+        metrics = {
+            "score": 1.25 * grown + noise.gauss(0, 0.07),
+            "kl": 3.4 * grown**1.5 + noise.gauss(0, 0.09),
+            "length": 92 - 31 * grown + noise.gauss(0, 2.2),
+        }
+        add("ppo", step, 0.3 + 0.65 * step / 60, metrics)
+    store.add_run_metrics(run, rows)
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        with self._lock:
-            self._last = messages[-1].content
-        return [1] * sum(len(message.content.split()) for message in messages)
 
-    def load(self, version: int, adapter: Path | None) -> None: ...
+def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> None:
+    """Three days of votes: a run that was refused, two that gave a version, and one that is on."""
+    made = folder.root / "made"
+    made.mkdir()
+    (made / CONFIG).write_text("{}")
+    (made / WEIGHTS).write_bytes(b"weights")
+    refused = {
+        "reasons": ["The reward model's accuracy may be chance: 54% (45% to 63%) out of fold. About 40 more votes"]
+    }
+    chapters: list[tuple[int, int, dict[str, Any] | None]] = [
+        (50, 4, refused),
+        (61, 13, {"gate": {"win_rate": {"value": 0.61, "low": 0.54, "high": 0.68}}}),
+        (54, 15, {"gate": {"win_rate": {"value": 0.66, "low": 0.59, "high": 0.73}}}),
+        (52, 8, None),
+    ]
+    for votes, minutes, report in chapters:
+        vote(store, votes)
+        clock.now += timedelta(hours=17)
+        if report is None:
+            clock.now = datetime.now(UTC) - timedelta(minutes=minutes)
+        run = store.create_run("votes", ("reward", "ppo"), {})
+        folder.run(run.id).mkdir(parents=True)
+        store.snapshot(run.id, folder.run(run.id) / "snapshot.db")
+        store.update_run(run.id, status="running", started=clock.now)
+        if report is None:
+            curves(store, run.id, upto=0.66, eta=260.0)
+            vote(store, 17)
+            continue
+        curves(store, run.id, upto=0.3 if report is refused else 1.0)
+        clock.now += timedelta(minutes=minutes)
+        version = None
+        if report is not refused:
+            parent = store.serving()
+            version = registry.publish(made, run=run.id, parent=parent, status="staged", report=report).number
+            registry.promote(version, "server", "passed the gate")
+        status = "rejected" if report is refused else "succeeded"
+        store.update_run(run.id, status=status, finished=clock.now, report=report, version=version, progress=1.0)
 
-    def serve(self, version: int) -> None:
-        self.serving = version
 
-    def submit(
-        self, prompt: Sequence[int], candidates: Sequence[CandidateRequest], sampling: Sampling
-    ) -> ScriptedGeneration:
-        texts = list(self._script.get(self._last, ("Good question. Here is a first thought.", "Certainly! Let me think.")))
-        while len(texts) < len(candidates):
-            texts.append(texts[-1] + " Again.")
-        return ScriptedGeneration(texts[: len(candidates)], [c.version for c in candidates], self._pace)
+def send(page: Page, text: str) -> None:
+    """Write a message and press Enter."""
+    page.locator("#box textarea").fill(text)
+    page.locator("#box textarea").press("Enter")
 
-    def close(self) -> None: ...
+
+def main() -> None:
+    """Make the three pictures."""
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        clock = Clock()
+        folder = DataFolder(Path(temporary) / "feedback.db")
+        store = Store.open(folder, clock=clock)
+        registry = Registry(folder, store, base_hash=None)
+        past(store, registry, clock, folder)
+        settings = Settings(db=folder.db, compare_share=1.0)
+        service = Service(store=store, engine=None, registry=registry, settings=settings, rng=random.Random(5))
+        engine = FakeEngine(speak)
+        service.attach(engine)
+        app = create_app(service, FakeTraining(store), settings, Secrets.load_or_create(folder.secrets, TOKEN)[0])
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1240, "height": 800}, device_scale_factor=1.5)
+        expect.set_options(timeout=30_000)
+        IMAGES.mkdir(exist_ok=True)
+
+        page.goto(url)
+        expect(page.locator("#talk-list")).to_contain_text("Your conversations")
+        send(page, SKY)
+        expect(page.locator("#note")).to_contain_text("Which answer is better?")
+        page.click("#vote-a" if "Sunlight" in page.locator("#answer-a").inner_text() else "#vote-b")
+        expect(page.locator("#arena")).to_be_hidden()
+        engine.hold = 34
+        send(page, SUNSET)
+        expect(page.locator("#answer-b")).to_contain_text("in the evening" if "air" in text_of(page, "a") else "air")
+        page.wait_for_timeout(400)
+        page.screenshot(path=IMAGES / "chat.png")
+
+        engine.hold = None
+        expect(page.locator("#note")).to_contain_text("Which answer is better?")
+        page.keyboard.press("Escape")
+        page.keyboard.press("1" if "scattered" in text_of(page, "a") else "2")
+        expect(page.locator("#note")).to_contain_text("You chose")
+        page.wait_for_timeout(400)
+        page.screenshot(path=IMAGES / "vote.png")
+
+        page.goto(url + "/login")
+        page.get_by_label("Operator token").fill(TOKEN)
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator("#curves .js-plotly-plot")).to_be_visible()
+        page.locator("#prompt textarea").fill(HOUSE)
+        page.get_by_role("button", name="Compare").click()
+        expect(page.locator("#right")).to_contain_text("spare key.")
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(800)
+        page.screenshot(path=IMAGES / "operator.png", full_page=True)
+
+        chromium.close()
+        server.should_exit = True
+        thread.join(10)
+        store.close()
+
+
+def text_of(page: Page, pane: str) -> str:
+    """What an answer says so far."""
+    return page.locator(f"#answer-{pane}").inner_text()
+
+
+if __name__ == "__main__":
+    main()

@@ -26,10 +26,11 @@ SETTINGS = {
     "OPERATOR_TOKEN": "secret",
     "MIN_NEW_VOTES": "50",
     "MAX_INTERVAL": "none",
-    "MAX_TOKENS": "16",
+    "MAX_TOKENS": "8",
+    "TEMPERATURE": "0.3",  # what a random model says is then less random, and fifty votes say something about it
     "THREADS": "1",
     # A few seconds of training; the gate's bounds on fluency mean nothing for a model that stammers from birth.
-    "TRAINING__PPO__UPDATES": "6",
+    "TRAINING__PPO__UPDATES": "10",
     "TRAINING__PPO__ROLLOUTS": "32",
     "TRAINING__PPO__LEARNING_RATE": "0.003",
     "TRAINING__REWARD__EPOCHS": "1",
@@ -105,9 +106,10 @@ class Server:
 
 
 def vote(http: httpx.Client, number: int) -> None:
-    """One blind comparison of four answers, ranked by the voter's preference."""
+    """One blind comparison of six answers, ranked by the voter's preference; the seed makes the test say the same again."""
     prompt = [{"role": "user", "content": f"Question {number}: what is {number * 37 % 101}?"}]
-    comparison = http.post("/api/comparisons", json={"messages": prompt, "k": 4}).raise_for_status().json()
+    body = {"messages": prompt, "k": 6, "seed": 10 * number}
+    comparison = http.post("/api/comparisons", json=body).raise_for_status().json()
     assert "revealed" not in comparison
     groups: dict[int, list[str]] = {}
     for candidate in comparison["candidates"]:

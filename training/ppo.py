@@ -79,6 +79,7 @@ class Progress:
     best_update: int | None = None
     best_kl: float = 0.0
     stopped: str | None = None
+    """Why it ended; None while it goes on."""
 
 
 class PPO:
@@ -106,21 +107,25 @@ class PPO:
         self.best = _copied(roles.policy.tensors())
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Metrics after each update, until all are done or the KL stop is reached."""
+        """Metrics of each policy on the way, the last included; ends after all updates or at the KL stop."""
         state, config = self.progress, self.config
         horizon = config.kl_horizon or max(1, config.updates * config.rollouts // 10)
-        while state.update < config.updates and state.stopped is None:
+        while state.stopped is None:
             batch = self.collect(state.update)
             kl = batch.metrics["kl"]
             self._remember_best(batch.metrics["score"], kl)
-            if kl > config.kl_stop:
-                state.stopped = f"KL {kl:.1f} nats passed the stop at {config.kl_stop:g}"
-                yield batch.metrics
-                return
-            metrics = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
-            state.beta = adapt_beta(state.beta, kl, target=config.kl_target, episodes=config.rollouts, horizon=horizon)
-            state.update += 1
-            yield {**batch.metrics, **metrics, "beta": state.beta}
+            if not kl <= config.kl_stop:  # so that NaN stops it, too
+                state.stopped = f"KL of {kl:.1f} nats an answer passed the stop at {config.kl_stop:g}"
+            elif state.update == config.updates:
+                state.stopped = "all updates are done"
+            else:
+                losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
+                batch.metrics.update(losses, beta=state.beta)
+                state.beta = adapt_beta(
+                    state.beta, kl, target=config.kl_target, episodes=config.rollouts, horizon=horizon
+                )
+                state.update += 1
+            yield batch.metrics
 
     def collect(self, update: int) -> Batch:
         """Sample answers from the policy as it stands, and measure them."""
@@ -195,7 +200,7 @@ class PPO:
             values = self.roles.value(batch.states.boundary_of(part), batch.states.near_of(part), some)[:, :-1]
             value_loss = clipped_value_loss(values, old_values, returns, mask, clip=config.value_clip)
             (value_loss * share).backward()
-            sums["value_loss"] += float(value_loss) * share
+            sums["value_loss"] += value_loss.item() * share
 
             if train_policy:
                 logprobs = self.roles.policy.logprobs(batch.states.boundary_of(part), some, self.sampling.temperature)
@@ -203,8 +208,8 @@ class PPO:
                     logprobs, batch.logprobs[part, :width], batch.advantages[part, :width], mask, clip=config.clip
                 )
                 (policy_loss * share).backward()
-                sums["policy_loss"] += float(policy_loss) * share
-                sums["clipped"] += float(clipped) * share
+                sums["policy_loss"] += policy_loss.item() * share
+                sums["clipped"] += clipped.item() * share
         torch.nn.utils.clip_grad_norm_(self.roles.value.trained(), config.gradient_norm)
         self.value_optimizer.step()
         if train_policy:
@@ -224,7 +229,7 @@ class PPO:
         boundary = states.boundary_of(torch.arange(count))
         loss = -masked_mean(self.roles.policy.logprobs(boundary, some, 1.0), some.answer_mask)
         (self.config.ptx * loss).backward()
-        return float(loss)
+        return loss.item()
 
     def _policy_logprobs(self, states: FrozenStates, sequences: Sequences) -> Tensor:
         temperature = self.sampling.temperature

@@ -225,8 +225,7 @@ class Run:
                 ppo.save(checkpoint)
             self.reporter("ppo", update, update / config.updates, metrics)
         state = ppo.progress
-        if state.stopped:
-            log.info("PPO ended early: %s", state.stopped)
+        log.info("PPO has ended: %s; the best step is %s", state.stopped, state.best_update)
         policy.load_tensors(ppo.best)
         self.report["ppo"] = {
             "updates": state.update,

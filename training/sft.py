@@ -72,8 +72,7 @@ def fine_tune(
     losses: list[float] = []
     held_out = [_loss(policy, validation, states)] if validation else []
     best = {name: t.clone() for name, t in policy.tensors().items()}
-    epochs = 0
-    for epochs in range(1, config.epochs + 1):
+    for _ in range(config.epochs):
         shuffler.shuffle(train)
         for start in range(0, len(train), per_step):
             rows = train[start : start + per_step]
@@ -83,7 +82,7 @@ def fine_tune(
             for row in rows:
                 loss = policy.next_token_loss(states[id(row)], row.attention_mask, row.positions, row.targets)
                 (loss * row.loss_tokens / tokens).backward()
-                total += float(loss) * row.loss_tokens / tokens
+                total += loss.item() * row.loss_tokens / tokens
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -99,7 +98,7 @@ def fine_tune(
     return {
         "demonstrations": len(shuffled),
         "held_out": held,
-        "epochs": epochs,
+        "steps": len(losses),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "held_out_losses": held_out,

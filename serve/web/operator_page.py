@@ -246,7 +246,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, shown, **quick)
         clock.tick(refresh, seen, shown, **quick)
-        gr.on([which.change, runs.change], draw, which, [curves, no_curves], **quick)
+        gr.on([which.change, seen.change], draw, which, [curves, no_curves], **quick)
         train.click(start_run, [stages, force], shown, **quick)
         cancel.click(cancel_run, None, shown, **quick)
         versions.promote(promote, None, shown, **quick)

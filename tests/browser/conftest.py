@@ -1,4 +1,4 @@
-"""A real server with the real pages and store, a scripted engine, and a real Chromium that walks through it as a person."""
+"""A real server with the real pages and store, a scripted engine, and a real Chromium that walks through it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from serve.web.server import create_app
 CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "the-operators-token"
 
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=20_000)
 
 
 @dataclass
@@ -94,7 +94,7 @@ def site(running: Site) -> Iterator[Site]:
 def person(browser: Browser) -> Iterator[BrowserContext]:
     """A browser without a past."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)
     yield context
     context.close()
 
@@ -111,7 +111,7 @@ def newcomer(site: Site, person: BrowserContext) -> Page:
 def regular(browser: Browser, running: Site) -> Iterator[Page]:
     """The chat page of one voter who stays for all tests: loading it takes longer than most of them."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)
     page = context.new_page()
     open_chat(page, running)
     yield page

@@ -85,7 +85,10 @@ def test_shortcuts_can_be_turned_off_and_stay_off(newcomer: Page, site: Site) ->
     assert last_comparison(site.store).status == "open"
 
 
-@pytest.mark.parametrize(("button", "verdict", "said"), [("#vote-tie", "tie", "A tie."), ("#vote-skip", "skip", "Skipped.")])
+@pytest.mark.parametrize(
+    ("button", "verdict", "said"),
+    [("#vote-tie", "tie", "A tie."), ("#vote-skip", "skip", "Skipped.")],
+)
 def test_a_tie_and_a_skip_go_on_with_one_of_the_two(
     chat: Page, site: Site, button: str, verdict: str, said: str
 ) -> None:

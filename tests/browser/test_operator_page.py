@@ -1,0 +1,140 @@
+"""The operator page, as an operator uses it; and that nobody else can."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from serve.web import operator_page
+
+from .conftest import TOKEN, Site
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def logged_in(browser: Browser, running: Site) -> Iterator[Page]:
+    """A browser that came through the login form and stays for all tests."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1500})
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.goto(running.url + "/operator")
+    expect(page.get_by_role("heading", name="Operator login")).to_be_visible()
+    page.get_by_label("Operator token").fill("a guess")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert")).to_contain_text("not the operator token")
+    page.get_by_label("Operator token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#serving")).to_be_visible()
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def page(logged_in: Page, site: Site) -> Page:
+    """The operator page, with the base serving and no run on."""
+    return logged_in
+
+
+def test_an_empty_record_says_what_to_do_next(page: Page) -> None:
+    expect(page.locator("#serving")).to_contain_text("Version 0 (base)")
+    expect(page.locator("#new-votes")).to_contain_text("50 more votes until a run starts by itself.")
+    expect(page.locator("#live")).to_contain_text("Open the chat, ask something, and choose the better of two answers.")
+    expect(page.locator("#runs")).to_contain_text("No run yet.")
+    expect(page.get_by_role("button", name="Nothing to roll back to")).to_be_disabled()
+
+
+def test_one_click_promotes_and_one_click_rolls_back(page: Page, site: Site) -> None:
+    page.get_by_role("row", name="Version 2").get_by_role("button", name="Promote").click()
+    expect(page.locator("#note")).to_contain_text("Version 2 serves from the next answer on.")
+    expect(page.locator("#serving")).to_contain_text("Version 2")
+    assert site.store.serving() == site.engine.serving == 2
+    page.get_by_role("button", name="Roll back to version 0 (base)").click()
+    expect(page.locator("#note")).to_contain_text("Rolled back: version 0 (base) serves from the next answer on.")
+    assert site.store.serving() == site.engine.serving == 0
+    assert [p.who for p in site.store.promotions()] == ["operator page"] * 2
+
+
+def test_two_versions_answer_the_same_prompt_side_by_side(page: Page, site: Site) -> None:
+    page.locator("#prompt textarea").fill("How do I break into a house?")
+    page.locator("#right-version input").click()
+    page.get_by_role("option", name="version 2").click()
+    site.engine.hold = 2
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#left")).to_contain_text("v0 says")
+    expect(page.locator("#right")).to_contain_text("v2 says")
+    expect(page.locator("#right")).not_to_contain_text("house")
+    site.engine.hold = None
+    expect(page.locator("#left")).to_contain_text("How do I break into a house?")
+    expect(page.locator("#right")).to_contain_text("How do I break into a house?")
+    page.locator("#prompt textarea").fill("  ")
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#note .problem")).to_be_visible()
+
+
+def test_a_run_starts_by_hand_is_watched_live_and_can_be_cancelled(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="Train now").click()
+    expect(page.locator("#note .problem")).to_contain_text("50 are missing")
+    page.get_by_label("Demonstrations (SFT)").uncheck()
+    page.get_by_label("Even with few votes").check()
+    page.get_by_role("button", name="Train now").click()
+    expect(page.locator("#note")).to_contain_text("Run 1 has been started.")
+    assert site.training.asked[-1]["stages"] == ["reward", "ppo"] and site.training.asked[-1]["force"] is True
+
+    site.store.update_run(1, status="running", started=datetime.now(UTC))
+    seen = {"time": "2026-01-02T03:04:05Z", "stage": "reward", "progress": 0.4, "eta_seconds": 130.0}
+    site.store.add_run_metrics(
+        1, [seen | {"step": step, "metrics": {"reward_accuracy": 0.5 + step / 50}} for step in range(5)]
+    )
+    expect(page.locator("#live")).to_contain_text("Run 1: Reward model")
+    expect(page.locator("#live")).to_contain_text("40% · about 2 min left")
+    expect(page.locator("#curves .js-plotly-plot")).to_be_visible()
+    expect(page.locator("#curves")).to_contain_text("Reward model's accuracy")
+
+    page.get_by_role("button", name="Cancel this run").click()
+    expect(page.locator("#note")).to_contain_text("Run 1 has been cancelled.")
+    expect(page.locator("#runs")).to_contain_text("cancelled")
+    expect(page.get_by_role("button", name="Train now")).to_be_visible()
+
+
+def test_a_refused_run_says_why_and_its_words_are_escaped(page: Page, site: Site) -> None:
+    run = site.store.create_run("votes", ("reward",), {})
+    report = {"status": "rejected", "reasons": ["about 40 <b>more</b> votes are needed"]}
+    site.store.update_run(run.id, status="rejected", report=report, finished=datetime.now(UTC))
+    expect(page.get_by_role("row", name=f"Run {run.id}")).to_contain_text("about 40 <b>more</b> votes are needed.")
+
+
+def test_every_handler_refuses_whoever_is_not_an_operator(running: Site) -> None:
+    built = operator_page.build(running.service, running.training, running.service.settings)
+    handlers = [fn.fn for fn in built.fns.values() if fn.fn is not None and fn.fn.__module__ == operator_page.__name__]
+    assert len(handlers) == 8
+    for state in ({"voter": "v", "operator": False}, {"operator": "yes"}, {}):
+        request = gr.Request(SimpleNamespace(scope={"state": state}))  # type: ignore[arg-type]
+        for handler in handlers:
+            with pytest.raises(gr.Error), ThreadPoolExecutor(1) as elsewhere:  # Playwright's loop runs here
+                elsewhere.submit(asyncio.run, call(handler, request)).result()
+
+
+async def call(handler: Any, request: gr.Request) -> None:
+    """With the request, and None for everything else."""
+    result = handler(*[request if name == "request" else None for name in inspect.signature(handler).parameters])
+    if inspect.isasyncgen(result):
+        await anext(result)
+    else:
+        await result
+
+
+def test_logging_out_ends_it(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Operator login")).to_be_visible()
+    page.goto(site.url + "/operator")
+    expect(page.get_by_role("heading", name="Operator login")).to_be_visible()

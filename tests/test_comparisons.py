@@ -1,0 +1,198 @@
+"""Comparisons and the queue of those that others may judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scenes import (
+    Clock,
+    add_versions,
+    assistant,
+    compare,
+    finish,
+    open_comparison,
+    prefer,
+    user,
+)
+
+from serve.errors import (
+    InvalidInput,
+    NotFound,
+)
+from serve.feedback.store import NewCandidate, Store
+from serve.folder import DataFolder
+from serve.records import Judgement, Sampling
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return DataFolder(tmp_path / "data" / "feedback.db")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
+    with Store.open(folder, clock=clock) as store:
+        yield store
+
+
+def _texts(store: Store, conversation_id: str, voter: str = "anna") -> list[str]:
+    return [turn.message.content for turn in store.conversation(conversation_id, voter)]
+
+
+def test_candidates_stand_in_the_order_given_with_their_versions(store: Store) -> None:
+    add_versions(store, 1)
+    comparison = open_comparison(store, versions=(1, 0))
+    assert [(c.position, c.answer.version, c.answer.text) for c in comparison.candidates] == [(0, 1, ""), (1, 0, "")]
+    assert comparison.status == "open"
+    assert comparison.messages == (user("Why is the sea blue?"),)
+    assert (comparison.expires - comparison.created).total_seconds() == 24 * 3600
+
+
+def test_a_finished_answer_comes_back_token_by_token(store: Store) -> None:
+    made = open_comparison(store, sampling=Sampling(32, 0.5, 0.9, 7, ("END",)))
+    store.finish_answer(
+        made.candidates[0].answer.id, text="Hé", token_ids=[5, 6, 2], logprobs=[-1, -2.5, -3], finish_reason="stop"
+    )
+    answer = store.comparison(made.id, "anna").candidates[0].answer
+    assert answer.token_ids == (5, 6, 2)
+    assert answer.logprobs == (-1, -2.5, -3)
+    assert (answer.text, answer.finish_reason, answer.sampling) == ("Hé", "stop", Sampling(32, 0.5, 0.9, 7, ("END",)))
+
+
+def test_one_candidate_is_no_comparison(store: Store) -> None:
+    ref = store.record_prompt("anna", [user("Hello?")])
+    with pytest.raises(InvalidInput, match="two"):
+        store.create_comparison("anna", ref, [NewCandidate(0, 1)], Sampling(), evidence=True)
+
+
+def test_a_comparison_is_only_for_its_voter(store: Store) -> None:
+    comparison = compare(store)
+    for comparison_id, voter in ((comparison.id, "ben"), ("none", "anna")):
+        with pytest.raises(NotFound):
+            store.comparison(comparison_id, voter)
+    with pytest.raises(NotFound):
+        store.add_vote(comparison.id, "ben", Judgement(verdict="tie"))
+
+
+def test_an_open_comparison_is_found_until_voted_or_expired(store: Store, clock: Clock) -> None:
+    comparison = compare(store)
+    place = comparison.conversation_id
+    assert store.open_comparison("anna", place) == comparison
+    assert store.open_comparison("ben", place) is None
+    clock.pass_by(hours=24)
+    assert store.open_comparison("anna", place) is None
+    assert store.comparison(comparison.id, "anna").status == "expired"
+
+
+def test_typing_on_skips_what_was_open_and_follows_the_answer_that_was_taken(store: Store) -> None:
+    first = compare(store)
+    went_on = [user("Why is the sea blue?"), assistant("Water."), user("And the sky?")]
+    compare(store, prompt=went_on, conversation_id=first.conversation_id)
+    skipped = store.comparison(first.id, "anna")
+    assert skipped.vote is not None
+    assert skipped.vote.judgement.verdict == "skip"
+    assert not skipped.vote.evidence
+    turns = store.conversation(first.conversation_id, "anna")
+    assert turns[1].answer_id == first.candidates[1].answer.id
+
+
+def test_asking_something_else_skips_what_was_open_with_a_random_reply_beside_the_talk(store: Store) -> None:
+    first = compare(store)
+    compare(store, prompt="Tell me a joke.", conversation_id=first.conversation_id)
+    assert store.comparison(first.id, "anna").status == "voted"
+    assert _texts(store, first.conversation_id) == ["Tell me a joke."]
+    with store.reading() as db:
+        replies = db.execute("SELECT content FROM messages WHERE role = 'assistant'").fetchall()
+    assert len(replies) == 1
+    assert replies[0]["content"] in ("Light.", "Water.")
+
+
+def test_asking_the_same_again_skips_without_a_reply(store: Store) -> None:
+    first = compare(store)
+    second = compare(store, conversation_id=first.conversation_id)
+    assert store.comparison(first.id, "anna").status == "voted"
+    assert store.open_comparison("anna", first.conversation_id) == second
+    assert _texts(store, first.conversation_id) == ["Why is the sea blue?"]
+
+
+def test_other_conversations_stay_open(store: Store) -> None:
+    first = compare(store)
+    compare(store)
+    assert store.comparison(first.id, "anna").status == "open"
+
+
+def test_a_shared_pair_is_judged_by_others_and_never_by_its_author(store: Store) -> None:
+    comparison = compare(store, share=True)
+    assert store.next_in_queue("anna") is None
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    assert {c.answer.text for c in waiting.candidates} == {"Light.", "Water."}
+    assert waiting.id != comparison.id
+    assert store.next_in_queue("ben") == waiting, "the same one comes back until it is judged"
+    receipt = prefer(store, waiting, 0)
+    assert receipt.continues_with is None, "nobody writes into the author's conversation"
+    assert _texts(store, comparison.conversation_id) == ["Why is the sea blue?"]
+    assert store.next_in_queue("ben") is None
+
+
+def test_a_private_prompt_is_shown_to_nobody(store: Store) -> None:
+    compare(store)
+    assert store.next_in_queue("ben") is None
+
+
+def test_sharing_is_taken_back_by_asking_again_without_it(store: Store) -> None:
+    comparison = compare(store, share=True)
+    store.record_prompt("anna", [user("Why is the sea blue?")], conversation_id=comparison.conversation_id)
+    assert store.next_in_queue("ben") is None
+
+
+def test_a_shared_turn_does_not_share_the_next_one(store: Store) -> None:
+    ref = store.record_prompt("anna", [user("One?")], share=True)
+    talk = [user("One?"), assistant("Yes."), user("My secret?")]
+    compare(store, prompt=talk, conversation_id=ref.conversation_id)
+    assert store.next_in_queue("ben") is None
+
+
+def test_shipped_prompts_are_shown_to_others(store: Store) -> None:
+    ref = store.record_prompt("anna", [user("Hello?")], source="shipped")
+    made = store.create_comparison("anna", ref, [NewCandidate(0, 1), NewCandidate(0, 2)], Sampling(), evidence=True)
+    for candidate, text in zip(made.candidates, ("Hi.", "Ho."), strict=True):
+        finish(store, candidate.answer.id, text)
+    assert store.next_in_queue("ben") is not None
+
+
+def test_equal_cut_off_and_unfinished_answers_are_not_queued(store: Store) -> None:
+    compare(store, texts=("Same.", "Same."), share=True)
+    open_comparison(store, share=True)
+    cut = open_comparison(store, share=True)
+    finish(store, cut.candidates[0].answer.id, "Whole.")
+    finish(store, cut.candidates[1].answer.id, "Hal", "cancelled")
+    assert store.next_in_queue("ben") is None
+
+
+@pytest.mark.parametrize("chosen_by_server", [True, False])
+def test_a_queued_vote_is_evidence_only_if_the_server_chose_the_answers(store: Store, chosen_by_server: bool) -> None:
+    compare(store, share=True, evidence=chosen_by_server)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    prefer(store, waiting, 1)
+    vote = store.comparison(waiting.id, "ben").vote
+    assert vote is not None
+    assert vote.evidence is chosen_by_server
+
+
+def test_the_queue_shows_pairs_in_both_orders(store: Store) -> None:
+    compare(store, share=True)
+    orders = set()
+    for i in range(20):
+        waiting = store.next_in_queue(f"voter {i}")
+        assert waiting is not None
+        orders.add(waiting.candidates[0].answer.text)
+    assert orders == {"Light.", "Water."}

@@ -1,0 +1,44 @@
+"""The closed-form Bradley–Terry head."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from training.probe import fit_head, log_loss
+
+
+def test_it_finds_the_minimum_that_gradient_descent_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    d = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    t = (torch.rand(40, generator=generator) < torch.sigmoid(d[:, 0] * 2)).double()
+    c = torch.rand(40, generator=generator).double() + 0.5
+    w = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(d @ w, t, reduction="none")
+        loss = (c * losses).sum() + 0.15 * (w**2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(fit_head(d, t, c, ridge=0.3), w.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_ties_alone_teach_nothing() -> None:
+    d = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    assert fit_head(d, torch.full((10,), 0.5), torch.ones(10), ridge=0.1).abs().max() < 1e-6
+
+
+def test_separable_votes_stay_finite() -> None:
+    head = fit_head(torch.eye(4), torch.ones(4), torch.ones(4), ridge=1e-3)
+    assert torch.isfinite(head).all()
+    assert (head > 0).all()
+
+
+def test_log_loss_of_a_coin_is_log_two() -> None:
+    assert log_loss(torch.zeros(3), torch.tensor([1.0, 0.0, 0.5]), torch.ones(3)) == pytest.approx(math.log(2))

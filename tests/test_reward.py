@@ -1,0 +1,97 @@
+"""The reward model: pairs, loss, fold models, and what it can and cannot learn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve.policy.base import Backbone, load_backbone, resolve_model
+from tests.run_scenes import write_snapshot
+from training.config import RewardConfig
+from training.preferences import Ranked, folds_by_prompt, folds_by_voter, read_snapshot
+from training.reward import Pairs, RewardFit, bradley_terry_loss, fit_reward
+from training.roles import FrozenLayers, LoraShape
+
+NEAR = LoraShape(3, 4, 8)
+
+
+def ranked(groups: tuple[int, ...], *, prompt: int = 0, strength: int | None = None) -> Ranked:
+    answers = tuple((10 + i, 2) for i in range(len(groups)))
+    count = len(groups)
+    return Ranked(prompt, "v", (prompt,), answers, groups, tuple(range(count)), ("stop",) * count, strength)
+
+
+def test_a_ranking_of_three_weighs_one_and_orders_every_two() -> None:
+    pairs = Pairs.of([ranked((0, 1, 1)), ranked((0, 1))])
+    assert list(zip(pairs.better.tolist(), pairs.worse.tolist(), pairs.target.tolist(), strict=True)) == [
+        (0, 1, 1.0),
+        (0, 2, 1.0),
+        (1, 2, 0.5),
+        (3, 4, 1.0),
+    ]
+    torch.testing.assert_close(pairs.weight, torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0]))
+
+
+def test_the_loss_by_hand() -> None:
+    loss = bradley_terry_loss(
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([0.0, 0.0]),
+        torch.tensor([1.0, 0.5]),
+        torch.tensor([1.0, 3.0]),
+        torch.tensor([0.5, 0.5]),
+    )
+    expected = (1.0 * math.log(1 + math.exp(-0.5)) + 3.0 * math.log(2)) / 4
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_votes_on_one_prompt_share_a_fold_and_so_do_one_voters_votes() -> None:
+    votes = [ranked((0, 1), prompt=i % 7) for i in range(30)]
+    folds = folds_by_prompt(votes, 3, seed=0)
+    assert len({(v.prompt_ids, f) for v, f in zip(votes, folds, strict=True)}) == 7
+    assert set(folds) == {0, 1, 2}
+    assert set(folds_by_voter(votes, 3, seed=0)) == {0}
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(resolve_model(str(tiny_model), tmp_path_factory.mktemp("cache")), dtype="float32")
+
+
+def fit(backbone: Backbone, path: Path, **votes: object) -> RewardFit:
+    write_snapshot(path, **votes)  # type: ignore[arg-type]
+    return fit_reward(
+        read_snapshot(path, backbone.tokenizer).rankings,
+        backbone=backbone,
+        frozen=FrozenLayers(backbone, 2, 3),
+        shape=NEAR,
+        config=RewardConfig(layers=1, epochs=1),
+        micro_batch_tokens=512,
+        seed=1,
+        progress=lambda done, metrics: None,
+    )
+
+
+def test_it_learns_a_plain_preference_and_survives_its_folder(backbone: Backbone, tmp_path: Path) -> None:
+    fitted = fit(backbone, tmp_path / "snapshot.db", votes=50)
+    assert fitted.report["accuracy"]["low"] > 0.5
+    assert fitted.report["accuracy_on_unseen_voters"]["value"] > 0.7
+    fitted.save(tmp_path / "reward")
+    again = RewardFit.load(tmp_path / "reward", backbone, NEAR)
+    assert again is not None
+    for name, tensor in fitted.scorer.tensors().items():
+        assert torch.equal(tensor, again.scorer.tensors()[name]), name
+    (tmp_path / "reward" / "report.json").unlink()  # killed before the end
+    assert RewardFit.load(tmp_path / "reward", backbone, NEAR) is None
+
+
+def test_votes_at_random_do_not_pass_for_a_preference(backbone: Backbone, tmp_path: Path) -> None:
+    fitted = fit(backbone, tmp_path / "snapshot.db", votes=40, consistent=False)
+    assert fitted.report["accuracy"]["low"] < 0.5
+
+
+def test_a_single_vote_tells_nothing_and_breaks_nothing(backbone: Backbone, tmp_path: Path) -> None:
+    fitted = fit(backbone, tmp_path / "snapshot.db", votes=1)
+    assert fitted.report["accuracy"]["low"] <= 0.5

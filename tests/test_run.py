@@ -1,0 +1,117 @@
+"""A whole training run on the tiny model, from its folder alone, interrupted and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.run_scenes import SMALL, write_run, write_snapshot
+from training.run import execute
+
+LENIENT = {
+    **SMALL,
+    "gate": {
+        "held_out_prompts": 4,
+        "max_nll_rise": 100,
+        "min_distinct": 0,
+        "max_repetition_rise": 1,
+        "length_factor": 1000,
+        "max_capped_rise": 1,
+    },
+}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db")
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 12, "rollouts": 16, "learning_rate": 1e-2}}  # type: ignore[dict-item]
+    report = execute(write_run(tmp_path, tiny_model, settings=settings))
+    assert report["adapter"]
+    assert report["status"] == ("succeeded" if report["gate"]["passed"] else "rejected")
+    tensors = load_file(str(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in tensors.items())
+    progress = [line["progress"] for line in lines(tmp_path)]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1.0
+    ppo = [line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo"]
+    assert len(ppo) == 13, "one for each policy, the first and the last included"
+    assert report["ppo"]["best_update"] > 1
+    assert report["ppo"]["best_score"] > ppo[0]["score"] + 0.2
+    assert all(m["sampler_gap"] < 0.01 for m in ppo), "the engine and the trainer must mean the same policy"
+    assert ppo[0]["kl"] == pytest.approx(0, abs=1e-3), "PPO starts from the reference"
+
+
+def test_votes_at_random_are_refused_before_ppo_and_say_how_many_are_missing(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", votes=16, consistent=False)
+    report = execute(write_run(tmp_path, tiny_model))
+    assert report["status"] == "rejected"
+    assert not report["adapter"]
+    assert "more votes" in report["reasons"][0]
+
+
+def test_sft_alone_makes_a_version_and_its_reference(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", votes=0, demonstrations=6)
+    report = execute(write_run(tmp_path, tiny_model, stages=("sft",), settings=LENIENT))
+    assert report["reference"] == "sft"
+    assert report["adapter"]
+    assert (tmp_path / "sft" / "adapter_model.safetensors").is_file()
+    assert report["demonstrations_hash"]
+
+
+def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", demonstrations=6)
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "ptx": 0.5}}  # type: ignore[dict-item]
+    report = execute(write_run(tmp_path, tiny_model, stages=("sft", "reward", "ppo"), settings=settings))
+    assert report["ppo"]["last"]["ptx_loss"] > 0
+    assert next(line for line in lines(tmp_path) if line["stage"] == "ppo")["metrics"]["kl"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_run_repeats_itself(tiny_model: Path, tmp_path: Path) -> None:
+    adapters = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_snapshot(folder / "snapshot.db")
+        execute(write_run(folder, tiny_model, settings=LENIENT))
+        adapters.append(load_file(str(folder / "adapter" / "adapter_model.safetensors")))
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(tensor, adapters[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db")
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 400}}  # type: ignore[dict-item]
+    write_run(tmp_path, tiny_model, settings=settings)
+    command = [sys.executable, "-m", "training", str(tmp_path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoint" / "ppo.pt").is_file():
+            assert time.monotonic() < deadline, "no checkpoint came"
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 75
+    finally:
+        process.kill()
+    assert not (tmp_path / "report.json").exists()
+    reached = torch.load(tmp_path / "checkpoint" / "ppo.pt", weights_only=True)["progress"]["update"]
+    before = len(lines(tmp_path))
+    write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": {**SMALL["ppo"], "updates": reached + 2}})  # type: ignore[dict-item]
+    report = execute(tmp_path)
+    assert report["ppo"]["updates"] == reached + 2
+    assert [line["step"] for line in lines(tmp_path)[before:] if line["stage"] == "ppo"] == [reached + 1, reached + 2, reached + 2]

@@ -1,0 +1,42 @@
+"""Padding, micro-batches, and which state each role reads."""
+
+from __future__ import annotations
+
+import torch
+
+from training.sequences import Sequences
+
+SOME = Sequences.of([(10, 11), (12,), (13, 14, 15)], [(1, 2, 3), (4,), (5, 2)])
+
+
+def test_rows_are_prompt_then_answer_padded_on_the_right() -> None:
+    assert SOME.input_ids.tolist() == [[10, 11, 1, 2, 3], [12, 4, 0, 0, 0], [13, 14, 15, 5, 2]]
+    assert SOME.attention_mask.sum(-1).tolist() == [5, 2, 5]
+    assert SOME.answer_mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
+
+
+def test_the_first_state_is_the_prompts_last_and_the_last_repeats_past_the_end() -> None:
+    places = torch.arange(5).float().expand(3, 5)[..., None]
+    assert SOME.answer_states(places).squeeze(-1).tolist() == [[1, 2, 3, 4], [0, 1, 1, 1], [2, 3, 4, 4]]
+
+
+def test_taking_rows_cuts_padding_that_none_needs() -> None:
+    one = SOME.take(torch.tensor([1]))
+    assert one.input_ids.tolist() == [[12, 4]]
+    assert one.answer_ids.tolist() == [[4]]
+
+
+def test_micro_batches_hold_each_row_once_sorted_by_length_within_the_bound() -> None:
+    batches = list(SOME.micro_batches(10))
+    assert [b.tolist() for b in batches] == [[1, 0], [2]]
+    assert sorted(i for b in batches for i in b.tolist()) == [0, 1, 2]
+    for batch in batches:
+        assert len(batch) * int(SOME.lengths[batch].max()) <= 10
+
+
+def test_a_row_longer_than_the_bound_goes_alone() -> None:
+    assert [len(b) for b in SOME.micro_batches(1)] == [1, 1, 1]
+
+
+def test_some_rows_alone_can_be_batched() -> None:
+    assert sorted(i for b in SOME.micro_batches(100, torch.tensor([0, 2])) for i in b.tolist()) == [0, 2]

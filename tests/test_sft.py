@@ -1,0 +1,66 @@
+"""Supervised fine-tuning: packing isolates texts, and the answer becomes likelier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve.policy.base import Backbone, load_backbone, resolve_model
+from serve.policy.split import Section
+from serve.records import Message
+from training.config import SFTConfig
+from training.preferences import Shown
+from training.roles import LoraShape, Policy
+from training.sft import fine_tune, pack
+
+SHOWN = [Shown((Message("user", f"say {word}"),), f"{word} {word}!") for word in ("red", "blue", "green", "grey")]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return load_backbone(resolve_model(str(tiny_model), tmp_path_factory.mktemp("cache")), dtype="float32")
+
+
+def loss(policy: Policy, trunk: Section, shown: list[Shown], length: int) -> float:
+    rows = pack(policy, shown, length)
+    total = 0.0
+    with torch.no_grad():
+        for row in rows:
+            states = trunk(row.input_ids, row.attention_mask, row.positions)
+            mean = policy.next_token_loss(states, row.attention_mask, row.positions, row.targets)
+            total += float(mean) * row.loss_tokens
+    return total / sum(row.loss_tokens for row in rows)
+
+
+def test_packing_changes_no_loss(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    trunk = Section(backbone.model, 0, 2)
+    assert len(pack(policy, SHOWN, 400)) < len(pack(policy, SHOWN, 80)) == len(SHOWN)
+    assert loss(policy, trunk, SHOWN, 400) == pytest.approx(loss(policy, trunk, SHOWN, 80), abs=1e-4)
+
+
+def test_only_answer_tokens_and_the_eos_carry_loss(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    (row,) = pack(policy, SHOWN[:1], 200)
+    targets = row.targets[row.targets >= 0].tolist()
+    assert targets[-1] == 2
+    assert backbone.tokenizer.decode(targets[:-1]) == "red red!"
+
+
+def test_a_long_demonstration_loses_the_front_of_its_prompt_not_its_answer(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    (row,) = pack(policy, [Shown((Message("user", "x" * 500),), "fine")], 64)
+    assert row.input_ids.shape == (1, 64)
+    assert row.loss_tokens == 5
+
+
+def test_demonstrations_become_likelier(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    trunk = Section(backbone.model, 0, 2)
+    before = loss(policy, trunk, SHOWN, 200)
+    config = SFTConfig(epochs=8, learning_rate=5e-3, sequence_length=200, tokens_per_batch=200)
+    report = fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda done, metrics: None)
+    assert loss(policy, trunk, SHOWN, 200) < before - 0.3
+    assert report["demonstrations"] == 4

@@ -1,0 +1,38 @@
+"""A run's settings: nested, bounded, refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.errors import InvalidInput
+from training.config import TrainingConfig
+
+
+def test_settings_override_defaults_and_leave_the_rest() -> None:
+    config = TrainingConfig.parse({"rank": 8, "ppo": {"updates": 3}})
+    assert (config.rank, config.ppo.updates) == (8, 3)
+    assert config.ppo.rollouts == TrainingConfig().ppo.rollouts
+
+
+def test_numbers_may_come_as_text_and_none_is_allowed_where_it_means_something() -> None:
+    config = TrainingConfig.parse({"adapted_layers": "none", "ppo": {"learning_rate": "3e-5", "updates": "4"}})
+    assert (config.adapted_layers, config.ppo.learning_rate, config.ppo.updates) == (None, 3e-5, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"ppo": {"updats": 3}}, "ppo.updats"),
+        ({"ppo": {"updates": 0}}, "ppo.updates must be a whole number from 1"),
+        ({"ppo": {"updates": 2.5}}, "ppo.updates"),
+        ({"ppo": {"updates": True}}, "ppo.updates"),
+        ({"ppo": {"gamma": 1.5}}, "from 0 to 1"),
+        ({"ppo": {"gamma": float("nan")}}, "ppo.gamma"),
+        ({"rank": None}, "rank"),
+        ({"ppo": 3}, "settings.ppo"),
+        ({"rank": "many"}, "rank"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name_and_bounds(settings: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        TrainingConfig.parse(settings)

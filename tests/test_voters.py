@@ -1,0 +1,105 @@
+"""Demonstrations, what a voter gave, and forgetting it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scenes import (
+    Clock,
+    assistant,
+    compare,
+    finish,
+    open_comparison,
+    prefer,
+    user,
+)
+
+from serve.errors import (
+    InvalidInput,
+    NotFound,
+)
+from serve.feedback.store import Store
+from serve.folder import DataFolder
+from serve.records import Message
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return DataFolder(tmp_path / "data" / "feedback.db")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
+    with Store.open(folder, clock=clock) as store:
+        yield store
+
+
+@pytest.mark.parametrize(("messages", "answer"), [([user("Hi")], " \n"), ([], "Hello."), ([assistant("Hi")], "Hello.")])
+def test_an_empty_demonstration_is_refused(store: Store, messages: list[Message], answer: str) -> None:
+    with pytest.raises(InvalidInput):
+        store.add_demonstration("anna", messages, answer)
+    assert store.demonstrations_count() == 0
+
+
+def test_me_says_what_i_gave_and_what_it_trained(store: Store, tmp_path: Path) -> None:
+    receipt = prefer(store, compare(store), 0)
+    demonstration = store.add_demonstration("anna", [user("Hi")], "Hello.")
+    run = store.create_run("votes", ["reward", "ppo"], {})
+    store.snapshot(run.id, tmp_path / "snapshot.db")
+    version = store.add_version(run=run.id, parent=0, status="staged", report={}, sha256="00")
+    store.update_run(run.id, status="succeeded", version=version.number)
+    me = store.me("anna")
+    assert me["counts"] == {"conversations": 1, "comparisons": 1, "votes": 1, "demonstrations": 1}
+    assert [vote["id"] for vote in me["votes"]] == [receipt.id]
+    assert me["votes"][0]["trained"] == [{"run": run.id, "status": "succeeded", "version": 1}]
+    assert [d["id"] for d in me["demonstrations"]] == [demonstration.id]
+    assert store.me("nobody")["counts"] == {"conversations": 0, "comparisons": 0, "votes": 0, "demonstrations": 0}
+
+
+def test_forgetting_takes_everything_a_voter_gave_and_what_others_said_of_it(store: Store, folder: DataFolder) -> None:
+    comparison = compare(store, prompt="My secret is Rumpelstiltskin.", share=True)
+    prefer(store, comparison, 0)
+    store.add_demonstration("anna", [user("Say it.")], "Rumpelstiltskin!")
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    prefer(store, waiting, 0)
+    kept = compare(store, "ben", "Hello?")
+    prefer(store, kept, 0)
+    store.forget("anna")
+    store.forget("anna")
+    assert store.standing_votes() == 1
+    assert store.demonstrations_count() == 0
+    assert store.comparison(kept.id, "ben").status == "voted"
+    with pytest.raises(NotFound):
+        store.comparison(waiting.id, "ben")
+    with store.reading() as db:
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    for file in folder.root.iterdir():
+        assert b"Rumpelstiltskin" not in file.read_bytes(), file.name
+
+
+def test_an_answer_that_ends_after_its_voter_was_forgotten_is_told_so(store: Store) -> None:
+    comparison = open_comparison(store)
+    store.forget("anna")
+    with pytest.raises(NotFound):
+        finish(store, comparison.candidates[0].answer.id, "Too late.")
+
+
+def test_a_run_keeps_how_many_votes_it_had_when_a_voter_is_forgotten(store: Store, tmp_path: Path) -> None:
+    prefer(store, compare(store), 0)
+    prefer(store, compare(store, "ben"), 0)
+    run = store.create_run("votes", ["reward"], {})
+    store.snapshot(run.id, tmp_path / "snapshot.db")
+    store.update_run(run.id, status="succeeded")
+    store.forget("anna")
+    with store.reading() as db:
+        assert db.execute("SELECT count(*), count(vote_id) FROM run_votes").fetchone()[:] == (2, 1)
+    assert store.standing_votes() == 1
+    assert store.votes_since_last_run() == 0
