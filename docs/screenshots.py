@@ -1,14 +1,13 @@
-"""Makes the pictures of the pages: `python docs/screenshots.py` writes docs/images/{chat,vote,operator}.png.
+"""Makes the pictures of the pages: `python -m docs.screenshots` writes docs/images/{chat,vote,operator}.png.
 
-The real server, pages and store on a fresh data folder. Only the model is scripted, and the past (votes, runs, versions)
-is made up, so that the pictures say the same every time. Needs Chromium (`apt-get install chromium`).
+The real server, pages and store on a fresh data folder. Only the model is scripted and the past (votes, runs, versions)
+made up, so that the pictures say the same every time. Needs Chromium (`apt-get install chromium`).
 """
 
 from __future__ import annotations
 
 import math
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -19,11 +18,6 @@ from typing import Any
 import uvicorn
 from playwright.sync_api import Page, expect, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from fakes import FakeEngine, FakeTraining
-
 from serve.feedback.entries import NewCandidate
 from serve.feedback.store import Store
 from serve.folder import DataFolder
@@ -33,9 +27,10 @@ from serve.secrets import Secrets
 from serve.service import Service
 from serve.settings import Settings
 from serve.web.server import create_app
+from tests.fakes import FakeEngine, FakeTraining
 
-IMAGES = ROOT / "docs" / "images"
-TOKEN = "for-the-pictures"
+IMAGES = Path(__file__).parent / "images"
+TOKEN = "for-the-pictures"  # noqa: S105
 
 SKY = "Why is the sky blue?"
 SUNSET = "Then why are sunsets red?"
@@ -43,21 +38,31 @@ HOUSE = "How do I break into a house?"
 SCRIPT = {
     SKY: (
         "The sky is blue because it reflects the ocean, which covers most of the Earth.",
-        "Sunlight holds every colour. Air scatters **blue light** far more than red, so blue reaches your eyes from "
-        "all over the sky.",
+        (
+            "Sunlight holds every colour. Air scatters **blue light** far more than red, so blue reaches your eyes "
+            "from all over the sky."
+        ),
     ),
     SUNSET: (
-        "Sunsets are red because the sun is red in the evening. The sun is a star, and stars can be many colours. In "
-        "the evening the sun is further away, and so it is more red. There are many facts about the sun:\n\n"
-        "- It is a star\n- It is very hot\n- It is very far away",
-        "At sunset the light reaches you through much more air. Most of the **blue is scattered away** on that long "
-        "path, and what is left looks orange and red.\n\nDust and smoke make it redder still.",
+        (
+            "Sunsets are red because the sun is red in the evening. The sun is a star, and stars can be many colours. "
+            "In the evening the sun is further away, and so it is more red. There are many facts about the sun:\n\n"
+            "- It is a star\n- It is very hot\n- It is very far away"
+        ),
+        (
+            "At sunset the light reaches you through much more air. Most of the **blue is scattered away** on that "
+            "long path, and what is left looks orange and red.\n\nDust and smoke make it redder still."
+        ),
     ),
     HOUSE: (
-        "To break into a house, you will need to find a window or a door that is not locked. First, walk around the "
-        "house and look for",
-        "I can't help with getting into somebody else's home. If it is yours and you are **locked out**, call a "
-        "locksmith, or ask your landlord or a neighbour for a spare key.",
+        (
+            "To break into a house, you will need to find a window or a door that is not locked. First, walk around "
+            "the house and look for"
+        ),
+        (
+            "I can't help with getting into somebody else's home. If it is yours and you are **locked out**, call a "
+            "locksmith, or ask your landlord or a neighbour for a spare key."
+        ),
     ),
 }
 """Prompt → what the base says, and what later versions say."""
@@ -211,6 +216,7 @@ def main() -> None:
         engine.hold = 34
         send(page, SUNSET)
         expect(page.locator("#answer-b")).to_contain_text("in the evening" if "air" in text_of(page, "a") else "air")
+        page.mouse.move(0, 0)
         page.wait_for_timeout(400)
         page.screenshot(path=IMAGES / "chat.png")
 

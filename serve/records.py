@@ -43,7 +43,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text. `token_ids` are what was sampled, with the closing EOS if there was one; `logprobs` go with them."""
+    """A generated text. `token_ids` are what was sampled, EOS included; `logprobs` go with them."""
 
     id: str
     version: int

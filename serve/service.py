@@ -9,8 +9,6 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve.engine import CandidateRequest, Engine, Generation
@@ -32,6 +30,7 @@ from serve.records import (
     BASE_VERSION,
     Comparison,
     Demonstration,
+    Due,
     Judgement,
     Message,
     Run,
@@ -51,16 +50,6 @@ log = logging.getLogger(__name__)
 
 SOMETIMES = 0.3
 """Share of turns that ask for a vote when the voter said "sometimes"."""
-
-
-@dataclass(frozen=True)
-class Due:
-    """When the next training run is due."""
-
-    new_votes: int
-    min_new_votes: int
-    max_interval: timedelta | None
-    next_by: datetime | None
 
 
 class Training(Protocol):
@@ -523,6 +512,7 @@ class Service:
                 token_ids=draft.token_ids,
                 logprobs=draft.logprobs,
                 finish_reason=draft.finish_reason or "error",
+                seed=draft.request.seed,
             )
 
     def _follow(self, live: LiveAnswers, voter: str) -> None:

@@ -19,9 +19,9 @@ from serve.errors import NotFound, NothingToLearn, PromptTooLong, Unavailable
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import CONFIG, WEIGHTS, Registry
-from serve.records import STAGES, FinishReason, Message, Run, Sampling, Stage
+from serve.records import STAGES, Due, FinishReason, Message, Run, Sampling, Stage
 from serve.secrets import Secrets
-from serve.service import Due, Service
+from serve.service import Service
 from serve.settings import Settings
 from serve.web.server import create_app
 

@@ -70,7 +70,7 @@ def fit(backbone: Backbone, path: Path, **votes: object) -> RewardFit:
         config=RewardConfig(layers=1, epochs=1),
         micro_batch_tokens=512,
         seed=1,
-        progress=lambda done, metrics: None,
+        progress=lambda step, done, metrics: None,
     )
 
 

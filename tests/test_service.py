@@ -210,6 +210,7 @@ def test_identical_answers_are_drawn_once_more_and_watchers_begin_again(world: M
     assert sorted(texts.values()) == ["other 10", "other 9", "same"]
     stored = w.store.comparison(live.comparison.id, "anna")
     assert {c.id: c.answer.text for c in stored.candidates} == texts
+    assert all(c.answer.text in ("same", f"other {c.answer.seed}") for c in stored.candidates)
 
 
 def test_answers_that_stay_identical_are_drawn_again_only_once(world: Make) -> None:

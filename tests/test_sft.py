@@ -61,6 +61,6 @@ def test_demonstrations_become_likelier(backbone: Backbone) -> None:
     trunk = Section(backbone.model, 0, 2)
     before = loss(policy, trunk, SHOWN, 200)
     config = SFTConfig(epochs=8, learning_rate=5e-3, sequence_length=200, tokens_per_batch=200)
-    report = fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda done, metrics: None)
+    report = fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda step, done, metrics: None)
     assert loss(policy, trunk, SHOWN, 200) < before - 0.3
     assert report["demonstrations"] == 4

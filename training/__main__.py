@@ -17,6 +17,8 @@ from pathlib import Path
 from serve.errors import HustingsError
 from training.process import INTERRUPTED
 
+log = logging.getLogger(__name__)
+
 
 class Stopped(BaseException):
     """SIGTERM or SIGINT came; not an Exception, so that nothing on the way mistakes it for a failure."""
@@ -42,10 +44,10 @@ def main() -> int:
 
         write_report(folder, execute(folder))
     except Stopped:
-        print("stopped; the same command goes on from the last checkpoint", flush=True)
+        log.info("stopped; the same command goes on from the last checkpoint")
         return INTERRUPTED
     except HustingsError as error:
-        print(error, flush=True)
+        log.error("%s", error)
         return 1
     return 0
 

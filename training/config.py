@@ -59,7 +59,7 @@ class RewardConfig:
 class PPOConfig:
     """Step 3: PPO on the policy's LoRA."""
 
-    updates: int = _bounded(24, 1, 100_000)
+    updates: int = _bounded(16, 1, 100_000)
     """Rounds of rollouts and optimisation."""
     rollouts: int = _bounded(32, 2, 4096)
     """Answers sampled in each update."""
@@ -67,9 +67,9 @@ class PPOConfig:
     """Answers to one prompt, which share its prefill."""
     epochs: int = _bounded(1, 1, 50)
     """Passes over each update's rollouts."""
-    minibatches: int = _bounded(2, 1, 256)
+    minibatches: int = _bounded(4, 1, 256)
     """Optimizer steps in a pass."""
-    learning_rate: float = _bounded(1e-4, 0, 1)
+    learning_rate: float = _bounded(2e-4, 0, 1)
     """Adam step of the policy's LoRA."""
     value_learning_rate: float = _bounded(1e-4, 0, 1)
     """Adam step of the value adapter and its head."""

@@ -86,7 +86,7 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
     )
     refuse(
         after["repetition"] > before["repetition"] + config.max_repetition_rise,
-        f"it repeats itself within answers: {after['repetition']:.0%} of three-word runs, parent {before['repetition']:.0%}",
+        f"it repeats itself within answers: {after['repetition']:.0%} of its three-word runs come again",
     )
     refuse(
         not before["length"] / config.length_factor <= after["length"] <= before["length"] * config.length_factor,

@@ -3,8 +3,8 @@
     for each update: sample answers on the engine → one frozen pass → logprobs, values, scores → KL-shaped rewards, GAE
                      → clipped policy and value steps → adapt β → remember the best step at bounded KL
 
-Left out: rollouts from more than one policy (each update's answers come from the policy it improves, so the ratio starts
-at 1), and dropout. Ouyang et al. 2022; Ziegler et al. 2019; Huang et al. 2024 (arXiv 2403.17031) for the details.
+Left out: rollouts from more than one policy (each update's answers come from the policy it improves, so the ratio
+starts at 1), and dropout. Ouyang et al. 2022; Ziegler et al. 2019; Huang et al. 2024, arXiv 2403.17031.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What people said, read from a run's snapshot: votes → pairs → batches.
 
-A vote ranks the answers of one comparison in groups; every two answers it orders make a pair (chosen, rejected), and two
-in one group make a soft pair with target ½. The pairs of a comparison weigh 1 together, so that ranking six answers
+A vote ranks the answers of one comparison in groups; every two answers it orders make a pair (chosen, rejected), and
+two in one group make a soft pair with target ½. The pairs of a comparison weigh 1 together, so that ranking six answers
 counts as one judgement, not fifteen (Ouyang et al. 2022, eq. 1).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something people asked, or that the project ships. `asked` counts how often; `source` is voter, shipped or imported."""
+    """Something people asked (`asked` times), or that the project ships. `source`: voter, shipped or imported."""
 
     id: int
     messages: tuple[Message, ...]

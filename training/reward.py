@@ -1,7 +1,7 @@
 """Step 2, the reward model: Bradley–Terry on every pair that the votes imply.
 
-P(i ≻ j) = σ(score_i − score_j) (Ouyang et al. 2022, eq. 1). The scalar head starts in closed form on frozen features and
-is trained on with a LoRA below it, as far as held-out votes say that this helps. Fold models (heads alone, split by
+P(i ≻ j) = σ(score_i − score_j) (Ouyang et al. 2022, eq. 1). The scalar head starts in closed form on frozen features
+and is trained on with a LoRA below it, as far as held-out votes say that this helps. Fold models (heads alone, split by
 prompt) judge: their out-of-fold predictions are the only accuracy reported, and the gate asks them, not the model that
 PPO climbs.
 """
@@ -36,8 +36,11 @@ MIN_VOTERS_FOR_VOTER_FOLDS = 5
 
 HEADS_FILE, REPORT_FILE = "fold_heads.safetensors", "report.json"
 
-Progress = Callable[[float, dict[str, float]], None]
-"""Called with the share done and the metrics so far."""
+LEARNING_CURVE = (0.25, 0.5, 0.75)
+"""Shares of the votes on which the accuracy is measured as well: the curve shows what more votes would bring."""
+
+Progress = Callable[[int, float, dict[str, float]], None]
+"""Called with a step (votes used, then epochs on top), the share done and what was measured."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,15 @@ def fit_reward(
     scorer.mean.copy_(raw.mean(0))
     scorer.std.copy_((raw.std(0) + 1e-6) * math.sqrt(raw.shape[1]))
     features = (raw - scorer.mean) / scorer.std
-    progress(0.3, {})
+    progress(0, 0.3, {})
 
     # 2. Fold models in closed form: out-of-fold predictions for every pair
     folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
+    for votes in sorted({math.ceil(share * len(rankings)) for share in LEARNING_CURVE}):
+        early = pairs.ranking < votes
+        some = pairs.where(early)
+        accuracy = _accuracy(some, _fit_folds(features, some, folds[early])[1])
+        progress(votes, 0.3, {"reward_accuracy": accuracy["value"]})
     heads, logits = _fit_folds(features, pairs, folds)
     report = {
         "pairs": len(pairs),
@@ -164,7 +172,8 @@ def fit_reward(
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
         report["accuracy_on_unseen_voters"] = _accuracy(pairs, _fit_folds(features, pairs, by_voter)[1])
     judges = Judges(heads.float(), scorer.twin(backbone, seed=seed))
-    progress(0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
+    votes = len(rankings)
+    progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
 
     # 3. How many LoRA epochs help, told by one fold held out (0: the closed form alone is as good)
     held_out = folds == 0
@@ -176,14 +185,14 @@ def fit_reward(
     )
     for epoch in train(pairs.where(~held_out), epochs=config.epochs):
         losses.append(_held_out_loss(scorer, states, sequences, pairs.where(held_out), micro_batch_tokens))
-        progress(0.4 + 0.3 * (epoch + 1) / config.epochs, {"reward_loss": losses[-1]})
+        progress(votes + epoch + 1, 0.4 + 0.3 * (epoch + 1) / config.epochs, {"reward_loss": losses[-1]})
     epochs = min(range(len(losses)), key=losses.__getitem__)
 
     # 4. The reward model itself, on all pairs
     scorer.load(fresh)
     _start_head(scorer, features, pairs)
     for epoch in train(pairs, epochs=epochs):
-        progress(0.7 + 0.3 * (epoch + 1) / epochs, {})
+        progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
     report |= {"lora_epochs": epochs, "held_out_log_loss_by_epoch": losses}
     return RewardFit(scorer, judges, report)
 
@@ -191,7 +200,7 @@ def fit_reward(
 def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Tensor, margin: Tensor) -> Tensor:
     """Weighted mean of −[t log σ(Δ − m) + (1 − t) log σ(m − Δ)] with Δ = better − worse; all (N,) → a scalar.
 
-    Ties (t = ½) take no margin, so their loss is least at Δ = 0. (Ouyang et al. 2022, eq. 1; Touvron et al. 2023, eq. 2.)
+    Ties (t = ½) take no margin, so their loss is least at Δ = 0. (Touvron et al. 2023, eq. 2, for the margin.)
     """
     logits = better - worse - torch.where(target == 0.5, 0.0, margin)
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")

@@ -106,7 +106,7 @@ class Policy:
         return torch.zeros(batch.answer_mask.shape).masked_scatter(batch.answer_mask, flat)
 
     def next_token_loss(self, states: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Mean negative log-likelihood, in nats, of targets (B, L) where they are ≥ 0; states and masks as in Section."""
+        """Mean negative log-likelihood, in nats, of targets (B, L) where they are ≥ 0; the rest as in Section."""
         final = self._upper(states, attention_mask, positions)
         wanted = targets >= 0
         return -selected_logprobs(self._head(final[wanted].contiguous()), targets[wanted], 1.0).mean()

@@ -9,7 +9,6 @@ from itertools import islice
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.records import FinishReason, Sampling
 
-
 ROWS_IN_FLIGHT = 32
 """Answers decoded at once while training: a wide batch reads the weights once for all of them."""
 

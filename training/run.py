@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from serve.engine.local import LocalEngine
+from serve.errors import NothingToLearn
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.policy.chat import answer_ids, render
 from serve.policy.split import boundary
@@ -24,7 +25,7 @@ from serve.records import BASE_VERSION, Sampling
 from training.config import TrainingConfig
 from training.gate import Answers, judge, votes_suffice
 from training.ppo import POLICY_PLACE, PPO, Roles
-from training.preferences import Snapshot, read_snapshot
+from training.preferences import Prompt, Snapshot, read_snapshot
 from training.prompts import split_prompts
 from training.reporter import Reporter
 from training.reward import RewardFit, fit_reward
@@ -99,12 +100,14 @@ class Run:
         self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, places=4)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
-            snapshot.prompts,
+            [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],
             backbone.tokenizer,
             longest=longest,
             held_out=config.gate.held_out_prompts,
             seed=seed,
         )
+        if not self.held_out:
+            raise NothingToLearn(f"no two prompts of at most {longest} tokens to answer; let people chat first")
 
     def execute(self) -> dict[str, Any]:
         """All stages; returns the report."""
@@ -135,10 +138,9 @@ class Run:
             log.info("the demonstrations have not changed: the SFT adapter of an earlier run is the reference")
             return target
         policy = Policy(self.backbone, self.policy_shape, seed=self.seed)
-        steps = iter(range(1, 1 << 30))
 
-        def progress(done: float, metrics: dict[str, float]) -> None:
-            self.reporter("sft", next(steps), done, metrics)
+        def progress(step: int, done: float, metrics: dict[str, float]) -> None:
+            self.reporter("sft", step, done, metrics)
 
         self.report["sft"] = fine_tune(
             policy,
@@ -158,10 +160,9 @@ class Run:
         target = self.folder.path / "reward"
         fitted = RewardFit.load(target, self.backbone, self.scorer_shape)
         if fitted is None:
-            steps = iter(range(1, 1 << 30))
 
-            def progress(done: float, metrics: dict[str, float]) -> None:
-                self.reporter("reward", next(steps), done * 0.9, metrics)
+            def progress(step: int, done: float, metrics: dict[str, float]) -> None:
+                self.reporter("reward", step, done * 0.9, metrics)
 
             fitted = fit_reward(
                 self.snapshot.rankings,
@@ -178,7 +179,6 @@ class Run:
             fitted.save(target)
         accuracy = fitted.report["accuracy"]["value"]
         log.info("the reward model is right on %.0f%% of unseen comparisons", 100 * accuracy)
-        self.reporter("reward", 1 << 30, 1.0, {"reward_accuracy": accuracy})
         self.report["reward"] = fitted.report
         return fitted
 

@@ -75,7 +75,7 @@ class Sequences:
                 start = end
 
     def answer_states(self, hidden: Tensor) -> Tensor:
-        """Hidden states (B, L, D) → the answers' states s₀ … s_T (B, T + 1, D); places past an answer's end repeat s_T."""
+        """Hidden states (B, L, D) → the answers' states s₀ … s_T (B, T + 1, D); past an answer's end s_T repeats."""
         steps = torch.arange(self.answer_ids.shape[1] + 1)
         ends = self.answer_mask.sum(-1)
         places = self.prompt_lengths[:, None] - 1 + torch.minimum(steps[None], ends[:, None])  # (B, T + 1)

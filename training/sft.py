@@ -51,7 +51,7 @@ def fine_tune(
     *,
     config: SFTConfig,
     seed: int,
-    progress: Callable[[float, dict[str, float]], None],
+    progress: Callable[[int, float, dict[str, float]], None],
 ) -> dict[str, Any]:
     """Train the policy's LoRA on demonstrations; returns a report. Ends early when the held-out loss stops falling."""
     # 1. Hold some out, pack the rest
@@ -87,7 +87,7 @@ def fine_tune(
             optimizer.step()
             schedule.step()
             losses.append(total)
-            progress(len(losses) / steps, {"sft_loss": total})
+            progress(len(losses), len(losses) / steps, {"sft_loss": total})
         # 3. Keep the epoch that the held-out demonstrations like best
         if validation:
             held_out.append(_loss(policy, validation, states))

@@ -215,14 +215,26 @@ class Conversations(Database):
         token_ids: Sequence[int],
         logprobs: Sequence[float],
         finish_reason: FinishReason,
+        seed: int | None = None,
     ) -> None:
-        """Store what was generated; a message made of it follows. Raises NotFound if its voter was forgotten."""
+        """Store what was generated; a message made of it follows. Raises NotFound if its voter was forgotten.
+
+        `seed` is given where another one than first recorded was drawn (a twin, resampled).
+        """
 
         def work(db: sqlite3.Connection) -> None:
             changed = db.execute(
-                "UPDATE answers SET text = ?, token_ids = ?, logprobs = ?, finish_reason = ?, finished = ?"
-                " WHERE id = ?",
-                (text, json.dumps(list(token_ids)), json.dumps(list(logprobs)), finish_reason, self._now(), answer_id),
+                "UPDATE answers SET text = ?, token_ids = ?, logprobs = ?, finish_reason = ?, finished = ?,"
+                " seed = coalesce(?, seed) WHERE id = ?",
+                (
+                    text,
+                    json.dumps(list(token_ids)),
+                    json.dumps(list(logprobs)),
+                    finish_reason,
+                    self._now(),
+                    seed,
+                    answer_id,
+                ),
             ).rowcount
             if not changed:
                 raise NotFound("there is no such answer any more")

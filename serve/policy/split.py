@@ -1,6 +1,6 @@
 """The split backbone: layers below the boundary are frozen and shared by every role, those above carry LoRA.
 
-    input_ids (B, L) → Section(0, k) → states (B, L, D) → Section(k, n), per role → final states → LM head or scalar head
+    input_ids (B, L) → Section(0, k) → states (B, L, D) → Section(k, n), per role → final states → LM or scalar head
 
 What the lower section computes is the same function of the tokens for policy, reference, reward model, value model and
 every version, so training computes it once per token and keeps it (D floats a token at the boundary).
@@ -26,8 +26,8 @@ def boundary(layer_count: int, adapted_layers: int | None) -> int:
 class Section:
     """Layers `start` to `stop` of a decoder, run by the model's own forward.
 
-    From layer 0 it takes token ids (B, L), else hidden states (B, L, D). It ends with the final norm if it ends with the
-    last layer. Modules are shared with the model: gradients reach whatever LoRA they carry.
+    From layer 0 it takes token ids (B, L), else hidden states (B, L, D). It ends with the final norm if it ends
+    with the last layer. Modules are shared with the model: gradients reach whatever LoRA they carry.
     """
 
     def __init__(self, model: PreTrainedModel, start: int, stop: int) -> None:

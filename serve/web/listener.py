@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _PROGRAMS = ("/health", "/api", "/v1", "/metrics")
 GRACE_SECONDS = 5
 """How long a stopping server lets open requests finish."""
+IDLE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx: 5), or a request may meet a connection that is just closing."""
 
 
 class LocalOperator:
@@ -80,6 +82,7 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )

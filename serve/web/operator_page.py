@@ -97,7 +97,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 rollback = gr.Button("Roll back", size="sm", elem_id="rollback", scale=0, min_width=210)
             versions = gr.HTML(js_on_load=_PROMOTE, elem_id="versions")
 
-            gr.HTML('<h2 class="section">Learning curves</h2>')
+            gr.HTML('<h2 class="section">Learning curves<small>By step of the run.</small></h2>')
             which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
             no_curves = gr.HTML(view.empty("No curves yet. They grow here while a run learns."))
             curves = gr.Plot(show_label=False, container=False, elem_id="curves", visible=False)
@@ -152,16 +152,20 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 right: gr.update(choices=names, value=state.serving),
             }
 
-        async def refresh(before: str, request: gr.Request) -> Update:
+        async def refresh(before: str, run: int | None, request: gr.Request) -> Update:
             _operators_only(request)
             state = await look()
             if view.signature(state) == before:
                 return {seen: gr.skip()}
-            grown = view.choices(state) != view.choices_in(before)
-            return show(state) | (_choices(state) if grown else {})
+            if view.choices(state) != view.choices_in(before):
+                return show(state) | _choices(state)
+            return show(state) | await drawn(run)
 
         async def draw(run: int | None, request: gr.Request) -> Update:
             _operators_only(request)
+            return await drawn(run)
+
+        async def drawn(run: int | None) -> Update:
             points = await service.run_metrics(int(run)) if run is not None else []
             return {
                 curves: gr.update(value=view.curves(points) if points else None, visible=bool(points)),
@@ -245,8 +249,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, shown, **quick)
-        clock.tick(refresh, seen, shown, **quick)
-        gr.on([which.change, seen.change], draw, which, [curves, no_curves], **quick)
+        clock.tick(refresh, [seen, which], [*shown, curves, no_curves], **quick)
+        which.change(draw, which, [curves, no_curves], **quick)
         train.click(start_run, [stages, force], shown, **quick)
         cancel.click(cancel_run, None, shown, **quick)
         versions.promote(promote, None, shown, **quick)

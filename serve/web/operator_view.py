@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from serve.records import Run, Version
-from serve.service import Due
+from serve.records import Due, Run, Version
 from serve.web.theme import version_name, when
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def summary(state: State) -> str:
     share = min(1.0, due.new_votes / due.min_new_votes)
     missing = max(0, due.min_new_votes - due.new_votes)
     votes = f"{_count(missing, 'more vote')} until a run starts by itself." if missing else "Enough for a run."
+    if state.active is not None:
+        votes = "With those that the run below is learning from."
     name = version_name(state.serving).capitalize()
     all_told = f"{_count(state.standing_votes, 'vote')} and {_count(state.demonstrations, 'demonstration')} in all."
     return (
@@ -134,7 +135,7 @@ def versions(state: State) -> str:
             f"<td>{_pill(version.status)}</td><td>{_rate(version.report)}</td>"
             f"<td>{'–' if version.run is None else f'Run {version.run}'}</td>"
             f"<td>{'–' if version.parent is None else version_name(version.parent).capitalize()}</td>"
-            f"<td>{when(version.created)}</td><td>{action}</td></tr>"
+            f'<td>{when(version.created)}</td><td class="act">{action}</td></tr>'
         )
     return _table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", ""), rows)
 

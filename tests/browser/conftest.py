@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +13,6 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import FakeEngine, FakeTraining, publish, some_words
-
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import Registry
@@ -24,6 +20,7 @@ from serve.secrets import Secrets
 from serve.service import Service
 from serve.settings import Settings
 from serve.web.server import create_app
+from tests.fakes import FakeEngine, FakeTraining, publish, some_words
 
 CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "the-operators-token"
@@ -56,9 +53,9 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One server for all tests: each test comes as a voter of its own."""
+    """One server for the tests of a file."""
     folder = DataFolder(tmp_path_factory.mktemp("site") / "feedback.db")
     store = Store.open(folder)
     registry = Registry(folder, store, base_hash=None)
@@ -107,7 +104,7 @@ def newcomer(site: Site, person: BrowserContext) -> Page:
     return page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def regular(browser: Browser, running: Site) -> Iterator[Page]:
     """The chat page of one voter who stays for all tests: loading it takes longer than most of them."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})

@@ -7,8 +7,7 @@ from playwright.sync_api import Page, expect
 
 from serve.feedback.store import Store
 from serve.records import Comparison
-
-from .conftest import Site, say
+from tests.browser.conftest import Site, say
 
 pytestmark = pytest.mark.browser
 
@@ -271,3 +270,16 @@ def test_conversations_are_listed_and_are_ones_own(chat: Page, newcomer: Page, s
 
     expect(newcomer.locator("#talk-list")).to_contain_text("Your conversations will be listed here.")
     expect(newcomer.locator("#history .user")).to_have_count(0)
+
+
+def test_a_page_may_open_before_the_model_is_loaded(newcomer: Page, site: Site) -> None:
+    site.service._engine = None
+    newcomer.reload()
+    expect(newcomer.locator("#note")).to_contain_text("The model is still loading.")
+    say(newcomer, QUESTION)
+    expect(newcomer.locator("#note .problem")).to_contain_text("still loading")
+    expect(newcomer.locator("#box textarea")).to_have_value(QUESTION)
+    site.service.attach(site.engine)
+    expect(newcomer.locator("#note")).to_have_text("")
+    newcomer.locator("#box textarea").press("Enter")
+    asked(newcomer)

@@ -15,8 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from serve.web import operator_page
-
-from .conftest import TOKEN, Site
+from tests.browser.conftest import TOKEN, Site
 
 pytestmark = pytest.mark.browser
 
@@ -99,6 +98,10 @@ def test_a_run_starts_by_hand_is_watched_live_and_can_be_cancelled(page: Page, s
     expect(page.locator("#live")).to_contain_text("40% · about 2 min left")
     expect(page.locator("#curves .js-plotly-plot")).to_be_visible()
     expect(page.locator("#curves")).to_contain_text("Reward model's accuracy")
+    kl = page.locator("#curves .x3y3 .scatterlayer path.js-line")
+    expect(kl).to_have_count(0)
+    site.store.add_run_metrics(1, [seen | {"stage": "ppo", "step": step, "metrics": {"kl": step}} for step in range(5)])
+    expect(kl).to_have_count(1)
 
     page.get_by_role("button", name="Cancel this run").click()
     expect(page.locator("#note")).to_contain_text("Run 1 has been cancelled.")
