@@ -61,7 +61,7 @@ class LoopSettings:
     temperature: float = 0.8
     seed: int = 20_000
     """Of the held-out answers (each prompt its own) and of the voters' mistakes."""
-    model: str | None = None
+    model: str = "default"
     training: tuple[str, ...] = ()
     """Overrides of the training configuration, such as `ppo.updates=8`."""
 
@@ -384,10 +384,9 @@ def add_likelihoods(state: ArmState, settings: LoopSettings, progress: Progress)
     from serve.policy.base import load_backbone, resolve_model
     from serve.settings import Settings
 
-    server_settings = Settings.load()
-    model = settings.model or server_settings.model
+    cache_dir = Settings.load().cache_dir
     with state.timed("likelihoods"):
-        backbone = load_backbone(resolve_model(model, server_settings.cache_dir), dtype="float32")
+        backbone = load_backbone(resolve_model(settings.model, cache_dir), dtype="float32")
         for version in missing:
             progress.line(f"{state.folder.name}: likelihood of version {version}'s answers under the base")
             answers = list(state.answers(version).by_index().values())

@@ -52,30 +52,36 @@ class Server:
             )
         (self.data / "server.pid").write_text(str(self._process.pid))
         self.memory.watch(self._process.pid)
+        ready = False
         try:
-            self._wait_until_ready()
-        except BaseException:
-            self.__exit__()
-            raise
+            ready = self._is_ready()
+        finally:
+            if not ready:
+                self.__exit__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._process is None:
             return
         self.memory.stop()
-        _end(self._process.pid, self._process)
-        self._process = None
+        process, self._process = self._process, None
+        code = process.poll()
+        if code is None:
+            _end(process.pid, process)
         (self.data / "server.pid").unlink(missing_ok=True)
+        if code is not None:
+            raise RuntimeError(f"the server ended by itself with code {code}: {self.last_words()}")
 
-    def _wait_until_ready(self) -> None:
+    def _is_ready(self) -> bool:
+        """Wait until `/health` is 200; False when the process ended instead."""
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise RuntimeError(f"the server ended with code {self._process.returncode}: {self.last_words()}")
+                return False
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
-                    return
+                    return True
             time.sleep(0.2)
         raise RuntimeError(f"the server was not ready after {START_TIMEOUT:.0f} s: {self.last_words()}")
 

@@ -84,7 +84,7 @@ class Server:
             address = re.search(r"http://\S+", process.stdout.readline())
             assert address, log_path.read_text()
             with httpx.Client(base_url=address[0], timeout=30) as http:
-                wait_for("a healthy server", lambda: True if http.get("/health").is_success else None, 60)
+                wait_for("a healthy server", lambda: True if http.get("/health").is_success else None, 180)
                 yield http
             process.send_signal(end)
             assert process.wait(30) == (0 if end == signal.SIGTERM else -end), log_path.read_text()

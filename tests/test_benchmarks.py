@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import math
 import os
@@ -15,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from benchmarks import client, loop, loop_result, report
@@ -22,7 +25,7 @@ from benchmarks.client import chunk_version
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop_state import Lines
 from benchmarks.prompts import HELD_OUT, VOTED, held_out_prompts, voted_prompts
-from benchmarks.server import Memory, family, resident_bytes, stop_leftover
+from benchmarks.server import OPERATOR_TOKEN, Memory, Server, family, resident_bytes, stop_leftover
 from benchmarks.voters import PREFERENCES, as_vote, ballot, brevity, no_lists, question, second_person, winner, words
 from tests.fake_api import FakeServer
 
@@ -267,6 +270,48 @@ def test_a_leftover_server_is_stopped_and_a_stranger_with_its_pid_is_not(tmp_pat
         stop_leftover(tmp_path)
         assert leftover.wait(5) == -15 and time.monotonic() - started < 10
     assert not (tmp_path / "server.pid").exists()
+
+
+STAND_IN = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/die":
+            print("last words", file=sys.stderr, flush=True)
+            os._exit(3)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(repr([sys.argv[1:], {k: v for k, v in os.environ.items() if "HUSTINGS" in k}]).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def test_the_server_gets_its_own_settings_and_its_end_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app.py").write_text(STAND_IN)
+    monkeypatch.setattr("benchmarks.server.ROOT", tmp_path)
+    monkeypatch.setenv("HUSTINGS_PROMOTION", "manual")
+    with Server(tmp_path / "data", model="m", environment={"HUSTINGS_MIN_NEW_VOTES": "7"}) as server:
+        arguments, environment = ast.literal_eval(httpx.get(f"{server.url}/health").text)
+        assert arguments[:4] == ["--db", str(tmp_path / "data" / "feedback.db"), "--model", "m"]
+        assert environment == {"HUSTINGS_MIN_NEW_VOTES": "7", "HUSTINGS_OPERATOR_TOKEN": OPERATOR_TOKEN}
+        pid = int((tmp_path / "data" / "server.pid").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+    with (
+        pytest.raises(RuntimeError, match=r"by itself with code 3: (.|\n)*last words"),
+        Server(tmp_path / "data") as server,
+    ):
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(f"{server.url}/die")
+        time.sleep(0.5)
+
+
+def test_a_server_that_cannot_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app.py").write_text("raise SystemExit('no model')")
+    monkeypatch.setattr("benchmarks.server.ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="code 1: no model"), Server(tmp_path / "data"):
+        pass
 
 
 # -- the phases --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,10 +19,6 @@ from serve.errors import HustingsError
 from training.process import INTERRUPTED
 
 log = logging.getLogger(__name__)
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT came; not an Exception, so that nothing on the way mistakes it for a failure."""
 
 
 def main() -> int:
@@ -33,23 +30,22 @@ def main() -> int:
         parser.error(f"{folder} is not a run's folder: it has no config.json")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
-        from training.run import execute, write_report  # torch and peft: after the handlers, which must work at once
+        from training.run import execute, write_report  # torch and peft take seconds: the handlers come first
 
         write_report(folder, execute(folder))
-    except Stopped:
-        log.info("stopped; the same command goes on from the last checkpoint")
-        return INTERRUPTED
     except HustingsError as error:
         log.error("%s", error)
         return 1
     return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    """Everything that lasts is written whole or not at all, so the process may end between any two instructions."""
+    os.write(1, b"stopped; the same command goes on from the last checkpoint\n")
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

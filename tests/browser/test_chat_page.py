@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from serve.feedback.store import Store
 from serve.records import Comparison
@@ -270,6 +272,20 @@ def test_conversations_are_listed_and_are_ones_own(chat: Page, newcomer: Page, s
 
     expect(newcomer.locator("#talk-list")).to_contain_text("Your conversations will be listed here.")
     expect(newcomer.locator("#history .user")).to_have_count(0)
+
+
+def test_on_a_phone_the_side_panel_starts_closed(site: Site, person: BrowserContext) -> None:
+    page = person.new_page()
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(site.url)
+    expect(page.locator("#side")).not_to_have_class(re.compile("open"))
+    page.get_by_role("button", name="Toggle Sidebar").click()
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#side")).not_to_have_class(re.compile("open"))
+    say(page, QUESTION)
+    asked(page)
+    page.click("#vote-b")
+    expect(page.locator("#note")).to_contain_text("You chose B.")
 
 
 def test_a_page_may_open_before_the_model_is_loaded(newcomer: Page, site: Site) -> None:

@@ -18,6 +18,16 @@ addEventListener('scroll', () => { atEnd = innerHeight + scrollY >= end() - 90; 
 addEventListener('DOMContentLoaded', () =>
   new ResizeObserver(() => atEnd && scrollTo(0, end())).observe(document.body));
 
+// On a narrow screen the side panel would cover the chat: there it starts closed, and closes on a choice.
+const closeSide = () => innerWidth < 768 && document.querySelector('#side.open .toggle-button')?.click();
+const side = new MutationObserver(() => {
+  if (!document.querySelector('#side.open')) return;
+  side.disconnect();
+  setTimeout(closeSide);
+});
+side.observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['class']});
+document.addEventListener('click', event => event.target.closest('#new-chat, [data-talk]') && closeSide());
+
 // What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
 new MutationObserver(() => {
   document.querySelector('#box .submit-button')?.setAttribute('aria-label', 'Send');
