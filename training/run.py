@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +94,8 @@ class Run:
         self.scorer_shape = LoraShape(near, config.rank, config.alpha)
         self.frozen = FrozenLayers(backbone, first, near)
         self.base = Policy(backbone, LoraShape(near, 1, 1), seed=seed)
+        self.reference_adapter: Path | None = None
+        self.reference = self.base
         max_tokens = config.ppo.max_tokens or snapshot.max_tokens
         self.sampling = Sampling(max_tokens=max_tokens, temperature=config.ppo.temperature or snapshot.temperature)
         self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, places=4)
@@ -111,22 +112,24 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """All stages; returns the report."""
-        reference = self.supervised() if "sft" in self.stages and self.snapshot.demonstrations else None
-        policy = Policy(self.backbone, self.policy_shape, seed=self.seed, start=reference)
+        if "sft" in self.stages and self.snapshot.demonstrations:
+            self.reference_adapter = self.supervised()
+            self.reference = self._policy(self.reference_adapter)
+        policy = self._policy(self.reference_adapter)
         judged: RewardFit | None = None
         if "reward" in self.stages or "ppo" in self.stages:
-            judged = self.reward_model(reference)
+            judged = self.reward_model()
             refusal = votes_suffice(judged.report["accuracy"], len(self.snapshot.rankings))
             if refusal:
                 return self._rejected([refusal])
         if "ppo" in self.stages:
             assert judged is not None
-            self.optimise(policy, reference, judged)
-        elif reference is None:  # the reward model alone was asked for
+            self.optimise(policy, judged)
+        elif self.reference_adapter is None:  # the reward model alone was asked for
             return self.report
         policy.save(self.folder.adapter)
         self.report["adapter"] = True
-        gate = self.gate(policy, reference, judged)
+        gate = self.gate(policy, judged)
         self.report["gate"] = gate
         return self.report if gate["passed"] else self._rejected(gate["reasons"])
 
@@ -137,7 +140,7 @@ class Run:
         if (target / "adapter_model.safetensors").is_file():
             log.info("the demonstrations have not changed: the SFT adapter of an earlier run is the reference")
             return target
-        policy = Policy(self.backbone, self.policy_shape, seed=self.seed)
+        policy = self._policy(None)
 
         def progress(step: int, done: float, metrics: dict[str, float]) -> None:
             self.reporter("sft", step, done, metrics)
@@ -155,7 +158,7 @@ class Run:
         draft.rename(target)
         return target
 
-    def reward_model(self, reference: Path | None) -> RewardFit:
+    def reward_model(self) -> RewardFit:
         """Step 2 → the reward model, its scores normalised on the reference's answers."""
         target = self.folder.path / "reward"
         fitted = RewardFit.load(target, self.backbone, self.scorer_shape)
@@ -175,16 +178,16 @@ class Run:
                 progress=progress,
             )
             if fitted.report["accuracy"]["low"] > 0.5:  # else the run ends here, and nobody reads scores
-                fitted.report["normalisation"] = self._normalise(fitted, reference)
+                fitted.report["normalisation"] = self._normalise(fitted)
             fitted.save(target)
         accuracy = fitted.report["accuracy"]["value"]
         log.info("the reward model is right on %.0f%% of unseen comparisons", 100 * accuracy)
         self.report["reward"] = fitted.report
         return fitted
 
-    def _normalise(self, fitted: RewardFit, reference: Path | None) -> dict[str, float]:
+    def _normalise(self, fitted: RewardFit) -> dict[str, float]:
         """Scores get mean 0 and standard deviation 1 on the reference's own answers, so that β keeps its meaning."""
-        place = self._place(REFERENCE_PLACE, reference)
+        place = self._place(REFERENCE_PLACE, self.reference_adapter)
         prompts = self.pool.draw(REFERENCE_ANSWERS, self.seed)
         rollouts = sample(self.engine, place, prompts, answers_per_prompt=1, sampling=self.sampling, seed=self.seed)
         sequences, states = self._measured(rollouts)
@@ -193,7 +196,7 @@ class Run:
         fitted.scorer.rescale(shift, scale)
         return {"mean": shift, "std": scale, "answers": len(rollouts)}
 
-    def optimise(self, policy: Policy, reference: Path | None, judged: RewardFit) -> None:
+    def optimise(self, policy: Policy, judged: RewardFit) -> None:
         """Step 3: PPO; leaves the policy at its best step."""
         config = self.config.ppo
         checkpoint = self.folder.path / "checkpoint" / "ppo.pt"
@@ -201,7 +204,7 @@ class Run:
         ppo = PPO(
             roles=Roles(
                 policy=policy,
-                reference_logprobs=partial(self._reference_logprobs, self._reference(reference)),
+                reference_logprobs=self._reference_logprobs,
                 reward=judged.scorer,
                 value=judged.scorer.twin(self.backbone, seed=self.seed),
                 frozen=self.frozen,
@@ -238,18 +241,18 @@ class Run:
             "last": metrics,
         }
 
-    def gate(self, policy: Policy, reference: Path | None, judged: RewardFit | None) -> dict[str, Any]:
+    def gate(self, policy: Policy, judged: RewardFit | None) -> dict[str, Any]:
         """Answers of the new version and of its parent to the held-out prompts, judged."""
         self.reporter("gate", 1, 0.0, {})
         self.engine.load_tensors(POLICY_PLACE, policy.tensors(), scaling=policy.scaling)
         parent = self._place(PARENT_PLACE, self.folder.parent if self.folder.parent.is_dir() else None)
-        new = self._answers(POLICY_PLACE, reference, judged)
+        new = self._answers(POLICY_PLACE, judged)
         self.reporter("gate", 2, 0.45, {})
-        verdict = judge(new, self._answers(parent, reference, judged), self.config.gate, compare=judged is not None)
+        verdict = judge(new, self._answers(parent, judged), self.config.gate, compare=judged is not None)
         self.reporter("gate", 3, 1.0, {"win_rate": verdict["win_rate"]["value"]})
         return verdict
 
-    def _answers(self, place: int, reference: Path | None, judged: RewardFit | None) -> Answers:
+    def _answers(self, place: int, judged: RewardFit | None) -> Answers:
         """A version's answers to the held-out prompts, with the same seeds for each version."""
         rollouts = sample(
             self.engine, place, self.held_out, answers_per_prompt=1, sampling=self.sampling, seed=self.seed
@@ -257,21 +260,19 @@ class Run:
         sequences, states = self._measured(rollouts)
         tokens = self.config.micro_batch_tokens
         sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logprobs) for r in rollouts], batch_first=True)
-        expected = self._reference_logprobs(self._reference(reference), states, sequences)
+        expected = self._reference_logprobs(states, sequences)
         kl = (sampled - expected) * sequences.answer_mask
         nll = -self.base.all_logprobs(states.near, sequences, 1.0, tokens)
         scores = judged.judges.score(states, sequences, tokens) if judged else torch.zeros(len(rollouts))
         return Answers(rollouts, kl.sum(-1).tolist(), nll.sum(-1).tolist(), scores.tolist())
 
-    def _reference(self, adapter: Path | None) -> Policy:
-        """What KL is measured against: the SFT adapter, else the base."""
-        if adapter is None:
-            return self.base
-        return Policy(self.backbone, self.policy_shape, seed=self.seed, start=adapter)
+    def _policy(self, start: Path | None) -> Policy:
+        return Policy(self.backbone, self.policy_shape, seed=self.seed, start=start)
 
-    def _reference_logprobs(self, reference: Policy, states: FrozenStates, sequences: Sequences) -> Tensor:
-        inputs = states.near if reference is self.base else states.boundary
-        return reference.all_logprobs(inputs, sequences, self.sampling.temperature, self.config.micro_batch_tokens)
+    def _reference_logprobs(self, states: FrozenStates, sequences: Sequences) -> Tensor:
+        """Of what KL is measured against: the SFT adapter, else the base, which shares the middle layers, too."""
+        inputs = states.near if self.reference is self.base else states.boundary
+        return self.reference.all_logprobs(inputs, sequences, self.sampling.temperature, self.config.micro_batch_tokens)
 
     def _measured(self, rollouts: Sequence[Rollout]) -> tuple[Sequences, FrozenStates]:
         sequences = Sequences.of([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts])

@@ -259,7 +259,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def open_talk(voter: str, place: str | None) -> Update:
             scene = await talks.settle_twins(voter, await talks.scene(voter, place))
-            words = theme.note(ASK) if scene.asked else "" if service.ready else theme.note(LOADING)
+            words = "" if service.ready else theme.note(LOADING)
+            if scene.asked and scene.writing is None:
+                words = theme.note(ASK)
             return show(scene, {note: words, talk_list: await listed(voter, place)})
 
         async def resume(place: str, request: gr.Request) -> AsyncIterator[Update]:
@@ -267,10 +269,11 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             yield nothing
             try:
                 voter = voter_of(request)
-                await talks.scene(voter, place)
-                live = talks.writing(place)
-                if live is not None:
-                    async for update in follow(voter, live):
+                scene = await talks.scene(voter, place)
+                if scene.writing is None:
+                    yield show(scene)  # what was being written when the page opened may have ended since
+                else:
+                    async for update in follow(voter, scene.writing):
                         yield update
             except HustingsError as error:
                 yield {note: theme.problem(error)}
@@ -327,7 +330,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             "concurrency_id": "generation",
             "concurrency_limit": settings.batch_rows + settings.queue_limit,
         }
-        page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
+        arrived = page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
         page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
         waking.tick(awake, None, [waking, note], **quick)
         page.load(_recall, likes, [how, share, keys], **quick)
@@ -335,8 +338,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             like.input(lambda *chosen: list(chosen), [how, share, keys], likes, **quick)
         keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
 
-        gr.on([box.submit], send, [box, here, how, share], everything, trigger_mode="multiple", **slow)
-        history.example_select(_example, None, box, **quick).then(send, [box, here, how, share], everything, **slow)
+        say = [box, here, how, share]
+        sent = box.submit(send, say, everything, trigger_mode="multiple", **slow)
+        tried = history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
         box.stop(stop, here, None, **quick)
         choices: dict[Choice, gr.Button] = {
             "a": a_better,
@@ -347,12 +351,18 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         for choice, button in choices.items():
             button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
-        retry.click(again, [here, share], everything, **slow)
+        retried = retry.click(again, [here, share], everything, **slow)
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)
         cancel.click(close_editor, here, everything, **quick)
-        new_chat.click(fresh, None, everything, **quick).then(None, js=_BACK_TO_TYPING)
-        talk_list.pick(pick, None, everything, **quick).then(resume, here, everything, **slow)
+        picked = talk_list.pick(pick, None, everything, **quick)
+        resumed = picked.then(resume, here, everything, **slow)
+        opened = new_chat.click(fresh, None, everything, **quick)
+        opened.then(None, js=_BACK_TO_TYPING)
+        # Whoever turns to another talk no longer watches this one; it is written to its end all the same.
+        watching = [arrived, sent, tried, retried, resumed]
+        for turned in (talk_list.pick, new_chat.click):
+            turned(None, None, None, cancels=watching, api_visibility="private")
 
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page

@@ -274,6 +274,21 @@ def test_conversations_are_listed_and_are_ones_own(chat: Page, newcomer: Page, s
     expect(newcomer.locator("#history .user")).to_have_count(0)
 
 
+def test_a_talk_that_one_left_is_written_to_its_end_unseen(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, "Tell me of the sea.")
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    chat.click("#new-chat")
+    expect(chat.locator("#arena")).to_be_hidden()
+    site.engine.hold = None
+    chat.wait_for_timeout(500)
+    expect(chat.locator("#arena")).to_be_hidden()
+    expect(chat.locator("#history .user")).to_have_count(0)
+    chat.locator(".talks button", has_text="Tell me of the sea.").click()
+    asked(chat)
+    expect(chat.locator("#answer-b")).to_contain_text("Tell me of the sea.")
+
+
 def test_on_a_phone_the_side_panel_starts_closed(site: Site, person: BrowserContext) -> None:
     page = person.new_page()
     page.set_viewport_size({"width": 390, "height": 800})
