@@ -1,0 +1,76 @@
+"""Finding and loading the backbone; what is wrong with a model is said in a sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve.errors import ModelError
+from serve.policy import base
+from serve.policy.base import load_backbone, resolve_model
+
+
+def test_a_folder_is_its_own_canonical_weights_and_its_hash_is_theirs(tiny_model: Path, tmp_path: Path) -> None:
+    found = resolve_model(str(tiny_model), tmp_path / "cache")
+    assert found.path == tiny_model.resolve()
+    copied = tmp_path / "copy"
+    shutil.copytree(tiny_model, copied)
+    assert resolve_model(str(copied), tmp_path / "cache").hash == found.hash
+    weights = copied / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert resolve_model(str(copied), tmp_path / "cache").hash != found.hash
+
+
+@pytest.mark.parametrize(
+    ("source", "fix"),
+    [("./nowhere", "config.json"), ("/nowhere/at/all", "config.json"), ("nowhere.gguf", "--model")],
+)
+def test_a_missing_model_names_the_fix(source: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=fix):
+        resolve_model(source, tmp_path)
+
+
+def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="safetensors"):
+        resolve_model(str(tmp_path), tmp_path / "cache")
+
+
+def test_a_broken_gguf_leaves_nothing_behind(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF but not really")
+    with pytest.raises(ModelError, match="not a readable GGUF"):
+        resolve_model(str(broken), tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_truncated_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(tiny_model, copied)
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="copy"):
+        load_backbone(resolve_model(str(copied), tmp_path / "cache"))
+
+
+def test_the_default_model_missing_says_make_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "DEFAULT_MODEL_PACKAGE", "no_such_package_here")
+    with pytest.raises(ModelError, match="make install"):
+        resolve_model("default", tmp_path)
+
+
+def test_a_view_shares_tensors_and_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(resolve_model(str(tiny_model), tmp_path))
+    view = backbone.view()
+    ours, theirs = dict(backbone.model.named_parameters()), dict(view.named_parameters())
+    assert all(ours[name] is theirs[name] for name in ours)
+    view.model.layers[0].self_attn.q_proj = torch.nn.Identity()
+    assert isinstance(backbone.model.model.layers[0].self_attn.q_proj, torch.nn.Linear)
+    assert not any(p.requires_grad for p in ours.values())
+    assert backbone.eos_token_ids == {2}
+    assert backbone.context_length == 1024

@@ -1,0 +1,46 @@
+"""Which prompts PPO samples, and which the gate keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from serve.records import Message
+from tests.tiny import byte_tokenizer
+from training.preferences import Prompt
+from training.prompts import PromptPool, split_prompts
+
+
+def prompt(text: str, source: str = "voter", asked: int = 1) -> Prompt:
+    return Prompt(1, (Message("user", text),), source, asked)
+
+
+def test_the_gates_prompts_are_never_sampled() -> None:
+    prompts = [prompt(f"question {i}") for i in range(20)]
+    pool, held_out = split_prompts(prompts, byte_tokenizer(), longest=500, held_out=6, seed=1)
+    assert len(held_out) == 6
+    assert not set(held_out) & set(pool.prompts)
+    assert len(pool.prompts) == 14
+
+
+def test_a_small_record_keeps_half_for_training() -> None:
+    pool, held_out = split_prompts([prompt("a"), prompt("b")], byte_tokenizer(), longest=500, held_out=32, seed=1)
+    assert (len(pool.prompts), len(held_out)) == (1, 1)
+
+
+def test_long_prompts_are_left_out_and_equal_ones_are_one() -> None:
+    prompts = [prompt("x" * 900), prompt("same"), prompt("same", asked=3), prompt("other", "shipped", 0)]
+    pool, held_out = split_prompts(prompts, byte_tokenizer(), longest=200, held_out=1, seed=1)
+    assert len(pool.prompts) + len(held_out) == 2
+
+
+def test_what_people_ask_is_drawn_more_often_than_what_is_shipped() -> None:
+    pool = PromptPool(((1,), (2,)), (4.0, 0.25))
+    drawn = Counter(pool.draw(1, seed)[0] for seed in range(200))
+    assert drawn[1,] > 160
+
+
+def test_a_draw_repeats_only_when_the_pool_is_spent_and_is_the_same_for_the_same_seed() -> None:
+    pool = PromptPool(tuple((i,) for i in range(5)), (1.0,) * 5)
+    assert len(set(pool.draw(5, 3))) == 5
+    assert max(Counter(pool.draw(12, 3)).values()) == 3
+    assert pool.draw(12, 3) == pool.draw(12, 3)
