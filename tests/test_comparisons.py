@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenes import (
+
+from serve.errors import (
+    InvalidInput,
+    NotFound,
+)
+from serve.feedback.store import NewCandidate, Store
+from serve.folder import DataFolder
+from serve.records import Judgement, Sampling
+from tests.scenes import (
     Clock,
     add_versions,
     assistant,
@@ -16,14 +24,6 @@ from scenes import (
     prefer,
     user,
 )
-
-from serve.errors import (
-    InvalidInput,
-    NotFound,
-)
-from serve.feedback.store import NewCandidate, Store
-from serve.folder import DataFolder
-from serve.records import Judgement, Sampling
 
 
 @pytest.fixture

@@ -6,12 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenes import (
-    Clock,
-    assistant,
-    finish,
-    user,
-)
 
 from serve.errors import (
     InvalidInput,
@@ -20,6 +14,12 @@ from serve.errors import (
 from serve.feedback.store import NewCandidate, Store
 from serve.folder import DataFolder
 from serve.records import Message, Sampling
+from tests.scenes import (
+    Clock,
+    assistant,
+    finish,
+    user,
+)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import Clock, add_versions, assistant, compare, prefer, ranking, say, user
 
 from serve.errors import InvalidInput
 from serve.feedback.ballots import ballots
@@ -18,6 +17,7 @@ from serve.feedback.exchange import FORMATS, export, import_lines
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.records import Message
+from tests.scenes import Clock, add_versions, assistant, compare, prefer, ranking, say, user
 
 
 @pytest.fixture

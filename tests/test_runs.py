@@ -7,11 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from scenes import (
-    Clock,
-    compare,
-    prefer,
-)
 
 from serve.errors import (
     InvalidInput,
@@ -20,6 +15,11 @@ from serve.errors import (
 )
 from serve.feedback.store import Store
 from serve.folder import DataFolder
+from tests.scenes import (
+    Clock,
+    compare,
+    prefer,
+)
 
 
 @pytest.fixture

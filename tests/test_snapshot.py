@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import Clock, assistant, compare, finish, open_comparison, prefer, ranking, say, user
 
 from serve.errors import NotFound
 from serve.feedback.exchange import import_lines
@@ -17,6 +16,7 @@ from serve.feedback.snapshot import shipped_prompts
 from serve.feedback.store import SnapshotCounts, Store
 from serve.folder import DataFolder
 from serve.records import Judgement, Sampling
+from tests.scenes import Clock, assistant, compare, finish, open_comparison, prefer, ranking, say, user
 
 
 @pytest.fixture

@@ -16,13 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import (
-    Clock,
-    compare,
-    open_comparison,
-    prefer,
-    user,
-)
 
 from serve.errors import (
     DatabaseBusy,
@@ -33,6 +26,13 @@ from serve.errors import (
 from serve.feedback.store import Store
 from serve.feedback.writer import Writer
 from serve.folder import DataFolder
+from tests.scenes import (
+    Clock,
+    compare,
+    open_comparison,
+    prefer,
+    user,
+)
 
 
 @pytest.fixture

@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenes import (
-    Clock,
-    add_versions,
-)
 
 from serve.errors import (
     Conflict,
@@ -17,6 +13,10 @@ from serve.errors import (
 )
 from serve.feedback.store import Store
 from serve.folder import DataFolder
+from tests.scenes import (
+    Clock,
+    add_versions,
+)
 
 
 @pytest.fixture

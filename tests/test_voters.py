@@ -6,15 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scenes import (
-    Clock,
-    assistant,
-    compare,
-    finish,
-    open_comparison,
-    prefer,
-    user,
-)
 
 from serve.errors import (
     InvalidInput,
@@ -23,6 +14,15 @@ from serve.errors import (
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.records import Message
+from tests.scenes import (
+    Clock,
+    assistant,
+    compare,
+    finish,
+    open_comparison,
+    prefer,
+    user,
+)
 
 
 @pytest.fixture

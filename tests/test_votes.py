@@ -7,18 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from scenes import (
-    Clock,
-    add_versions,
-    assistant,
-    compare,
-    finish,
-    open_comparison,
-    prefer,
-    ranking,
-    say,
-    user,
-)
 
 from serve.errors import (
     AlreadyVoted,
@@ -30,6 +18,18 @@ from serve.errors import (
 from serve.feedback.store import HeadToHead, Store
 from serve.folder import DataFolder
 from serve.records import Comparison, Judgement, Verdict
+from tests.scenes import (
+    Clock,
+    add_versions,
+    assistant,
+    compare,
+    finish,
+    open_comparison,
+    prefer,
+    ranking,
+    say,
+    user,
+)
 
 
 @pytest.fixture

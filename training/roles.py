@@ -182,7 +182,7 @@ class Scorer(nn.Module):
     def score(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
         """The score of each whole answer: (B,)."""
         ends = batch.answer_mask.sum(-1, keepdim=True)
-        return self(boundary, near, batch).gather(1, ends).squeeze(1)
+        return self.forward(boundary, near, batch).gather(1, ends).squeeze(1)
 
     @torch.no_grad()
     def all_values(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ class Scorer(nn.Module):
         scores = torch.zeros(len(sequences))
         for rows in sequences.micro_batches(micro_batch_tokens):
             batch = sequences.take(rows)
-            found = self(states.boundary_of(rows), states.near_of(rows), batch)
+            found = self.forward(states.boundary_of(rows), states.near_of(rows), batch)
             values[rows, : found.shape[1] - 1] = found[:, :-1] * batch.answer_mask
             scores[rows] = found.gather(1, batch.answer_mask.sum(-1, keepdim=True)).squeeze(1)
         return values, scores

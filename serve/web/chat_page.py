@@ -173,44 +173,50 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         everything = [here, asked, history, arena, *panes, votes, after, remedy, editor, box, note, talk_list]
 
+        watching: dict[tuple[str, str | None], object] = {}  # who watches what is being written, in which page
         nothing: Update = {note: gr.skip()}  # Gradio empties the outputs of a generator that never yields
 
         async def listed(voter: str, current: str | None) -> str:
             return _talk_list(await service.conversations(voter), current)
 
-        async def follow(voter: str, live: LiveAnswers) -> AsyncIterator[Update]:
-            """What is being written, as it grows; then the conversation as it stands, unless it has gone on."""
-            place = live.conversation_id
+        async def ended(voter: str, place: str | None, error: HustingsError | None = None) -> Update:
+            """The conversation once nothing is being written, with what there is to say of it."""
+            scene = await talks.scene(voter, place)
+            if scene.twins:
+                return show(await talks.settle_twins(voter, scene), {note: theme.note(SAME)})
+            if error is not None:
+                return show(scene, {note: theme.problem(error)})
+            return show(scene, {note: theme.note(ASK)} if scene.asked else None)
+
+        async def follow(live: LiveAnswers, view: tuple[str, str | None]) -> AsyncIterator[Update]:
+            """What is being written, as it grows; then the conversation as it stands. Ends when the view turns away."""
+            voter, place = view[0], live.conversation_id
+            token = watching[view] = object()
             done = asyncio.ensure_future(live.wait())
             before: object = None
             scene = await talks.scene(voter, place)
-            while not live.done:
-                await asyncio.wait({done}, timeout=TICK)
-                now = [(draft.text, draft.finish_reason) for draft in live.drafts]
-                if live.done or now == before:
-                    continue
-                before = now
-                if not isinstance(live, LiveComparison):
-                    yield {history: _blocks(shown(scene))}
-                elif not live.judged:
-                    yield theme.answers(panes, live.drafts)
-                else:
+            try:
+                while not live.done:
+                    await asyncio.wait({done}, timeout=TICK)
+                    now = [(draft.text, draft.finish_reason) for draft in live.drafts]
+                    if watching.get(view) is not token:
+                        return
+                    if live.done or now == before:
+                        continue
+                    before = now
+                    if isinstance(live, LiveComparison) and not live.judged:
+                        yield theme.answers(panes, live.drafts)
+                        continue
                     if scene.asked:
                         scene = await talks.scene(voter, place)
                     if scene.writing is live:
                         yield {history: _blocks(shown(scene))}
-            if place and talks.writing(place):
-                return  # the talk has gone on
-            scene = await talks.scene(voter, place)
-            if scene.twins:
-                scene = await talks.settle_twins(voter, scene)
-                yield show(scene, {note: theme.note(SAME)})
-            elif live.error:
-                yield show(scene, {note: theme.problem(live.error)})
-            elif scene.asked:
-                yield show(scene, {note: theme.note(ASK)})
-            else:
-                yield show(scene)
+                update = await ended(voter, place, live.error)
+                if watching.get(view) is token:
+                    yield update
+            finally:
+                if watching.get(view) is token:
+                    del watching[view]
 
         async def send(text: str, place: str, how: AskMe, share: bool, request: gr.Request) -> AsyncIterator[Update]:
             try:
@@ -224,7 +230,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 update = show(scene, also=first)
                 update[box] = gr.update(value="", stop_btn="Stop", submit_btn=False)
                 yield update
-                async for update in follow(voter, live):
+                async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
                 yield {note: theme.problem(error)}
@@ -234,7 +240,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 voter = voter_of(request)
                 live = await talks.retry(voter, place, share)
                 yield show(await talks.scene(voter, place), {note: ""})
-                async for update in follow(voter, live):
+                async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
                 yield {note: theme.problem(error)}
@@ -258,10 +264,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return {note: theme.problem(error)}
 
         async def open_talk(voter: str, place: str | None) -> Update:
-            scene = await talks.settle_twins(voter, await talks.scene(voter, place))
             words = "" if service.ready else theme.note(LOADING)
-            if scene.asked and scene.writing is None:
-                words = theme.note(ASK)
+            scene = await talks.scene(voter, place)
             return show(scene, {note: words, talk_list: await listed(voter, place)})
 
         async def resume(place: str, request: gr.Request) -> AsyncIterator[Update]:
@@ -271,21 +275,23 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 voter = voter_of(request)
                 scene = await talks.scene(voter, place)
                 if scene.writing is None:
-                    yield show(scene)  # what was being written when the page opened may have ended since
+                    yield await ended(voter, place)  # it may have ended since the page opened
                 else:
-                    async for update in follow(voter, scene.writing):
+                    async for update in follow(scene.writing, view_of(request)):
                         yield update
             except HustingsError as error:
                 yield {note: theme.problem(error)}
 
         async def pick(event: gr.EventData, request: gr.Request) -> Update:
             try:
+                watching.pop(view_of(request), None)
                 return await open_talk(voter_of(request), str(event._data.get("talk", "")))
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
         async def fresh(request: gr.Request) -> Update:
             try:
+                watching.pop(view_of(request), None)
                 return show(Scene(), {note: "", talk_list: await listed(voter_of(request), None)})
             except HustingsError as error:
                 return {note: theme.problem(error)}
@@ -330,7 +336,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             "concurrency_id": "generation",
             "concurrency_limit": settings.batch_rows + settings.queue_limit,
         }
-        arrived = page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
+        # Through the queue, so that they come after what was already on its way to the page.
+        turning: dict[str, Any] = slow | {"concurrency_id": "turning"}
+        page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
         page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
         waking.tick(awake, None, [waking, note], **quick)
         page.load(_recall, likes, [how, share, keys], **quick)
@@ -339,8 +347,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
 
         say = [box, here, how, share]
-        sent = box.submit(send, say, everything, trigger_mode="multiple", **slow)
-        tried = history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
+        box.submit(send, say, everything, trigger_mode="multiple", **slow)
+        history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
         box.stop(stop, here, None, **quick)
         choices: dict[Choice, gr.Button] = {
             "a": a_better,
@@ -351,18 +359,12 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         for choice, button in choices.items():
             button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
-        retried = retry.click(again, [here, share], everything, **slow)
+        retry.click(again, [here, share], everything, **slow)
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)
         cancel.click(close_editor, here, everything, **quick)
-        picked = talk_list.pick(pick, None, everything, **quick)
-        resumed = picked.then(resume, here, everything, **slow)
-        opened = new_chat.click(fresh, None, everything, **quick)
-        opened.then(None, js=_BACK_TO_TYPING)
-        # Whoever turns to another talk no longer watches this one; it is written to its end all the same.
-        watching = [arrived, sent, tried, retried, resumed]
-        for turned in (talk_list.pick, new_chat.click):
-            turned(None, None, None, cancels=watching, api_visibility="private")
+        talk_list.pick(pick, None, everything, **turning).then(resume, here, everything, **slow)
+        new_chat.click(fresh, None, everything, **turning).then(None, js=_BACK_TO_TYPING)
 
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page
@@ -375,6 +377,11 @@ def voter_of(request: gr.Request) -> str:
     if not isinstance(voter, str):
         raise Unauthorized("This browser has no cookie of ours yet. Allow cookies, and reload the page.")
     return voter
+
+
+def view_of(request: gr.Request) -> tuple[str, str | None]:
+    """Whose page, and which of them: only to know which page has turned away, never who is asking."""
+    return voter_of(request), request.session_hash
 
 
 def _chosen(vote: Any, choice: Choice) -> Any:
