@@ -31,9 +31,11 @@ SETTINGS = {
     # A few seconds of training; the gate's bounds on fluency mean nothing for a model that stammers from birth.
     "TRAINING__PPO__UPDATES": "10",
     "TRAINING__PPO__ROLLOUTS": "32",
+    "TRAINING__PPO__MINIBATCHES": "2",
     "TRAINING__PPO__LEARNING_RATE": "0.003",
     "TRAINING__REWARD__EPOCHS": "1",
     "TRAINING__GATE__HELD_OUT_PROMPTS": "16",
+    "TRAINING__GATE__MAX_KL": "100",
     "TRAINING__GATE__MAX_NLL_RISE": "100",
     "TRAINING__GATE__MIN_DISTINCT": "0",
     "TRAINING__GATE__MAX_REPETITION_RISE": "1",
