@@ -87,12 +87,14 @@ class PPOConfig:
     """Gradients are scaled down to this norm."""
     beta: float = _bounded(0.05, 0, 100)
     """KL coefficient at the start."""
-    kl_target: float = _bounded(6.0, 0.001, 1000)
+    kl_target: float = _bounded(4.0, 0.001, 1000)
     """KL to the reference that the controller steers to, in nats an answer."""
     kl_horizon: int | None = _bounded(None, 1, 10_000_000)
     """Episodes over which the controller acts; none: a tenth of the run's."""
     kl_stop: float = _bounded(15.0, 0.001, 10_000)
     """PPO ends when an update's mean KL passes this, and goes back to the best step within `kl_target` × 1.5."""
+    max_nll_rise: float = _bounded(0.25, 0, 100)
+    """The best step's answers may be this much less likely to the reference, in nats a token, than its own were."""
     eos_penalty: float = _bounded(1.0, 0, 100)
     """Taken from the score of a capped answer, only where the cap is serving's own `max_tokens`."""
     ptx: float = _bounded(0.0, 0, 100)

@@ -78,6 +78,8 @@ class Progress:
     best_score: float | None = None
     best_update: int | None = None
     best_kl: float = 0.0
+    reference_nll: float | None = None
+    """Of the first rollouts, the reference's own, in nats a token."""
     stopped: str | None = None
     """Why it ended; None while it goes on."""
 
@@ -113,7 +115,7 @@ class PPO:
         while state.stopped is None:
             batch = self.collect(state.update)
             kl = batch.metrics["kl"]
-            self._remember_best(batch.metrics["score"], kl)
+            self._remember_best(batch.metrics)
             if not kl <= config.kl_stop:  # so that NaN stops it, too
                 state.stopped = f"KL of {kl:.1f} nats an answer passed the stop at {config.kl_stop:g}"
             elif state.update == config.updates:
@@ -167,6 +169,7 @@ class PPO:
             "kl": float(answer_kl(logprobs, reference, mask).mean()),
             "length": float(mask.sum(-1).double().mean()),
             "capped": float(capped.double().mean()),
+            "nll": -float(masked_mean(reference, mask)),
             "entropy": -float(masked_mean(logprobs, mask)),
             "sampler_gap": float(masked_mean((sampled - logprobs).abs(), mask)),
         }
@@ -235,12 +238,19 @@ class PPO:
         temperature = self.sampling.temperature
         return self.roles.policy.all_logprobs(states.boundary, sequences, temperature, self.micro_batch_tokens)
 
-    def _remember_best(self, score: float, kl: float) -> None:
-        """Keep the LoRA that made these rollouts if its smoothed score is the best so far at bounded KL."""
-        state = self.progress
+    def _remember_best(self, metrics: dict[str, float]) -> None:
+        """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and its text still text.
+
+        KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
+        unlike the reference), so their likelihood under the reference is bounded by the token.
+        """
+        state, score, kl = self.progress, metrics["score"], metrics["kl"]
         last = state.smoothed_score
+        if state.reference_nll is None:
+            state.reference_nll = metrics["nll"]
         state.smoothed_score = score if last is None else 0.5 * last + 0.5 * score
-        within = kl <= self.config.kl_target * KL_SLACK
+        likely = metrics["nll"] <= state.reference_nll + self.config.max_nll_rise
+        within = likely and kl <= self.config.kl_target * KL_SLACK
         if within and (state.best_score is None or state.smoothed_score >= state.best_score):
             state.best_score, state.best_update, state.best_kl = state.smoothed_score, state.update, kl
             self.best = _copied(self.roles.policy.tensors())
