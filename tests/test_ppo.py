@@ -1,0 +1,80 @@
+"""Which step PPO keeps, and when it ends; what it does to a real policy is in test_run.py."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from serve.records import Sampling
+from training.config import PPOConfig
+from training.ppo import PPO
+from training.prompts import PromptPool
+
+
+class Scripted(PPO):
+    """PPO whose rollouts measure what the script says; its one weight counts the updates."""
+
+    def __init__(self, script: list[dict[str, float]], config: PPOConfig) -> None:
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        role = SimpleNamespace(
+            parameters=lambda: [self.weight],
+            trained=lambda: [self.weight],
+            tensors=lambda: {"weight": self.weight.detach()},
+        )
+        super().__init__(
+            roles=SimpleNamespace(policy=role, value=role),  # type: ignore[arg-type]
+            engine=None,  # type: ignore[arg-type]
+            pool=PromptPool((), ()),
+            config=config,
+            sampling=Sampling(),
+            penalise_cap=False,
+            demonstrations=None,
+            micro_batch_tokens=1,
+            seed=0,
+        )
+        self.script = script
+        self.trained: list[bool] = []
+
+    def collect(self, update: int) -> Any:
+        return SimpleNamespace(metrics={"kl": 1.0, "nll": 1.5, "score": 0.0, **self.script[update]})
+
+    def improve(self, batch: Any, update: int, *, train_policy: bool) -> dict[str, float]:
+        self.trained.append(train_policy)
+        with torch.no_grad():
+            self.weight += 1
+        return {}
+
+
+def test_the_last_policy_is_measured_too_and_may_be_the_best() -> None:
+    ppo = Scripted([{"score": float(i)} for i in range(4)], PPOConfig(updates=3, value_warmup=1))
+    assert len(list(ppo.run())) == 4
+    assert ppo.trained == [False, True, True]
+    assert ppo.progress.best_update == 3
+    assert ppo.best["weight"].item() == 3
+
+
+@pytest.mark.parametrize("far", [{"kl": 7.0}, {"nll": 1.8}])
+def test_a_step_too_far_from_the_reference_is_not_kept_however_high_its_score(far: dict[str, float]) -> None:
+    script = [{"score": 0.0}, {"score": 1.0}, {"score": 9.0, **far}]
+    ppo = Scripted(script, PPOConfig(updates=2, kl_target=4.0, max_nll_rise=0.25))
+    list(ppo.run())
+    assert ppo.progress.best_update == 1
+    assert ppo.best["weight"].item() == 1
+
+
+@pytest.mark.parametrize("kl", [99.0, math.nan])
+def test_kl_beyond_the_stop_or_no_number_ends_it_at_once(kl: float) -> None:
+    ppo = Scripted([{}, {"kl": kl, "score": 9.0}, {}], PPOConfig(updates=2, kl_stop=15))
+    assert len(list(ppo.run())) == 2
+    assert "passed the stop" in (ppo.progress.stopped or "")
+    assert ppo.progress.best_update == 0
+
+
+def test_beta_rises_while_kl_is_above_its_target() -> None:
+    ppo = Scripted([{"kl": 8.0}] * 4, PPOConfig(updates=3, kl_target=4.0, beta=0.1))
+    list(ppo.run())
+    assert ppo.progress.beta > 0.15
