@@ -314,11 +314,18 @@ class Service:
         """Take a vote back; a new one may follow. Raises NotFound."""
         await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
 
-    async def demonstrate(self, voter: str, messages: Sequence[Message], answer: str) -> Demonstration:
-        """Keep an answer written or edited by a person. Raises InvalidInput."""
+    async def demonstrate(
+        self, voter: str, messages: Sequence[Message], answer: str, *, conversation_id: str | None = None
+    ) -> Demonstration:
+        """Keep an answer written or edited by a person; in a conversation it is the history from here on.
+
+        Raises InvalidInput, NotFound.
+        """
         check_messages(messages)
         check_text(answer, "the answer")
-        return await asyncio.to_thread(self.store.add_demonstration, voter, messages, answer)
+        return await asyncio.to_thread(
+            self.store.add_demonstration, voter, messages, answer, conversation_id=conversation_id
+        )
 
     async def next_in_queue(self, voter: str) -> Comparison | None:
         """A shared comparison that this voter has not judged."""

@@ -48,6 +48,19 @@ def test_an_empty_demonstration_is_refused(store: Store, messages: list[Message]
     assert store.demonstrations_count() == 0
 
 
+def test_an_edited_answer_is_the_history_from_here_on(store: Store) -> None:
+    comparison = compare(store, prompt="Hi")
+    prefer(store, comparison, 0)
+    place = comparison.conversation_id
+    store.add_demonstration("anna", [user("Hi")], "Hello, and welcome.", conversation_id=place)
+    turns = store.conversation(place, "anna")
+    assert [turn.message for turn in turns] == [user("Hi"), assistant("Hello, and welcome.")]
+    assert turns[-1].version is None, "a person wrote it"
+    with pytest.raises(NotFound):
+        store.add_demonstration("ben", [user("Hi")], "Mine.", conversation_id=place)
+    assert store.demonstrations_count() == 1
+
+
 def test_me_says_what_i_gave_and_what_it_trained(store: Store, tmp_path: Path) -> None:
     receipt = prefer(store, compare(store), 0)
     demonstration = store.add_demonstration("anna", [user("Hi")], "Hello.")

@@ -90,6 +90,14 @@ def insert_message(
     return message_id
 
 
+def require_conversation(db: sqlite3.Connection, voter_id: str, conversation_id: str) -> None:
+    """Raises NotFound unless the conversation is this voter's."""
+    if not db.execute(
+        "SELECT 1 FROM conversations WHERE id = ? AND voter_id = ?", (conversation_id, voter_id)
+    ).fetchone():
+        raise NotFound("there is no such conversation of yours")
+
+
 def require_prompt(db: sqlite3.Connection, voter_id: str, prompt: PromptRef) -> None:
     """Raises NotFound unless the prompt lies in a conversation of this voter."""
     found = db.execute(
@@ -184,14 +192,8 @@ class Conversations(Database):
                 place = insert_conversation(db, voter_id, messages, source, now)
             else:
                 place = conversation_id
-                if not db.execute(
-                    "SELECT 1 FROM conversations WHERE id = ? AND voter_id = ?", (place, voter_id)
-                ).fetchone():
-                    raise NotFound("there is no such conversation of yours")
-            parent: str | None = None
-            for message in messages:
-                parent = _child(db, place, parent, message, now)
-            assert parent is not None
+                require_conversation(db, voter_id, place)
+            parent = walk(db, place, messages, now)
             db.execute("UPDATE messages SET asked = asked + 1, share = ? WHERE id = ?", (share, parent))
             move_leaf(db, place, parent, now)
             return PromptRef(place, parent)
@@ -284,6 +286,15 @@ class Conversations(Database):
                 (voter_id, limit),
             ).fetchall()
         return [ConversationSummary(row["id"], row["title"], moment(row["updated"])) for row in rows]
+
+
+def walk(db: sqlite3.Connection, conversation_id: str, messages: Sequence[Message], now: str) -> str:
+    """Follow these messages (at least one) down the conversation's tree, adding what is new; the last one's id."""
+    place = None
+    for message in messages:
+        place = _child(db, conversation_id, place, message, now)
+    assert place is not None
+    return place
 
 
 def _child(db: sqlite3.Connection, conversation_id: str, parent: str | None, message: Message, now: str) -> str:

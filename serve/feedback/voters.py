@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve.errors import InvalidInput
-from serve.feedback.conversations import check_prompt, ensure_voter, new_id
+from serve.feedback.conversations import (
+    check_prompt,
+    ensure_voter,
+    move_leaf,
+    new_id,
+    require_conversation,
+    walk,
+)
 from serve.feedback.database import Database, moment, storable
 from serve.records import Demonstration, Message
 
@@ -17,9 +24,18 @@ class Voters(Database):
     """Demonstrations, my data, forget me."""
 
     def add_demonstration(
-        self, voter_id: str, messages: Sequence[Message], answer: str, *, source: str = "voter"
+        self,
+        voter_id: str,
+        messages: Sequence[Message],
+        answer: str,
+        *,
+        source: str = "voter",
+        conversation_id: str | None = None,
     ) -> Demonstration:
-        """Store an answer that a person wrote. Raises InvalidInput when the prompt or the answer is empty."""
+        """Store an answer that a person wrote; in a conversation it is the history from here on.
+
+        Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
+        """
         check_prompt(messages)
         if not storable("the answer", answer).strip():
             raise InvalidInput("the answer is empty; write what should have been said")
@@ -29,6 +45,10 @@ class Voters(Database):
             ensure_voter(db, voter_id, now)
             demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
             insert_demonstration(db, voter_id, demonstration, source, now)
+            if conversation_id is not None:
+                reply = Message("assistant", answer)
+                require_conversation(db, voter_id, conversation_id)
+                move_leaf(db, conversation_id, walk(db, conversation_id, (*messages, reply), now), now)
             return demonstration
 
         return self.writing(work)

@@ -27,8 +27,6 @@ class Scene:
 
     conversation_id: str | None = None
     turns: tuple[ConversationTurn, ...] = ()
-    revised: str | None = None
-    """The voter's own words, in place of the last turn's answer."""
     asked: Comparison | None = None
     """Two answers that wait for a vote."""
     writing: LiveAnswers | None = None
@@ -37,10 +35,7 @@ class Scene:
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, as far as it has words: the prompt that the next turn goes on from."""
-        said = tuple(turn.message for turn in self.turns if turn.message.content.strip())
-        if self.revised is not None:
-            said = (*(said[:-1] if said[-1].role == "assistant" else said), Message("assistant", self.revised))
-        return said
+        return tuple(turn.message for turn in self.turns if turn.message.content.strip())
 
     @property
     def stuck(self) -> bool:
@@ -71,21 +66,19 @@ class Talks:
         self.service = service
         self._writing: dict[str, LiveAnswers] = {}
         self._sending: set[str] = set()
-        self._revised: dict[str, tuple[str, str]] = {}  # conversation → (its last message then, the voter's words)
 
     async def scene(self, voter: str, conversation_id: str | None) -> Scene:
         """How it stands. Raises NotFound when the conversation is not the voter's."""
         if not conversation_id:
             return Scene()
         turns = tuple(await self.service.conversation(conversation_id, voter))
-        last, words = self._revised.get(conversation_id, ("", ""))
         asked = await self.service.open_comparison(voter, conversation_id)
         writing = self.writing(conversation_id)
         if asked and len(asked.candidates) != 2:
             asked = None  # made elsewhere, for more than two panes
         if asked and writing is None and not any(c.answer.text for c in asked.candidates):
             asked = None  # broken off before the first word
-        return Scene(conversation_id, turns, words if turns and turns[-1].message_id == last else None, asked, writing)
+        return Scene(conversation_id, turns, asked, writing)
 
     def writing(self, conversation_id: str) -> LiveAnswers | None:
         """What is being written there now."""
@@ -151,8 +144,7 @@ class Talks:
         if scene.messages[-1].content == text:
             raise InvalidInput("That is the answer as it was. Change it, or cancel.")
         prompt = scene.messages if scene.stuck else scene.messages[:-1]
-        await self.service.demonstrate(voter, prompt, text)
-        self._revised[conversation_id] = (scene.turns[-1].message_id, text)
+        await self.service.demonstrate(voter, prompt, text, conversation_id=conversation_id)
 
     async def _ask(
         self,
@@ -174,7 +166,6 @@ class Talks:
         assert live.conversation_id is not None
         place = live.conversation_id
         self._writing[place] = live
-        self._revised.pop(place, None)
         live.when_done(lambda: self._drop(place, live))
         return live
 
