@@ -40,6 +40,8 @@ def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tm
     settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 12, "rollouts": 16, "learning_rate": 1e-2}}  # type: ignore[dict-item]
     report = execute(write_run(tmp_path, tiny_model, settings=settings))
     assert report["adapter"]
+    assert report["settings"]["ppo"]["updates"] == 12
+    assert report["settings"]["ppo"]["clip"] == 0.2
     assert report["status"] == ("succeeded" if report["gate"]["passed"] else "rejected")
     tensors = load_file(str(tmp_path / "adapter" / "adapter_model.safetensors"))
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in tensors.items())

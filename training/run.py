@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class Run:
             "adapter": False,
             "reference": "base",
             "demonstrations_hash": snapshot.demonstrations_hash if snapshot.demonstrations else None,
+            "settings": asdict(config),  # whole, defaults included: with base, snapshot and seed it makes the version
         }
         self.reporter = Reporter(folder.path / "metrics.jsonl", stages)
         layers = backbone.layer_count
