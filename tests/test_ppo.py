@@ -45,7 +45,7 @@ class Scripted(PPO):
     def improve(self, batch: Any, update: int, *, train_policy: bool) -> dict[str, float]:
         self.trained.append(train_policy)
         with torch.no_grad():
-            self.weight += 1
+            self.weight.add_(1)
         return {}
 
 
