@@ -39,7 +39,7 @@ class Site:
     training: FakeTraining
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not session: while Playwright runs, no later test could start an event loop
 def browser() -> Iterator[Browser]:
     """Chromium, as the distribution brings it."""
     if not CHROMIUM.exists():
