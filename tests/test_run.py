@@ -120,5 +120,5 @@ def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model:
     assert [line["step"] for line in lines(tmp_path)[before:] if line["stage"] == "ppo"] == [
         reached + 1,
         reached + 2,
-        reached + 2,
+        reached + 3,
     ]

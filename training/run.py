@@ -228,7 +228,8 @@ class Run:
             update = ppo.progress.update
             if update % self.config.checkpoint_updates == 0:
                 ppo.save(checkpoint)
-            self.reporter("ppo", update, update / config.updates, metrics)
+            measured = update + (ppo.progress.stopped is not None)  # the last policy has no update of its own
+            self.reporter("ppo", measured, update / config.updates, metrics)
         state = ppo.progress
         log.info("PPO has ended: %s; the best step is %s", state.stopped, state.best_update)
         policy.load_tensors(ppo.best)
