@@ -135,7 +135,7 @@ def _default_gguf() -> Path:
 
 
 def _convert_gguf(gguf: Path, cache_dir: Path) -> ModelFolder:
-    target = cache_dir / "models" / f"{gguf.stem}-{_sha256([gguf])[:12]}"
+    target = cache_dir / "models" / f"{gguf.stem}-{_remembered_hash([gguf], cache_dir)[:12]}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
