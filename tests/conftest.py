@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from serve.feedback.store import Store
+from serve.folder import DataFolder
 from tests import tiny
+from tests.scenes import Clock
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,22 @@ def make_adapter() -> Callable[..., Path]:
     A `scale` of 0.5 changes greedy answers of `tiny_model` at once.
     """
     return tiny.write_adapter
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    """An empty data folder."""
+    return DataFolder(tmp_path / "data" / "feedback.db")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that a test moves."""
+    return Clock()
+
+
+@pytest.fixture
+def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
+    """A new record, open."""
+    with Store.open(folder, clock=clock) as store:
+        yield store

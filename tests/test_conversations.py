@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from serve.errors import (
@@ -12,30 +9,12 @@ from serve.errors import (
     NotFound,
 )
 from serve.feedback.store import NewCandidate, Store
-from serve.folder import DataFolder
 from serve.records import Message, Sampling
 from tests.scenes import (
-    Clock,
     assistant,
     finish,
     user,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data" / "feedback.db")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
-    with Store.open(folder, clock=clock) as store:
-        yield store
 
 
 def _texts(store: Store, conversation_id: str, voter: str = "anna") -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,28 +13,10 @@ from serve.errors import (
     RunActive,
 )
 from serve.feedback.store import Store
-from serve.folder import DataFolder
 from tests.scenes import (
-    Clock,
     compare,
     prefer,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data" / "feedback.db")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
-    with Store.open(folder, clock=clock) as store:
-        yield store
 
 
 def test_one_run_at_a_time(store: Store) -> None:

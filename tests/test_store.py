@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,28 +26,11 @@ from serve.feedback.store import Store
 from serve.feedback.writer import Writer
 from serve.folder import DataFolder
 from tests.scenes import (
-    Clock,
     compare,
     open_comparison,
     prefer,
     user,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data" / "feedback.db")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
-    with Store.open(folder, clock=clock) as store:
-        yield store
 
 
 def _texts(store: Store, conversation_id: str, voter: str = "anna") -> list[str]:

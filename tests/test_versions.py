@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from serve.errors import (
@@ -14,25 +11,8 @@ from serve.errors import (
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from tests.scenes import (
-    Clock,
     add_versions,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data" / "feedback.db")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
-    with Store.open(folder, clock=clock) as store:
-        yield store
 
 
 def test_the_base_serves_a_fresh_record(store: Store) -> None:

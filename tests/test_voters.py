@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.records import Message
 from tests.scenes import (
-    Clock,
     assistant,
     compare,
     finish,
@@ -23,22 +21,6 @@ from tests.scenes import (
     prefer,
     user,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data" / "feedback.db")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
-    with Store.open(folder, clock=clock) as store:
-        yield store
 
 
 @pytest.mark.parametrize(("messages", "answer"), [([user("Hi")], " \n"), ([], "Hello."), ([assistant("Hi")], "Hello.")])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,6 @@ from serve.errors import (
     NotFound,
 )
 from serve.feedback.store import HeadToHead, Store
-from serve.folder import DataFolder
 from serve.records import Comparison, Judgement, Verdict
 from tests.scenes import (
     Clock,
@@ -30,22 +27,6 @@ from tests.scenes import (
     say,
     user,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data" / "feedback.db")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(folder: DataFolder, clock: Clock) -> Iterator[Store]:
-    with Store.open(folder, clock=clock) as store:
-        yield store
 
 
 def _texts(store: Store, conversation_id: str, voter: str = "anna") -> list[str]:
