@@ -23,7 +23,7 @@ class Scripted(PPO):
         role = SimpleNamespace(
             parameters=lambda: [self.weight],
             trained=lambda: [self.weight],
-            tensors=lambda: {"weight": self.weight.detach()},
+            tensors=lambda: {"weight": self.weight.detach().clone()},
         )
         super().__init__(
             roles=SimpleNamespace(policy=role, value=role),  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ from training.ppo_math import (
 )
 from training.prompts import PromptPool
 from training.roles import FrozenLayers, FrozenStates, Policy, Scorer
-from training.rollouts import ROWS_IN_FLIGHT, sample
+from training.rollouts import ROWS_IN_FLIGHT, padded_rollouts, sample
 from training.sequences import Sequences
 
 POLICY_PLACE = -1
@@ -106,7 +106,7 @@ class PPO:
         self.policy_optimizer = torch.optim.Adam(roles.policy.parameters(), lr=config.learning_rate, eps=1e-5)
         self.value_optimizer = torch.optim.Adam(roles.value.trained(), lr=config.value_learning_rate, eps=1e-5)
         self.progress = Progress(beta=config.beta)
-        self.best = _copied(roles.policy.tensors())
+        self.best = roles.policy.tensors()
 
     def run(self) -> Iterator[dict[str, float]]:
         """Metrics of each policy on the way, the last included; ends after all updates or at the KL stop."""
@@ -145,7 +145,7 @@ class PPO:
             seed=seed,
             in_flight=max(1, ROWS_IN_FLIGHT // config.answers_per_prompt),
         )
-        sequences = Sequences.of([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts])
+        sequences, sampled = padded_rollouts(rollouts)
         mask = sequences.answer_mask
 
         # 2. One pass of the frozen layers, then each role's own upper layers
@@ -163,7 +163,6 @@ class PPO:
         rewards = kl_rewards(penalised, logprobs, reference, mask, self.progress.beta)
         advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
 
-        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logprobs) for r in rollouts], batch_first=True)
         metrics = {
             "score": float(scores.mean()),
             "kl": float(answer_kl(logprobs, reference, mask).mean()),
@@ -253,7 +252,7 @@ class PPO:
         within = likely and kl <= self.config.kl_target * KL_SLACK
         if within and (state.best_score is None or state.smoothed_score >= state.best_score):
             state.best_score, state.best_update, state.best_kl = state.smoothed_score, state.update, kl
-            self.best = _copied(self.roles.policy.tensors())
+            self.best = self.roles.policy.tensors()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -281,7 +280,3 @@ class PPO:
         self.best = content["best"]
         self.policy_optimizer.load_state_dict(content["policy_optimizer"])
         self.value_optimizer.load_state_dict(content["value_optimizer"])
-
-
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.clone() for name, t in tensors.items()}

@@ -66,6 +66,11 @@ class Shown:
     messages: tuple[Message, ...]
     answer: str
 
+    def token_ids(self, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[int], list[int]]:
+        """Prompt and answer, of at most `length` tokens together: a longer text loses the front of its prompt."""
+        answer = answer_ids(tokenizer, self.answer)[: length - 1]
+        return render(tokenizer, self.messages)[-(length - len(answer)) :], answer
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -251,9 +251,7 @@ def _lora_epochs(
         for start in range(0, len(rankings), config.comparisons_per_batch):
             chosen = torch.tensor(rankings[start : start + config.comparisons_per_batch])
             batch = pairs.where(torch.isin(pairs.ranking, chosen))
-            rows, place = torch.cat([batch.better, batch.worse]).unique(return_inverse=True)
-            scores = _scores(scorer, states, sequences, rows, micro_batch_tokens)
-            better, worse = scores[place[: len(batch)]], scores[place[len(batch) :]]
+            better, worse = _pair_scores(scorer, states, sequences, batch, micro_batch_tokens)
             margin = config.margin * batch.strength
             loss = bradley_terry_loss(better, worse, batch.target, batch.weight, margin)
             loss = loss + config.centring * ((better + worse) ** 2 * batch.weight).sum() / batch.weight.sum()
@@ -264,22 +262,23 @@ def _lora_epochs(
         yield epoch
 
 
-def _scores(
-    scorer: Scorer, states: FrozenStates, sequences: Sequences, rows: Tensor, micro_batch_tokens: int
-) -> Tensor:
-    """Scores of some rows (R,), with gradients."""
+def _pair_scores(
+    scorer: Scorer, states: FrozenStates, sequences: Sequences, pairs: Pairs, micro_batch_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Scores of each pair's better and worse answer, each (N,); an answer in several pairs is run once."""
+    rows, place = torch.cat([pairs.better, pairs.worse]).unique(return_inverse=True)
     parts = list(sequences.micro_batches(micro_batch_tokens, rows))
     scores = [scorer.score(states.boundary_of(part), states.near_of(part), sequences.take(part)) for part in parts]
-    return torch.cat(scores)[torch.cat(parts).argsort()]  # micro-batches are sorted by length: back to row order
+    in_order = torch.cat(scores)[torch.cat(parts).argsort()]  # micro-batches are sorted by length: back to row order
+    return in_order[place[: len(pairs)]], in_order[place[len(pairs) :]]
 
 
 @torch.no_grad()
 def _held_out_loss(
     scorer: Scorer, states: FrozenStates, sequences: Sequences, pairs: Pairs, micro_batch_tokens: int
 ) -> float:
-    rows, place = torch.cat([pairs.better, pairs.worse]).unique(return_inverse=True)
-    scores = _scores(scorer, states, sequences, rows, micro_batch_tokens)
-    return log_loss(scores[place[: len(pairs)]] - scores[place[len(pairs) :]], pairs.target, pairs.weight)
+    better, worse = _pair_scores(scorer, states, sequences, pairs, micro_batch_tokens)
+    return log_loss(better - worse, pairs.target, pairs.weight)
 
 
 def _accuracy(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> dict[str, float]:

@@ -49,11 +49,16 @@ class FrozenStates:
 
     def boundary_of(self, rows: Tensor) -> Tensor:
         """Boundary states of some rows, padded: (B, L, D)."""
-        return nn.utils.rnn.pad_sequence([self.boundary[i] for i in rows], batch_first=True)
+        return padded(self.boundary, rows)
 
     def near_of(self, rows: Tensor) -> Tensor:
         """Near states of some rows, padded: (B, L, D)."""
-        return nn.utils.rnn.pad_sequence([self.near[i] for i in rows], batch_first=True)
+        return padded(self.near, rows)
+
+
+def padded(states: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Some of many states, each (Lᵢ, D), as one tensor padded on the right: (B, L, D)."""
+    return nn.utils.rnn.pad_sequence([states[i] for i in rows], batch_first=True)
 
 
 class FrozenLayers:
@@ -119,16 +124,13 @@ class Policy:
         result = torch.zeros(sequences.answer_mask.shape)
         for rows in sequences.micro_batches(micro_batch_tokens):
             batch = sequences.take(rows)
-            padded = nn.utils.rnn.pad_sequence([states[i] for i in rows], batch_first=True)
-            found = self.logprobs(padded, batch, temperature)
+            found = self.logprobs(padded(states, rows), batch, temperature)
             result[rows, : found.shape[1]] = found
         return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """The LoRA under PEFT's names, detached."""
-        return {
-            name: t.detach() for name, t in get_peft_model_state_dict(self.model, save_embedding_layers=False).items()
-        }
+        """The LoRA under PEFT's names, detached copies."""
+        return lora_tensors(self.model)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
@@ -220,9 +222,11 @@ class Scorer(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """LoRA and head, detached copies."""
-        lora = {f"lora.{k}": v for k, v in get_peft_model_state_dict(self.lora, save_embedding_layers=False).items()}
         head = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "std": self.std}
-        return {name: t.detach().clone().contiguous() for name, t in {**lora, **head}.items()}
+        return {
+            **{f"lora.{name}": t for name, t in lora_tensors(self.lora).items()},
+            **{name: t.detach().clone() for name, t in head.items()},
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
@@ -264,6 +268,12 @@ def with_lora(backbone: Backbone, shape: LoraShape, seed: int) -> Any:
     return model.eval()
 
 
+def lora_tensors(model: Any) -> dict[str, Tensor]:
+    """A PEFT model's LoRA under PEFT's names, detached copies."""
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
+
+
 def load_lora(model: Any, folder: Path) -> None:
     """Set a PEFT model's LoRA from an adapter folder."""
     set_peft_model_state_dict(model, load_file(str(folder / ADAPTER_FILE)))
@@ -275,5 +285,4 @@ def save_lora(model: Any, folder: Path) -> None:
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, str(folder / ADAPTER_FILE))
+    save_file(lora_tensors(model), str(folder / ADAPTER_FILE))

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
+from torch import Tensor
+
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.records import FinishReason, Sampling
+from training.sequences import Sequences
 
 ROWS_IN_FLIGHT = 32
 """Answers decoded at once while training: a wide batch reads the weights once for all of them."""
@@ -24,6 +28,13 @@ class Rollout:
     """The sampler's own, at the sampling temperature."""
     text: str
     finish_reason: FinishReason
+
+
+def padded_rollouts(rollouts: Sequence[Rollout]) -> tuple[Sequences, Tensor]:
+    """Rollouts as one batch, and the sampler's logprobs of their tokens (B, T), zero past an answer's end."""
+    sequences = Sequences.of([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts])
+    logprobs = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logprobs) for r in rollouts], batch_first=True)
+    return sequences, logprobs
 
 
 def sample(

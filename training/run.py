@@ -19,7 +19,6 @@ from torch import Tensor
 from serve.engine.local import LocalEngine
 from serve.errors import NothingToLearn
 from serve.policy.base import Backbone, ModelFolder, load_backbone
-from serve.policy.chat import answer_ids, render
 from serve.policy.split import boundary
 from serve.records import BASE_VERSION, Sampling
 from training.config import TrainingConfig
@@ -30,7 +29,7 @@ from training.prompts import split_prompts
 from training.reporter import Reporter
 from training.reward import RewardFit, fit_reward
 from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
-from training.rollouts import ROWS_IN_FLIGHT, Rollout, sample
+from training.rollouts import ROWS_IN_FLIGHT, padded_rollouts, sample
 from training.run_folder import RunFolder
 from training.sequences import Sequences
 from training.sft import fine_tune
@@ -192,7 +191,8 @@ class Run:
         place = self._place(REFERENCE_PLACE, self.reference_adapter)
         prompts = self.pool.draw(REFERENCE_ANSWERS, self.seed)
         rollouts = sample(self.engine, place, prompts, answers_per_prompt=1, sampling=self.sampling, seed=self.seed)
-        sequences, states = self._measured(rollouts)
+        sequences, _ = padded_rollouts(rollouts)
+        states = self.frozen(sequences, self.config.micro_batch_tokens)
         scores = fitted.scorer.all_values(states, sequences, self.config.micro_batch_tokens)[1]
         shift, scale = float(scores.mean()), max(float(scores.std()), 1e-6)
         fitted.scorer.rescale(shift, scale)
@@ -260,9 +260,9 @@ class Run:
         rollouts = sample(
             self.engine, place, self.held_out, answers_per_prompt=1, sampling=self.sampling, seed=self.seed
         )
-        sequences, states = self._measured(rollouts)
         tokens = self.config.micro_batch_tokens
-        sampled = torch.nn.utils.rnn.pad_sequence([torch.tensor(r.logprobs) for r in rollouts], batch_first=True)
+        sequences, sampled = padded_rollouts(rollouts)
+        states = self.frozen(sequences, tokens)
         expected = self._reference_logprobs(states, sequences)
         kl = (sampled - expected) * sequences.answer_mask
         nll = -self.base.all_logprobs(states.near, sequences, 1.0, tokens)
@@ -277,10 +277,6 @@ class Run:
         inputs = states.near if self.reference is self.base else states.boundary
         return self.reference.all_logprobs(inputs, sequences, self.sampling.temperature, self.config.micro_batch_tokens)
 
-    def _measured(self, rollouts: Sequence[Rollout]) -> tuple[Sequences, FrozenStates]:
-        sequences = Sequences.of([r.prompt_ids for r in rollouts], [r.token_ids for r in rollouts])
-        return sequences, self.frozen(sequences, self.config.micro_batch_tokens)
-
     def _place(self, place: int, adapter: Path | None) -> int:
         """Make an adapter resident in the engine; no adapter is the base, which always is."""
         if adapter is None:
@@ -289,14 +285,11 @@ class Run:
         return place
 
     def _demonstrations(self) -> Sequences | None:
-        shown = self.snapshot.demonstrations
-        if not shown:
+        if not self.snapshot.demonstrations:
             return None
-        tokenizer = self.backbone.tokenizer
-        limit = self.config.sft.sequence_length
-        answers = [answer_ids(tokenizer, d.answer)[: limit - 1] for d in shown]
-        prompts = [render(tokenizer, d.messages)[-(limit - len(a)) :] for d, a in zip(shown, answers, strict=True)]
-        return Sequences.of(prompts, answers)
+        length = self.config.sft.sequence_length
+        texts = [d.token_ids(self.backbone.tokenizer, length) for d in self.snapshot.demonstrations]
+        return Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts])
 
     def _rejected(self, reasons: list[str]) -> dict[str, Any]:
         for reason in reasons:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.policy.chat import answer_ids, render
 from serve.policy.split import Section
 from training.config import SFTConfig
 from training.preferences import Shown
@@ -71,7 +70,7 @@ def fine_tune(
     shuffler = random.Random(seed)
     losses: list[float] = []
     held_out = [_loss(policy, validation, states)] if validation else []
-    best = {name: t.clone() for name, t in policy.tensors().items()}
+    best = policy.tensors()
     for _ in range(config.epochs):
         shuffler.shuffle(train)
         for start in range(0, len(train), per_step):
@@ -94,7 +93,7 @@ def fine_tune(
             if held_out[-1] >= min(held_out[:-1]):
                 policy.load_tensors(best)
                 break
-            best = {name: t.clone() for name, t in policy.tensors().items()}
+            best = policy.tensors()
     return {
         "demonstrations": len(shuffled),
         "held_out": held,
@@ -110,8 +109,7 @@ def pack(policy: Policy, demonstrations: Sequence[Shown], length: int) -> list[P
     tokenizer = policy.backbone.tokenizer
     bins: list[list[tuple[list[int], int]]] = []
     for shown in demonstrations:
-        answer = answer_ids(tokenizer, shown.answer)[: length - 1]
-        prompt = render(tokenizer, shown.messages)[-(length - len(answer)) :]
+        prompt, answer = shown.token_ids(tokenizer, length)
         text = [*prompt, *answer]
         fitting = next((b for b in bins if sum(len(t) for t, _ in b) + len(text) <= length), None)
         if fitting is None:
