@@ -55,7 +55,9 @@ def test_truncated_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None
     weights = copied / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="copy"):
-        load_backbone(resolve_model(str(copied), tmp_path / "cache"))
+        _ = load_backbone(resolve_model(str(copied), tmp_path / "cache")).model
+    with pytest.raises(ModelError, match="copy"):
+        load_backbone(resolve_model(str(copied), tmp_path / "cache")).weights()
 
 
 def test_the_default_model_missing_says_make_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from serve.engine import CandidateRequest, Engine, Event, Finished, Generation, Output, Token, local
 from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
+from serve.engine.slots import KeyValues
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import Message, Sampling
@@ -59,7 +61,7 @@ def make_engine(backbone: Backbone, request: pytest.FixtureRequest) -> Iterator[
     if "no_eos" in request.fixturenames:
         backbone = replace(backbone, eos_token_ids=frozenset())
 
-    def make(**options: int) -> LocalEngine:
+    def make(**options: Any) -> LocalEngine:
         engines.append(LocalEngine(backbone, **options))
         return engines[-1]
 
@@ -68,9 +70,9 @@ def make_engine(backbone: Backbone, request: pytest.FixtureRequest) -> Iterator[
         engine.close()
 
 
-@pytest.fixture
-def engine(make_engine: MakeEngine, adapters: dict[int, Path]) -> LocalEngine:
-    engine = make_engine()
+@pytest.fixture(params=["lean", "general"])
+def engine(make_engine: MakeEngine, adapters: dict[int, Path], request: pytest.FixtureRequest) -> LocalEngine:
+    engine = make_engine(general=request.param == "general")
     for version, path in adapters.items():
         engine.load(version, path)
     return engine
@@ -423,15 +425,15 @@ def test_a_failing_step_ends_its_answers_with_error_and_the_next_request_works(
 ) -> None:
     prompt = prompt_of(engine, "Trouble")
     expected = answer(engine, prompt, (0, 1))
-    decode = engine._forward
+    forward = engine._decoder.forward
     calls = iter(range(100))
 
-    def fail_in_the_third_step(**kwargs: object) -> Tensor:
+    def fail_in_the_third_step(token_ids: Tensor, cache: KeyValues) -> Tensor:
         if next(calls) == 3:
             raise RuntimeError("out of memory")
-        return decode(**kwargs)  # type: ignore[arg-type]
+        return forward(token_ids, cache)
 
-    monkeypatch.setattr(engine, "_forward", fail_in_the_third_step)
+    monkeypatch.setattr(engine._decoder, "forward", fail_in_the_third_step)
     events = collect(submit(engine, prompt, (0, 1), (1, 1)))
     ends = [e for e in events if isinstance(e, Finished)]
     assert [e.finish_reason for e in ends] == ["error", "error"]

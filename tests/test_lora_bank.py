@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from serve.engine.decoder import open_decoder
 from serve.engine.lora_bank import BankLinear, LoraBank, Routing
 from serve.engine.lora_weights import LoraWeights, read_adapter
 from serve.errors import AdapterError
@@ -23,7 +24,7 @@ SHAPES = {"q": (6, 4)}
 @pytest.fixture(scope="module")
 def shapes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
     backbone = load_backbone(resolve_model(str(tiny_model), tmp_path_factory.mktemp("cache")), dtype="float32")
-    return LoraBank(backbone.view(), places=3, max_rank=8).shapes
+    return open_decoder(backbone, places=3, max_rank=8).bank.shapes
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +40,11 @@ def adapter(pristine: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bank() -> Iterator[LoraBank]:
+    """Of one linear, 4 → 6."""
     with torch.inference_mode():
-        yield LoraBank(_ToyModel(), places=3, max_rank=8)  # type: ignore[arg-type]
-
-
-class _ToyModel(nn.Module):
-    """One linear, 4 → 6, that counts up."""
-
-    dtype = torch.float32
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q = nn.Linear(4, 6)
-        self.q.requires_grad_(False)
+        bank = LoraBank(places=3, max_rank=8, dtype=torch.float32, device=torch.device("cpu"))
+        bank.add({"q": torch.randn(6, 4)}, torch.randn(6))
+        yield bank
 
 
 def _lora(rank: int, seed: int) -> LoraWeights:
@@ -84,7 +76,7 @@ def _edit_tensors(folder: Path, edit: dict[str, Tensor], drop: tuple[str, ...] =
 
 
 def test_each_row_is_answered_by_its_own_adapter_whatever_its_rank(bank: LoraBank) -> None:
-    one, two, linear = _lora(2, seed=1), _lora(5, seed=2), bank.linears["q"]
+    one, two, linear = _lora(2, seed=1), _lora(5, seed=2), bank.linears[0]
     assert bank.install(1, one, keep=0)
     assert bank.install(2, two, keep=0)
     bank.route([2, 0, 1])
@@ -99,11 +91,11 @@ def test_a_batch_of_one_version_takes_the_path_without_gather(bank: LoraBank, ve
         bank.install(installed, _lora(installed + 1, seed=installed), keep=0)
     bank.route([version, version])
     x = torch.randn(2, 3, 4)
-    torch.testing.assert_close(bank.linears["q"](x), _expected(bank.linears["q"], x, _lora(version + 1, seed)))
+    torch.testing.assert_close(bank.linears[0](x), _expected(bank.linears[0], x, _lora(version + 1, seed)))
 
 
 def test_no_memory_is_taken_before_an_adapter_touches_a_linear(bank: LoraBank) -> None:
-    linear = bank.linears["q"]
+    linear = bank.linears[0]
     assert linear.stack is None
     bank.install(1, _lora(2, seed=1), keep=0)
     assert linear.stack is not None
@@ -138,9 +130,9 @@ def test_a_place_keeps_nothing_of_the_version_before(bank: LoraBank) -> None:
     bank.route([3, 2])
     x = torch.randn(2, 1, 4)
     expected = torch.stack(
-        [_expected(bank.linears["q"], row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)]
+        [_expected(bank.linears[0], row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)]
     )
-    torch.testing.assert_close(bank.linears["q"](x), expected)
+    torch.testing.assert_close(bank.linears[0](x), expected)
 
 
 def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank) -> None:
@@ -151,19 +143,42 @@ def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank) -> None
     assert bank.install(1, _lora(2, seed=9), keep=0)
     bank.route([1])
     x = torch.randn(1, 1, 4)
-    torch.testing.assert_close(bank.linears["q"](x), _expected(bank.linears["q"], x, _lora(2, seed=9)))
+    torch.testing.assert_close(bank.linears[0](x), _expected(bank.linears[0], x, _lora(2, seed=9)))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 40), (5, 3, 40)])
+def test_parts_of_a_fused_linear_keep_their_own_adapters() -> None:
+    x, bias = torch.randn(2, 3, 4), torch.randn(8)
+    q, k, v = torch.randn(4, 4), torch.randn(2, 4), torch.randn(2, 4)
+    bank = LoraBank(places=3, max_rank=8, dtype=torch.float32, device=torch.device("cpu"))
+    linear = bank.add({"q": q, "k": k, "v": v}, bias)
+    assert bank.shapes == {"q": (4, 4), "k": (2, 4), "v": (2, 4)}
+    both = LoraWeights({"q": (torch.randn(3, 4), torch.randn(4, 3)), "v": (torch.randn(1, 4), torch.randn(2, 1))})
+    lone = LoraWeights({"k": (torch.randn(2, 4), torch.randn(2, 2))})
+    bank.install(1, both, keep=0)
+    bank.install(2, lone, keep=0)
+    for routed in ([1, 2], [1, 1], [2, 2], [0, 1]):
+        bank.route(routed)
+        for row, version in enumerate(routed):
+            layers = {0: {}, 1: both.layers, 2: lone.layers}[version]
+            expected = [
+                F.linear(x[row], w) + (x[row] @ layers[n][0].T @ layers[n][1].T if n in layers else 0)
+                for n, w in (("q", q), ("k", k), ("v", v))
+            ]
+            torch.testing.assert_close(linear(x)[row], torch.cat(expected, dim=-1) + bias)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40), (2, 1, 40), (5, 3, 40), (1, 400, 40)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_packed_weight_computes_what_the_plain_one_does(shape: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("release", [True, False])
+def test_the_packed_weight_computes_what_the_plain_one_does(shape: tuple[int, ...], bias: bool, release: bool) -> None:
     linear = nn.Linear(40, 24, bias=bias).requires_grad_(False)
-    packed = BankLinear(linear, Routing())
-    packed.pack()
+    packed = BankLinear({"up": linear.weight[:10], "down": linear.weight[10:]}, linear.bias, Routing())
     x = torch.randn(*shape)
     with torch.inference_mode():
         torch.testing.assert_close(packed(x), linear(x), rtol=1e-5, atol=1e-5)
-    assert packed.weight is linear.weight
+        packed.pack(release=release)
+        torch.testing.assert_close(packed(x), linear(x), rtol=1e-5, atol=1e-5)
+    assert bool(packed.weights) != release
 
 
 def test_the_scaling_is_alpha_over_r_or_over_its_root(adapter: Path, shapes: dict[str, tuple[int, int]]) -> None:

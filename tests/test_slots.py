@@ -4,25 +4,41 @@ import math
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from serve.engine.slots import BLOCK, Slots
+from serve.engine.slots import BLOCK, PromptCache, Slots
+
+CPU = torch.device("cpu")
 
 
-def _prompt(length: int, value: float) -> DynamicCache:
+def _prompt(length: int, value: float) -> PromptCache:
     """One row, one layer, two heads of three."""
-    cache = DynamicCache()
-    cache.update(torch.full((1, 2, length, 3), value), torch.full((1, 2, length, 3), -value), 0)
+    cache = PromptCache(rows=1, capacity=length)
+    cache.begin(length, torch.float32, CPU)
+    cache.write(0, torch.full((1, 2, length, 3), value), torch.full((1, 2, length, 3), -value))
+    cache.end()
     return cache
 
 
 def _step(slots: Slots, values: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One token a row → positions (rows,), mask, keys and values (rows, span), these of the first head and feature."""
-    positions, mask = slots.begin_step(torch.float32)
+    positions, mask = slots.begin(1, torch.float32, CPU)
     new = torch.tensor(values)[:, None, None, None].expand(-1, 2, 1, 3)
-    keys, stored = slots.update(new, -new, 0)
-    slots.end_step()
+    keys, stored = slots.write(0, new, -new)
+    slots.end()
     return positions[:, 0], mask[:, 0, 0], keys[:, 0, :, 0], stored[:, 0, :, 0]
+
+
+def test_a_prompt_in_chunks_sees_its_past_and_never_its_future() -> None:
+    cache = PromptCache(rows=2, capacity=3)
+    for first, tokens in ((0, 2), (2, 1)):
+        positions, mask = cache.begin(tokens, torch.float32, CPU)
+        keys, _ = cache.write(0, torch.full((2, 1, tokens, 1), 1.0 + first), torch.zeros(2, 1, tokens, 1))
+        cache.end()
+    assert positions.tolist() == [[2], [2]]
+    assert (mask[0, 0] == 0).tolist() == [[True, True, True]]
+    assert keys[1, 0, :, 0].tolist() == [1, 1, 3]
+    _, mask = PromptCache(rows=1, capacity=2).begin(2, torch.float32, CPU)
+    assert (mask[0, 0] == 0).tolist() == [[True, False], [True, True]]
 
 
 def test_each_row_writes_at_its_own_position_and_sees_its_own_past() -> None:

@@ -21,26 +21,30 @@ CHAT_TEMPLATE = (
 """ChatML as SmolLM2 has it, its own system message included (shorter: here each byte is a token)."""
 
 
-def write_model(folder: Path) -> None:
-    """A seeded 4-layer LlamaForCausalLM with a byte tokenizer; pad = eos = `<|im_end|>` (2), context 1024."""
+def write_model(folder: Path, **changes: Any) -> None:
+    """A seeded 4-layer LlamaForCausalLM with a byte tokenizer; pad = eos = `<|im_end|>` (2), context 1024.
+
+    `changes` go into its configuration.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    config = LlamaConfig(**settings | changes)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = LlamaForCausalLM(config)

@@ -4,8 +4,7 @@ Each turn of the loop: 1 adapters that wait for a place, 2 cancelled candidates,
 prompts, 4 one token for every running row. Requests join and leave between turns. A prompt is prefilled once for each
 distinct version among its candidates, and the K rows start from copies of those keys and values.
 
-transformers' own forward runs on a view of the backbone, with `Slots` as its cache and a `LoraBank` in its linears, so
-any causal LM with full attention works.
+The model itself is a `Decoder`: a lean one for the Llama family, transformers' own forward for any other causal LM.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from serve.engine import CandidateRequest, Token
+from serve.engine.decoder import open_decoder
 from serve.engine.generation import Candidate, LocalGeneration
-from serve.engine.lora_bank import LoraBank
 from serve.engine.lora_weights import LoraWeights, check_tensors, read_adapter
 from serve.engine.sampling import draw
-from serve.engine.slots import Slots
-from serve.errors import AdapterError, InvalidInput, ModelError, NotFound, PromptTooLong, Unavailable
+from serve.engine.slots import PromptCache, Slots
+from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy import chat
 from serve.records import BASE_VERSION, FinishReason, Message, Sampling
 
@@ -61,9 +59,7 @@ class _Prefill:
     def __init__(self, generation: LocalGeneration) -> None:
         self.generation = generation
         self.versions = sorted({c.version for c in generation.live()})
-        self.cache = DynamicCache()
-        self.done = 0
-        """Tokens of the prompt that are in the cache."""
+        self.cache = PromptCache(len(self.versions), len(generation.prompt))
 
 
 class LocalEngine:
@@ -77,18 +73,21 @@ class LocalEngine:
         queue_limit: int = 64,
         max_lora_rank: int = 64,
         places: int | None = None,
+        general: bool = False,
     ) -> None:
-        """`batch_rows` decode at once, `queue_limit` requests wait, `places` versions (base included) are resident."""
+        """`batch_rows` decode at once, `queue_limit` requests wait, `places` versions (base included) are resident.
+
+        `general` runs transformers' own forward even where there is a leaner one. Raises ModelError.
+        """
         places = batch_rows + 2 if places is None else places
         if places < 3:
             raise InvalidInput("the LoRA bank needs at least 3 places: the base, what serves, and what comes next")
         self._backbone = backbone
         self._tokenizer = backbone.tokenizer.backend_tokenizer
-        self._context_length = _context_length(backbone)
         self._batch_rows = batch_rows
         self._queue_limit = queue_limit
-        self._model = backbone.view()
-        self._bank = LoraBank(self._model, places=places, max_rank=max_lora_rank)
+        self._decoder = open_decoder(backbone, places=places, max_rank=max_lora_rank, general=general)
+        self._bank = self._decoder.bank
 
         # Shared with the callers, under the lock (as is the bank's bookkeeping):
         self._work = threading.Condition()
@@ -102,7 +101,7 @@ class LocalEngine:
         self._rows: list[Candidate] = []
         self._slots = Slots()
         self._step = 0
-        self._unpacked = list(self._bank.linears.values())
+        self._unsettled = True
         self._thread = threading.Thread(target=self._run, name="hustings-decode", daemon=True)
         self._thread.start()
 
@@ -114,7 +113,7 @@ class LocalEngine:
     @property
     def context_length(self) -> int:
         """Tokens of prompt and answer together."""
-        return self._context_length
+        return self._decoder.context_length
 
     @property
     def waiting(self) -> int:
@@ -201,10 +200,10 @@ class LocalEngine:
             raise InvalidInput(f"max_tokens must be at least 1, not {sampling.max_tokens}")
         if "" in sampling.stop:
             raise InvalidInput("a stop string is empty")
-        if len(prompt) + sampling.max_tokens > self._context_length:
+        if len(prompt) + sampling.max_tokens > self.context_length:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens and the answer may have {sampling.max_tokens}, but the model's "
-                f"context holds {self._context_length}; shorten the conversation or lower max_tokens"
+                f"context holds {self.context_length}; shorten the conversation or lower max_tokens"
             )
 
     def _require_resident(self, version: int) -> None:
@@ -255,12 +254,12 @@ class LocalEngine:
         """Sleep until there is something to do; False when the engine closes."""
         while True:
             with self._work:
-                while not (self._closing or self._has_work() or self._unpacked):
+                while not (self._closing or self._has_work() or self._unsettled):
                     self._work.wait()
                 if self._closing or self._has_work():
                     return not self._closing
-            # Idle: lay out one more weight for speed. Here and not in __init__, so that the server starts fast.
-            self._unpacked.pop().pack()
+            # Idle: here and not in __init__, so that the server starts fast.
+            self._unsettled = self._decoder.settle()
 
     def _has_work(self) -> bool:
         return bool(self._queue or self._prefills or self._rows or self._installs)
@@ -303,13 +302,12 @@ class LocalEngine:
         while self._prefills and budget > 0:
             prefill = self._prefills[0]
             prompt, versions = prefill.generation.prompt, prefill.versions
-            chunk = prompt[prefill.done :][: max(1, PREFILL_TOKENS // len(versions))]
+            chunk = prompt[prefill.cache.length :][: max(1, PREFILL_TOKENS // len(versions))]
             try:
                 self._bank.route(versions)
-                logits = self._forward(input_ids=[chunk] * len(versions), past_key_values=prefill.cache)
-                prefill.done += len(chunk)
+                logits = self._decoder.forward(torch.tensor([chunk] * len(versions)), prefill.cache)
                 budget -= len(chunk) * len(versions)
-                if prefill.done == len(prompt):
+                if prefill.cache.length == len(prompt):
                     self._prefills.popleft()
                     self._join(prefill, logits)
             except Exception as error:
@@ -332,22 +330,9 @@ class LocalEngine:
         if not self._rows:
             return
         self._bank.route([c.version for c in self._rows])
-        position_ids, mask = self._slots.begin_step(self._bank.dtype)
-        logits = self._forward(
-            input_ids=[[c.token_ids[-1]] for c in self._rows],
-            past_key_values=self._slots,
-            position_ids=position_ids,
-            attention_mask=mask,
-        )
-        self._slots.end_step()
+        logits = self._decoder.forward(torch.tensor([[c.token_ids[-1]] for c in self._rows]), self._slots)
         self._emit(self._rows, logits)
         self._remove_finished()
-
-    def _forward(self, *, input_ids: list[list[int]], **kwargs: object) -> Tensor:
-        """Token ids (rows, T) → logits of the last position (rows, V)."""
-        ids = torch.tensor(input_ids, device=self._model.device)
-        logits: Tensor = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **kwargs).logits
-        return logits[:, -1]
 
     def _emit(self, rows: Sequence[Candidate], logits: Tensor) -> None:
         """Draw each row's next token, hand it out, and finish the rows that end with it."""
@@ -407,16 +392,3 @@ class LocalEngine:
         for generation in (*queued, *(p.generation for p in self._prefills)):
             yield from generation.live()
         yield from self._rows
-
-
-def _context_length(backbone: Backbone) -> int:
-    """Every layer must see the whole context: up to the window, sliding attention is the same as full attention."""
-    config = backbone.model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(
-            f"{backbone.folder.name} has {', '.join(sorted(unknown))} layers; give --model one with full attention"
-        )
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in kinds if kinds else window is not None
-    return min(backbone.context_length, window) if slides and window else backbone.context_length

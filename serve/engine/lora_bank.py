@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,9 +22,6 @@ from torch import Tensor, nn
 
 from serve.engine.lora_weights import LoraWeights
 from serve.records import BASE_VERSION
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -45,10 +41,10 @@ class Routing:
 class Stack:
     """The A and B of one linear, for all places; rank and number of places grow to what resident adapters need."""
 
-    def __init__(self, weight: Tensor) -> None:
-        out_features, in_features = weight.shape
-        self.a = weight.new_zeros(0, 0, in_features)  # (places, rank, in)
-        self.b = weight.new_zeros(0, out_features, 0)  # (places, out, rank)
+    def __init__(self, in_features: int, out_features: int, like: Tensor) -> None:
+        """Of `like`'s type, on its device."""
+        self.a = like.new_zeros(0, 0, in_features)  # (places, rank, in)
+        self.b = like.new_zeros(0, out_features, 0)  # (places, out, rank)
         self.ranks: dict[int, int] = {}
         """Rank at each place that has weights here."""
 
@@ -64,16 +60,22 @@ class Stack:
         b[:old_places, :, :old_rank] = self.b
         self.a, self.b = a, b
 
-    def write(self, place: int, weights: tuple[Tensor, Tensor] | None) -> None:
-        """Put one adapter's A and B at a place, or zeros."""
+    def write(self, place: int, pieces: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+        """Put one adapter's weights at a place: (first row of the output, A, B) each; none leave zeros.
+
+        Pieces stand one below the other in A and as blocks of a diagonal in B, so that each part of a fused linear
+        gets what it would get alone.
+        """
         self.ranks.pop(place, None)
         self.a[place] = 0
         self.b[place] = 0
-        if weights is not None:
-            a, b = weights
-            self.a[place, : len(a)] = a
-            self.b[place, :, : len(a)] = b
-            self.ranks[place] = len(a)
+        rank = 0
+        for first, a, b in pieces:
+            self.a[place, rank : rank + len(a)] = a
+            self.b[place, first : first + len(b), rank : rank + len(a)] = b
+            rank += len(a)
+        if pieces:
+            self.ranks[place] = rank
 
     def delta(self, x: Tensor, routing: Routing) -> Tensor:
         """Takes x (rows, T, in) → what the rows' adapters add (rows, T, out)."""
@@ -86,16 +88,26 @@ class Stack:
 
 
 class BankLinear(nn.Module):
-    """A frozen linear that adds each row's own LoRA. It shares its weight with the linear it stands in for."""
+    """One frozen linear, or several of the same input fused, that adds each row's own LoRA."""
 
-    def __init__(self, linear: nn.Linear, routing: Routing) -> None:
+    def __init__(self, parts: Mapping[str, Tensor], bias: Tensor | None, routing: Routing) -> None:
+        """`parts`: the weights (out, in) by their names in the base, in the order of the output."""
         super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
+        self.shapes = {name: (int(weight.shape[0]), int(weight.shape[1])) for name, weight in parts.items()}
+        """(out, in) of each part."""
+        self.weights = list(parts.values())
+        """None are left once they were packed and released."""
+        self.bias = bias
         self.routing = routing
         self.stack: Stack | None = None
         """None until an adapter touches this linear."""
         self._packed: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of a linear of one part: transformers' code looks at its type."""
+        (weight,) = self.weights
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes x (rows, T, in) → (rows, T, out)."""
@@ -105,20 +117,44 @@ class BankLinear(nn.Module):
         rows = x.reshape(len(self.routing.places), -1, x.shape[-1])
         return out + self.stack.delta(rows, self.routing).view_as(out)
 
-    def pack(self) -> None:
+    def reserve(self, places: int, weights: LoraWeights) -> None:
+        """Make room for so many places and for what an adapter has for this linear."""
+        rank = sum(len(weights.layers[name][0]) for name in self.shapes if name in weights.layers)
+        if self.stack is None and rank:
+            in_features = next(iter(self.shapes.values()))[1]
+            a, _ = next(weights.layers[name] for name in self.shapes if name in weights.layers)
+            self.stack = Stack(in_features, sum(out for out, _ in self.shapes.values()), like=a)
+        if self.stack is not None:
+            self.stack.reserve(places, rank)
+
+    def write(self, place: int, weights: LoraWeights) -> None:
+        """Put an adapter's weights for this linear at a place, or zeros."""
+        if self.stack is None:
+            return
+        pieces, first = [], 0
+        for name, (out_features, _) in self.shapes.items():
+            if name in weights.layers:
+                pieces.append((first, *weights.layers[name]))
+            first += out_features
+        self.stack.write(place, pieces)
+
+    def pack(self, *, release: bool) -> None:
         """Lay the weight out as oneDNN likes it for small batches: 1.3 to 2.4 times the decode speed in float32.
 
-        The packed copy is a second one (about 540 MB for the default model, LM head included), since training and the
-        one-token path read the shared tensor.
+        The packed one is a copy; `release` lets go of the original, for owners that read it nowhere else.
         """
-        if self._packed is None and self.weight.dtype == torch.float32 and self.weight.device.type == "cpu":
-            self._packed = _pack(self.weight) if _packing_works() else None
+        weight = self.weights[0]
+        if self._packed is None and weight.dtype == torch.float32 and weight.device.type == "cpu" and _packing_works():
+            self._packed = _pack(torch.cat(self.weights))
+            if release:
+                self.weights.clear()
 
     def _frozen(self, x: Tensor) -> Tensor:
-        # For a single token the plain matrix-vector product is the faster one.
-        if self._packed is None or x.numel() == x.shape[-1]:
-            return F.linear(x, self.weight, self.bias)
-        return _packed_linear(x, self._packed, self.bias)
+        if self._packed is not None:
+            return _packed_linear(x, self._packed, self.bias)
+        out = [F.linear(x, weight) for weight in self.weights]
+        whole = out[0] if len(out) == 1 else torch.cat(out, dim=-1)
+        return whole if self.bias is None else whole + self.bias
 
 
 class LoraBank:
@@ -127,19 +163,26 @@ class LoraBank:
     Not locked: the engine calls the bookkeeping under its own lock, and only its decode thread installs and routes.
     """
 
-    def __init__(self, model: PreTrainedModel, *, places: int, max_rank: int) -> None:
-        """Replace every linear of `model`, a view that nobody else uses."""
+    def __init__(self, *, places: int, max_rank: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Empty: `add` gives it the model's linears."""
         self.places = places
         self.max_rank = max_rank
-        self.dtype = model.dtype
-        self._device = model.device
+        self.dtype = dtype
+        self.linears: list[BankLinear] = []
+        self.shapes: dict[str, tuple[int, int]] = {}
+        """(out, in) of each of the base's linears by name."""
+        self._device = device
         self._routing = Routing()
-        self.linears = _wrap_linears(model, self._routing)
-        self.shapes = {name: (len(linear.weight), linear.weight.shape[1]) for name, linear in self.linears.items()}
-        """Of each linear: (out, in)."""
         self._place: OrderedDict[int, int] = OrderedDict()
         """Place of each resident version but the base, least recently used first."""
         self._in_flight: Counter[int] = Counter()
+
+    def add(self, parts: Mapping[str, Tensor], bias: Tensor | None = None) -> BankLinear:
+        """A linear of this bank; see `BankLinear`."""
+        linear = BankLinear(parts, bias, self._routing)
+        self.linears.append(linear)
+        self.shapes |= linear.shapes
+        return linear
 
     def is_resident(self, version: int) -> bool:
         """Whether requests may name it."""
@@ -164,16 +207,12 @@ class LoraBank:
         if place is None:
             return False
         top = max(place, *self._place.values()) if self._place else place
-        for name, linear in self.linears.items():  # all the room first: if memory ends here, nothing is lost
-            if name in weights.layers and linear.stack is None:
-                linear.stack = Stack(linear.weight)
-            if linear.stack is not None:
-                linear.stack.reserve(top + 1, len(weights.layers[name][0]) if name in weights.layers else 0)
+        for linear in self.linears:  # all the room first: if memory ends here, nothing is lost
+            linear.reserve(top + 1, weights)
         if evicted is not None:
             del self._place[evicted]
-        for name, linear in self.linears.items():
-            if linear.stack is not None:
-                linear.stack.write(place, weights.layers.get(name))
+        for linear in self.linears:
+            linear.write(place, weights)
         self._place[version] = place
         self._place.move_to_end(version)
         return True
@@ -192,14 +231,6 @@ class LoraBank:
         idle = (v for v in self._place if v != keep and not self._in_flight[v])
         victim = next(idle, None)
         return (None, None) if victim is None else (self._place[victim], victim)
-
-
-def _wrap_linears(model: nn.Module, routing: Routing) -> dict[str, BankLinear]:
-    wrapped = {name: BankLinear(m, routing) for name, m in model.named_modules() if type(m) is nn.Linear}
-    for name, linear in wrapped.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, linear)
-    return wrapped
 
 
 @functools.cache

@@ -1,28 +1,83 @@
-"""The keys and values of the rows that decode together, each row as long as it is.
+"""Keys and values: of a prompt on its way through the model, and of the rows that decode together.
 
-    keys, values of a layer: (rows, kv_heads, capacity, head_dim); row i is filled up to lengths[i]
+    keys, values of a layer: (rows, kv_heads, capacity, head_dim); row i is filled up to its length
 
-A row joins at the end and a leaving row is replaced by the last one, so the running rows are always the first n and a
-step sees them without copying. Positions and mask are explicit, so nothing is padded or shifted.
+A forward pass begins with `begin`, writes each layer once, and closes with `end`. Positions and mask are explicit, so
+nothing is padded or shifted. Memory is taken at the first write: only the model knows its heads.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
 
 BLOCK = 128
-"""Capacity grows by this many tokens."""
+"""Capacity of the running rows grows by this many tokens."""
 
 
-class Slots(Cache):
-    """A transformers cache whose rows have lengths of their own. One new token a row and step."""
+class KeyValues(Protocol):
+    """What a forward pass asks of its cache."""
+
+    def begin(self, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Before a pass of so many tokens a row → position ids (rows, T), additive mask (rows or 1, 1, T, span)."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer's new keys and values (rows, kv_heads, T, head_dim) in → all so far (…, span, head_dim) out."""
+
+    def end(self) -> None:
+        """After the pass: the new tokens count."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest row."""
+
+
+class PromptCache:
+    """One prompt's keys and values, a row for each version that reads it, filled chunk by chunk."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self._rows = rows
+        self._capacity = capacity
+        self._length = 0
+        self._end = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt that are in."""
+        return self._length
+
+    def begin(self, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Before a pass of so many tokens a row → position ids (rows, T), causal additive mask (1, 1, T, span)."""
+        self._end = self._length + tokens
+        positions = torch.arange(self._length, self._end, device=device)
+        hidden = torch.arange(self._end, device=device) > positions[:, None]
+        return positions.expand(self._rows, -1), _additive(hidden, dtype)[None, None]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer's new keys and values in → all of the prompt so far out."""
+        if layer == len(self.layers):
+            self.layers.append((_reserved(keys, self._capacity), _reserved(values, self._capacity)))
+        for stored, new in zip(self.layers[layer], (keys, values), strict=True):
+            stored[:, :, self._length : self._end] = new
+        stored_keys, stored_values = self.layers[layer]
+        return stored_keys[:, :, : self._end], stored_values[:, :, : self._end]
+
+    def end(self) -> None:
+        """After the pass: the new tokens count."""
+        self._length = self._end
+
+
+class Slots:
+    """The keys and values of the rows that decode together, each row as long as it is.
+
+    A row joins at the end and a leaving row is replaced by the last one, so the running rows are always the first n and
+    a step sees them without copying.
+    """
 
     def __init__(self) -> None:
-        super().__init__(layers=[])
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._lengths: list[int] = []
@@ -30,20 +85,22 @@ class Slots(Cache):
         self._positions = torch.zeros(0, dtype=torch.long)
         self._span = 0
 
-    def adopt(self, prefilled: DynamicCache, source: int) -> None:
+    @property
+    def length(self) -> int:
+        """Tokens in the longest row."""
+        return max(self._lengths, default=0)
+
+    def adopt(self, prompt: PromptCache, source: int) -> None:
         """Append a row: a copy of row `source` of a prompt's cache."""
-        length = prefilled.get_seq_length()
-        layers: list[tuple[Tensor, Tensor]] = [
-            (layer.keys, layer.values) for layer in cast(list[Any], prefilled.layers)
-        ]
+        length = prompt.length
         if not self._keys:
-            self._keys = [_first_block(keys) for keys, _ in layers]
-            self._values = [_first_block(values) for _, values in layers]
+            self._keys = [_reserved(keys[:1], BLOCK) for keys, _ in prompt.layers]
+            self._values = [_reserved(values[:1], BLOCK) for _, values in prompt.layers]
         row = len(self._lengths)
         self._reserve(row + 1, length + 1)
-        for index, (keys, values) in enumerate(layers):
+        for index, (keys, values) in enumerate(prompt.layers):
             for stored, new in ((self._keys[index], keys), (self._values[index], values)):
-                stored[row, :, :length] = new[source]
+                stored[row, :, :length] = new[source, :, :length]
                 # What an earlier row left behind is masked, but NaN times zero would still be NaN.
                 stored[row, :, length:] = 0
         self._lengths.append(length)
@@ -65,34 +122,27 @@ class Slots(Cache):
         """Drop all rows and their memory."""
         self._keys, self._values, self._lengths = [], [], []
 
-    def begin_step(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Make room for one token a row → its position ids (rows, 1) and additive mask (rows, 1, 1, span)."""
-        rows, self._span = len(self._lengths), max(self._lengths) + 1
+    def begin(self, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Make room for one token a row (`tokens` is 1) → position ids (rows, 1), additive mask (rows, 1, 1, span)."""
+        assert tokens == 1
+        rows, self._span = len(self._lengths), self.length + 1
         self._reserve(rows, self._span)
-        device = self._keys[0].device
         self._rows = torch.arange(rows, device=device)
         self._positions = torch.tensor(self._lengths, device=device)
         hidden = torch.arange(self._span, device=device) > self._positions[:, None]  # (rows, span)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
-        return self._positions[:, None], mask[:, None, None]
+        return self._positions[:, None], _additive(hidden, dtype)[:, None, None]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: (rows, kv_heads, 1, head_dim) in → all up to the longest row out."""
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        keys[self._rows, :, self._positions] = key_states[:, :, 0]
-        values[self._rows, :, self._positions] = value_states[:, :, 0]
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer's new keys and values (rows, kv_heads, 1, head_dim) in → all up to the longest row out."""
+        stored_keys, stored_values = self._keys[layer], self._values[layer]
+        stored_keys[self._rows, :, self._positions] = keys[:, :, 0]
+        stored_values[self._rows, :, self._positions] = values[:, :, 0]
         rows = len(self._rows)
-        return keys[:rows, :, : self._span], values[:rows, :, : self._span]
+        return stored_keys[:rows, :, : self._span], stored_values[:rows, :, : self._span]
 
-    def end_step(self) -> None:
+    def end(self) -> None:
         """Every row is one token longer."""
         self._lengths = [length + 1 for length in self._lengths]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Length of the longest row."""
-        return max(self._lengths, default=0)
 
     def _reserve(self, rows: int, span: int) -> None:
         old_rows, _, old_span, _ = self._keys[0].shape
@@ -106,5 +156,10 @@ class Slots(Cache):
                 tensors[index][:old_rows, :, :old_span] = old
 
 
-def _first_block(prompt: Tensor) -> Tensor:
-    return prompt.new_zeros(1, prompt.shape[1], BLOCK, prompt.shape[3])
+def _reserved(like: Tensor, capacity: int) -> Tensor:
+    rows, heads, _, width = like.shape
+    return like.new_zeros(rows, heads, capacity, width)
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)

@@ -13,7 +13,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ from serve.errors import ModelError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only those who load a model pay for them
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "default"
@@ -39,12 +43,42 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The frozen pretrained model and its tokenizer."""
+    """The frozen pretrained model and its tokenizer. Weights are read when they are first asked for."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     folder: ModelFolder
+    config: dict[str, Any]
+    """What config.json says of the text model."""
+    tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
+    dtype: torch.dtype
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The weights in transformers' own modules, frozen and in eval mode. Importing those takes seconds.
+
+        Raises ModelError for weights that are broken or do not fit config.json.
+        """
+        from transformers import AutoModelForCausalLM
+
+        with _naming_what_is_broken(self.folder):
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder.path, dtype=self.dtype, local_files_only=True, use_safetensors=True
+            )
+        model.requires_grad_(False).eval()
+        return model
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name: those of `model` if that is loaded, else from the files, as they stand there.
+
+        Raises ModelError for weights that are broken.
+        """
+        if "model" in vars(self):
+            return dict(self.model.state_dict())
+        from safetensors.torch import load_file
+
+        with _naming_what_is_broken(self.folder):
+            files = sorted(self.folder.path.glob("*.safetensors"))
+            return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     @property
     def context_length(self) -> int:
@@ -86,26 +120,19 @@ def resolve_model(source: str, cache_dir: Path) -> ModelFolder:
 
 
 def load_backbone(folder: ModelFolder, *, dtype: str = "auto") -> Backbone:
-    """Load the canonical weights, frozen and in eval mode, with the tokenizer. `dtype`: auto, float32 or bfloat16."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder.path, dtype=resolve_dtype(dtype), local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"the model in {folder.path} cannot be loaded ({error}); is the folder complete?") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ModelError(
-            f"the weights in {folder.path} are broken ({error}); delete the folder and start again"
-        ) from error
+    """Tokenizer and configuration at once, weights on demand. `dtype`: auto, float32 or bfloat16."""
+    with _naming_what_is_broken(folder):
+        tokenizer = _load_tokenizer(folder.path)
+        config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
+        generation = folder.path / "generation_config.json"
+        closing = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else config
     if tokenizer.chat_template is None:
         raise ModelError(f"{folder.name} has no chat template; Hustings needs an instruction-tuned model")
-    model.requires_grad_(False).eval()
-    return Backbone(model, tokenizer, folder, _eos_token_ids(model, tokenizer))
+    ids = closing.get("eos_token_id")
+    eos = frozenset(
+        int(i) for i in (*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id) if i is not None
+    )
+    return Backbone(folder, config.get("text_config", config), tokenizer, eos, resolve_dtype(dtype))
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:
@@ -120,10 +147,34 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
 
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """What AutoTokenizer would choose; for a plain tokenizer.json without the second and a half of imports it costs."""
+    settings = folder / "tokenizer_config.json"
+    kind = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
+    if kind in ("TokenizersBackend", "PreTrainedTokenizerFast") and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        loader: Any = PreTrainedTokenizerFast
+    else:
+        from transformers import AutoTokenizer
+
+        loader = AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+@contextmanager
+def _naming_what_is_broken(folder: ModelFolder) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model in {folder.path} cannot be loaded ({error}); is the folder complete?") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(
+            f"the weights in {folder.path} are broken ({error}); delete the folder and start again"
+        ) from error
 
 
 def _default_gguf() -> Path:
