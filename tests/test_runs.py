@@ -121,3 +121,11 @@ def test_votes_count_as_new_until_a_run_that_held_them_is_over(store: Store, tmp
     store.update_run(run.id, status="rejected")
     assert store.votes_since_last_run() == 1
     assert store.standing_votes() == 2
+
+
+def test_a_run_of_demonstrations_alone_leaves_votes_new(store: Store, tmp_path: Path) -> None:
+    prefer(store, compare(store), 0)
+    run = store.create_run("operator", ["sft"], {})
+    store.snapshot(run.id, tmp_path / "snapshot.db")
+    store.update_run(run.id, status="succeeded")
+    assert store.votes_since_last_run() == 1

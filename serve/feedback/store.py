@@ -59,11 +59,11 @@ class Store(Comparisons, Voters, Ballots, Runs, Versions):
     """Who asked, what was answered, how people voted, what was learned. Thread-safe; calls return after the commit."""
 
     def snapshot(self, run_id: int, target: Path) -> SnapshotCounts:
-        """Write what this run may learn from to `target`, and note the votes it holds as the run's.
+        """Write what this run may learn from to `target`, and note the votes that it learns from as the run's.
 
         Repeatable: a later snapshot of the same run replaces the earlier one. Raises NotFound for an unknown run.
         """
-        self.run(run_id)
+        learns_from_votes = "reward" in self.run(run_id).stages
         with self.reading() as db:
             counts, vote_ids = write_snapshot(db, target, created=self._now())
 
@@ -72,7 +72,7 @@ class Store(Comparisons, Voters, Ballots, Runs, Versions):
             db.executemany(
                 # A voter may have been forgotten since: the run keeps the count.
                 "INSERT INTO run_votes (run_id, vote_id) VALUES (?, (SELECT id FROM votes WHERE id = ?))",
-                [(run_id, vote_id) for vote_id in vote_ids],
+                [(run_id, vote_id) for vote_id in vote_ids if learns_from_votes],
             )
 
         self.writing(work)
