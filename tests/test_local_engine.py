@@ -375,7 +375,7 @@ def test_a_broken_adapter_is_refused_and_the_old_one_keeps_answering(
     engine: LocalEngine, adapters: dict[int, Path], tmp_path: Path
 ) -> None:
     prompt = prompt_of(engine, "Still there?")
-    before = answer(engine, prompt, (1, 1))
+    before = answer(engine, prompt, (1, 1))[0]
     tensors = load_file(adapters[1] / "adapter_model.safetensors")
     name = next(n for n in tensors if "lora_B" in n)
     tensors[name][0, 0] = math.nan
@@ -385,7 +385,10 @@ def test_a_broken_adapter_is_refused_and_the_old_one_keeps_answering(
         engine.load(4, tmp_path)
     with pytest.raises(AdapterError, match="version 4"):
         engine.load(4, None)
-    assert answer(engine, prompt, (1, 1)) == before
+    after = answer(engine, prompt, (1, 1))[0]
+    assert after.token_ids == before.token_ids
+    # Weights may be packed between the two answers, which rounds differently.
+    assert after.logprobs == pytest.approx(before.logprobs, abs=1e-4)
     with pytest.raises(NotFound):
         submit(engine, prompt, (4, 1))
 
