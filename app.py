@@ -271,7 +271,11 @@ async def _in_process(settings: Settings, *, trains: bool) -> AsyncIterator[Clie
         raise StartupError(f"there is no database at {folder.db}; `python app.py` makes it, --db names another")
     with Store.open(folder) as store:
         # Only a run needs the model; without one its name is enough.
-        base = resolve_model(settings.model, settings.cache_dir) if trains else ModelFolder(Path(), settings.model, "")
+        base = (
+            resolve_model(settings.model, settings.cache_dir)
+            if trains
+            else ModelFolder(Path(), settings.model, "", settings.cache_dir)
+        )
         registry = Registry(folder, store, base_hash=base.hash or None, base_name=base.name)
         service = Service(store=store, engine=AbsentEngine(store.serving()), registry=registry, settings=settings)
         scheduler = Scheduler(store, registry, settings, folder, base, service.promote_now)

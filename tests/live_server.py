@@ -67,6 +67,7 @@ class Server:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
+        self.cache = (model if model.is_dir() else folder) / "cache"  # all servers of a model share it
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HUSTINGS_")}
         self.environment = inherited | {f"HUSTINGS_{name}": value for name, value in SETTINGS.items()}
         self.arguments = ["--db", str(folder / "feedback.db"), "--model", str(model)]
@@ -75,7 +76,7 @@ class Server:
     def running(self, *, end: signal.Signals = signal.SIGTERM) -> Iterator[httpx.Client]:
         """A client of the server, once it is healthy. Ends it with a signal: SIGTERM must stop it cleanly in 30 s."""
         command = [sys.executable, str(ROOT / "app.py"), *self.arguments, "--port", "0"]
-        command += ["--cache-dir", str(self.folder / "cache")]
+        command += ["--cache-dir", str(self.cache)]
         log_path = self.folder / "server.log"
         with log_path.open("a") as log:
             process = subprocess.Popen(

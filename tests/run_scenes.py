@@ -59,7 +59,14 @@ def write_run(
         "run": 1,
         "seed": 3,
         "stages": list(stages),
-        "model": {"path": str(model), "hash": "tiny", "name": "tiny", "dtype": "auto", "threads": 1},
+        "model": {
+            "path": str(model),
+            "hash": "tiny",
+            "name": "tiny",
+            "cache": str(model / "cache"),
+            "dtype": "float32",
+            "threads": 1,
+        },
         "parent": 0,
         "settings": SMALL if settings is None else settings,
     }

@@ -22,8 +22,8 @@ SHAPES = {"q": (6, 4)}
 
 
 @pytest.fixture(scope="module")
-def shapes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
-    backbone = load_backbone(resolve_model(str(tiny_model), tmp_path_factory.mktemp("cache")), dtype="float32")
+def shapes(tiny_model: Path) -> dict[str, tuple[int, int]]:
+    backbone = load_backbone(resolve_model(str(tiny_model), tiny_model / "cache"), dtype="float32")
     return open_decoder(backbone, places=3, max_rank=8).bank.shapes
 
 
@@ -76,7 +76,7 @@ def _edit_tensors(folder: Path, edit: dict[str, Tensor], drop: tuple[str, ...] =
 
 
 def test_each_row_is_answered_by_its_own_adapter_whatever_its_rank(bank: LoraBank) -> None:
-    one, two, linear = _lora(2, seed=1), _lora(5, seed=2), bank.linears[0]
+    one, two, linear = _lora(2, seed=1), _lora(5, seed=2), bank.own()[0]
     assert bank.install(1, one, keep=0)
     assert bank.install(2, two, keep=0)
     bank.route([2, 0, 1])
@@ -91,11 +91,11 @@ def test_a_batch_of_one_version_takes_the_path_without_gather(bank: LoraBank, ve
         bank.install(installed, _lora(installed + 1, seed=installed), keep=0)
     bank.route([version, version])
     x = torch.randn(2, 3, 4)
-    torch.testing.assert_close(bank.linears[0](x), _expected(bank.linears[0], x, _lora(version + 1, seed)))
+    torch.testing.assert_close(bank.own()[0](x), _expected(bank.own()[0], x, _lora(version + 1, seed)))
 
 
 def test_no_memory_is_taken_before_an_adapter_touches_a_linear(bank: LoraBank) -> None:
-    linear = bank.linears[0]
+    linear = bank.own()[0]
     assert linear.stack is None
     bank.install(1, _lora(2, seed=1), keep=0)
     assert linear.stack is not None
@@ -130,9 +130,9 @@ def test_a_place_keeps_nothing_of_the_version_before(bank: LoraBank) -> None:
     bank.route([3, 2])
     x = torch.randn(2, 1, 4)
     expected = torch.stack(
-        [_expected(bank.linears[0], row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)]
+        [_expected(bank.own()[0], row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)]
     )
-    torch.testing.assert_close(bank.linears[0](x), expected)
+    torch.testing.assert_close(bank.own()[0](x), expected)
 
 
 def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank) -> None:
@@ -143,7 +143,7 @@ def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank) -> None
     assert bank.install(1, _lora(2, seed=9), keep=0)
     bank.route([1])
     x = torch.randn(1, 1, 4)
-    torch.testing.assert_close(bank.linears[0](x), _expected(bank.linears[0], x, _lora(2, seed=9)))
+    torch.testing.assert_close(bank.own()[0](x), _expected(bank.own()[0], x, _lora(2, seed=9)))
 
 
 def test_parts_of_a_fused_linear_keep_their_own_adapters() -> None:

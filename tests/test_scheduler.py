@@ -178,7 +178,7 @@ def hall(folder: DataFolder, store: Store, clock: Clock, plan_file: Path, settin
         registry,
         chosen,
         folder,
-        ModelFolder(Path("/model"), "tiny", "base"),
+        ModelFolder(Path("/model"), "tiny", "base", Path("/cache")),
         promote,
         command=(sys.executable, "-I", "-S", str(script), str(plan_file)),
         clock=clock,
@@ -371,7 +371,8 @@ def test_the_folder_holds_all_that_a_run_may_read(server: Hall) -> None:
     config = json.loads((path / "config.json").read_text())
     assert config["settings"] == {"ppo": {"updates": 7, "beta": 0.1}}
     assert (config["run"], config["seed"], config["stages"], config["parent"]) == (1, 1, ["reward", "ppo"], 0)
-    assert config["model"] == {"path": "/model", "hash": "base", "name": "tiny", "dtype": "auto", "threads": 1}
+    model = {"path": "/model", "hash": "base", "name": "tiny", "cache": "/cache", "dtype": "auto", "threads": 1}
+    assert config["model"] == model
     assert (path / "snapshot.db").exists()
     assert not (path / "parent").exists(), "the base has no adapter"
     run = server.finished(server.trigger())

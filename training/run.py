@@ -56,7 +56,9 @@ def execute(path: Path) -> dict[str, Any]:
     if model.get("threads"):
         torch.set_num_threads(int(model["threads"]))
     torch.manual_seed(seed)
-    backbone = load_backbone(ModelFolder(Path(model["path"]), model["name"], model["hash"]), dtype=model["dtype"])
+    backbone = load_backbone(
+        ModelFolder(Path(model["path"]), model["name"], model["hash"], Path(model["cache"])), dtype=model["dtype"]
+    )
     snapshot = read_snapshot(folder.snapshot, backbone.tokenizer)
     run = Run(folder, config, stages, seed, backbone, snapshot)
     try:

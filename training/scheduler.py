@@ -239,6 +239,7 @@ class Scheduler:
                 "path": str(self._model.path),
                 "hash": self._model.hash,
                 "name": self._model.name,
+                "cache": str(self._model.cache),
                 "dtype": self._settings.dtype,
                 "threads": self._settings.threads,
             },

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from serve.engine.lora_bank import LoraBank
-    from serve.engine.slots import KeyValues
     from serve.policy.base import Backbone
+
+KINDS = ("native", "lean", "general")
+"""From fast to universal: llama.c, the same in torch, transformers' own forward."""
+
+
+class Prompt(Protocol):
+    """Keys and values of a prompt on its way through the model, a row for each version that reads it."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt that are in."""
+
+
+class Running(Protocol):
+    """Keys and values of the rows that decode together."""
+
+    def adopt(self, prompt: Any, source: int) -> None:
+        """Append a row that goes on from row `source` of a prompt."""
+
+    def remove(self, row: int) -> None:
+        """Drop a row; the last one takes its number."""
 
 
 class Decoder(Protocol):
@@ -19,21 +39,36 @@ class Decoder(Protocol):
     context_length: int
     """Tokens of prompt and answer together."""
 
-    def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
-        """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
+    def prompt(self, rows: int, capacity: int) -> Any:
+        """A `Prompt` of `capacity` tokens that so many versions read."""
+
+    def slots(self) -> Any:
+        """An empty `Running`."""
+
+    def forward(self, token_ids: Tensor, cache: Any) -> Tensor:
+        """Token ids (rows, T) that follow what the decoder's own cache holds → logits of the last one (rows, V)."""
 
     def settle(self) -> bool:
         """Do one more piece of preparation that only makes it faster; False when there is none left."""
 
 
-def open_decoder(backbone: Backbone, *, places: int, max_rank: int, general: bool = False) -> Decoder:
-    """The lean decoder for the Llama family, else (or if `general`) transformers' own forward.
+def open_decoder(backbone: Backbone, *, places: int, max_rank: int, kind: str | None = None) -> Decoder:
+    """The fastest decoder that computes this model, or the one of `kind` if it does.
 
-    Raises ModelError for a model that neither can decode.
+    Raises ModelError for a model that none can decode.
     """
     from serve.engine.llama import LlamaDecoder, LlamaShape
 
-    shape = None if general else LlamaShape.read(backbone.config)
+    kinds = KINDS if kind is None else KINDS[KINDS.index(kind) :]
+    shape = None if kinds[0] == "general" else LlamaShape.read(backbone.config)
+    if shape is not None and "native" in kinds and shape.plain(backbone.config):
+        from serve.engine.native.library import load_library
+
+        code = load_library(backbone.folder.cache)
+        if code is not None:
+            from serve.engine.native.decoder import NativeDecoder
+
+            return NativeDecoder(code, shape, backbone, places=places, max_rank=max_rank)
     if shape is not None:
         return LlamaDecoder(shape, backbone, places=places, max_rank=max_rank)
     from serve.engine.general import GeneralDecoder

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from serve.engine.lora_bank import LoraBank
-from serve.engine.slots import KeyValues
+from serve.engine.slots import KeyValues, PromptCache, Slots
 from serve.errors import ModelError
 from serve.policy.base import Backbone
 
@@ -25,7 +25,7 @@ class GeneralDecoder:
                 parent, _, leaf = name.rpartition(".")
                 linear = self.bank.add({name: module.weight}, module.bias)
                 setattr(self._model.get_submodule(parent), leaf, linear)
-        self._unpacked = list(self.bank.linears)
+        self._unpacked = self.bank.own()
 
     def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
@@ -41,6 +41,14 @@ class GeneralDecoder:
         ).logits
         cache.end()
         return logits[:, -1]
+
+    def prompt(self, rows: int, capacity: int) -> PromptCache:
+        """Keys and values of a prompt of `capacity` tokens that so many versions read."""
+        return PromptCache(rows, capacity)
+
+    def slots(self) -> Slots:
+        """Keys and values of the rows that decode together."""
+        return Slots()
 
     def settle(self) -> bool:
         """Pack one more weight. The original stays: other views of the backbone read it."""

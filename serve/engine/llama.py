@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from serve.engine.lora_bank import BankLinear, LoraBank
+from serve.engine.slots import PromptCache, Slots
 from serve.errors import ModelError
 
 if TYPE_CHECKING:
@@ -62,6 +63,22 @@ class LlamaShape:
             tied=bool(config.get("tie_word_embeddings", False)),
         )
 
+    @staticmethod
+    def plain(config: Mapping[str, Any]) -> bool:
+        """Whether no linear has a bias."""
+        return not (config.get("attention_bias") or config.get("mlp_bias"))
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Radians a position turns each pair of a head's numbers (head_dim / 2,)."""
+        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        return 1.0 / self.rope_theta**steps
+
+    def angles(self) -> Tensor:
+        """Cosines and sines of every position (context, 2, head_dim / 2)."""
+        angles = torch.arange(self.context_length, dtype=torch.float32)[:, None] * self.frequencies
+        return torch.stack((angles.cos(), angles.sin()), dim=1).contiguous()
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -78,7 +95,7 @@ class LlamaDecoder:
 
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
         """Raises ModelError for weights that are broken or missing."""
-        weights = _Weights(backbone)
+        weights = Weights(backbone, backbone.dtype)
         self.context_length = shape.context_length
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=backbone.dtype, device=torch.device("cpu"))
         self._shape = shape
@@ -87,9 +104,8 @@ class LlamaDecoder:
         self._layers = [self._read_layer(weights, f"model.layers.{i}.") for i in range(shape.layers)]
         self._norm = weights["model.norm.weight"].clone()
         self._head = self.bank.add({"lm_head": self._embedding if shape.tied else weights["lm_head.weight"]})
-        steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        self._frequencies = 1.0 / shape.rope_theta**steps  # (head_dim / 2,)
-        self._unpacked = list(self.bank.linears)
+        self._frequencies = shape.frequencies
+        self._unpacked = self.bank.own()
 
     def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
@@ -105,6 +121,14 @@ class LlamaDecoder:
             x = x + layer.down.forward(F.silu(gate).mul_(up))
         cache.end()
         return self._head.forward(self._normed(x[:, -1:], self._norm))[:, 0]
+
+    def prompt(self, rows: int, capacity: int) -> PromptCache:
+        """Keys and values of a prompt of `capacity` tokens that so many versions read."""
+        return PromptCache(rows, capacity)
+
+    def slots(self) -> Slots:
+        """Keys and values of the rows that decode together."""
+        return Slots()
 
     def settle(self) -> bool:
         """Pack one more weight, and let go of the original."""
@@ -133,7 +157,7 @@ class LlamaDecoder:
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self._shape.norm_eps)
 
-    def _read_layer(self, weights: _Weights, prefix: str) -> _Layer:
+    def _read_layer(self, weights: Weights, prefix: str) -> _Layer:
         def linear(*names: str) -> BankLinear:
             parts = [prefix + name for name in names]
             biases = [weights.get(f"{part}.bias") for part in parts]
@@ -152,16 +176,17 @@ class LlamaDecoder:
         )
 
 
-class _Weights:
-    """The backbone's tensors by name, in its type; a missing one is named."""
+class Weights:
+    """The backbone's tensors by name, in one type; a missing one is named."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
         self._backbone = backbone
+        self._dtype = dtype
         self._tensors = backbone.weights()
 
     def get(self, name: str) -> Tensor | None:
         tensor = self._tensors.get(name)
-        return None if tensor is None else tensor.detach().to(self._backbone.dtype)
+        return None if tensor is None else tensor.detach().to(self._dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)

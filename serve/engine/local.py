@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from serve.engine import CandidateRequest, Token
-from serve.engine.decoder import open_decoder
+from serve.engine.decoder import Decoder, Prompt, Running, open_decoder
 from serve.engine.generation import Candidate, LocalGeneration
 from serve.engine.lora_weights import LoraWeights, check_tensors, read_adapter
 from serve.engine.sampling import draw
-from serve.engine.slots import PromptCache, Slots
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy import chat
 from serve.records import BASE_VERSION, FinishReason, Message, Sampling
@@ -56,10 +55,10 @@ class _Install:
 class _Prefill:
     """A prompt on its way through the model, once for each distinct version."""
 
-    def __init__(self, generation: LocalGeneration) -> None:
+    def __init__(self, generation: LocalGeneration, decoder: Decoder) -> None:
         self.generation = generation
         self.versions = sorted({c.version for c in generation.live()})
-        self.cache = PromptCache(len(self.versions), len(generation.prompt))
+        self.cache: Prompt = decoder.prompt(len(self.versions), len(generation.prompt))
 
 
 class LocalEngine:
@@ -73,11 +72,11 @@ class LocalEngine:
         queue_limit: int = 64,
         max_lora_rank: int = 64,
         places: int | None = None,
-        general: bool = False,
+        decoder: str | None = None,
     ) -> None:
         """`batch_rows` decode at once, `queue_limit` requests wait, `places` versions (base included) are resident.
 
-        `general` runs transformers' own forward even where there is a leaner one. Raises ModelError.
+        `decoder` is one of `decoder.KINDS`, by default the fastest that fits. Raises ModelError.
         """
         places = batch_rows + 2 if places is None else places
         if places < 3:
@@ -86,7 +85,7 @@ class LocalEngine:
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._batch_rows = batch_rows
         self._queue_limit = queue_limit
-        self._decoder = open_decoder(backbone, places=places, max_rank=max_lora_rank, general=general)
+        self._decoder = open_decoder(backbone, places=places, max_rank=max_lora_rank, kind=decoder)
         self._bank = self._decoder.bank
 
         # Shared with the callers, under the lock (as is the bank's bookkeeping):
@@ -99,7 +98,7 @@ class LocalEngine:
         # The decode thread's own:
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[Candidate] = []
-        self._slots = Slots()
+        self._slots: Running = self._decoder.slots()
         self._step = 0
         self._unsettled = True
         self._thread = threading.Thread(target=self._run, name="hustings-decode", daemon=True)
@@ -247,7 +246,7 @@ class LocalEngine:
                     logger.exception("a decode step failed; its answers end here")
                     self._fail(self._rows, error)
                     self._rows = []
-                    self._slots = Slots()
+                    self._slots = self._decoder.slots()
         self._end_all()
 
     def _wait_for_work(self) -> bool:
@@ -293,7 +292,7 @@ class LocalEngine:
         free = self._batch_rows - len(self._rows) - sum(len(p.generation.live()) for p in self._prefills)
         with self._work:
             while self._queue and len(self._queue[0].live()) <= free:
-                prefill = _Prefill(self._queue.popleft())
+                prefill = _Prefill(self._queue.popleft(), self._decoder)
                 free -= len(prefill.generation.live())
                 self._prefills.append(prefill)
 

@@ -15,6 +15,7 @@ import functools
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -85,6 +86,19 @@ class Stack:
             return F.linear(F.linear(x, self.a[place, :rank]), self.b[place, :, :rank])
         a, b = self.a[routing.places], self.b[routing.places]
         return torch.bmm(torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2))
+
+
+class Linear(Protocol):
+    """What the bank asks of a linear: room for adapters, and their weights at a place."""
+
+    shapes: dict[str, tuple[int, int]]
+    """(out, in) of each part by its name in the base."""
+
+    def reserve(self, places: int, weights: LoraWeights) -> None:
+        """Make room for so many places and for what an adapter has for this linear."""
+
+    def write(self, place: int, weights: LoraWeights) -> None:
+        """Put an adapter's weights for this linear at a place, or zeros."""
 
 
 class BankLinear(nn.Module):
@@ -168,7 +182,7 @@ class LoraBank:
         self.places = places
         self.max_rank = max_rank
         self.dtype = dtype
-        self.linears: list[BankLinear] = []
+        self.linears: list[Linear] = []
         self.shapes: dict[str, tuple[int, int]] = {}
         """(out, in) of each of the base's linears by name."""
         self._device = device
@@ -180,9 +194,17 @@ class LoraBank:
     def add(self, parts: Mapping[str, Tensor], bias: Tensor | None = None) -> BankLinear:
         """A linear of this bank; see `BankLinear`."""
         linear = BankLinear(parts, bias, self._routing)
+        self.register(linear)
+        return linear
+
+    def own(self) -> list[BankLinear]:
+        """The linears whose frozen weights this bank holds."""
+        return [linear for linear in self.linears if isinstance(linear, BankLinear)]
+
+    def register(self, linear: Linear) -> None:
+        """A linear that keeps its adapters in its own way."""
         self.linears.append(linear)
         self.shapes |= linear.shapes
-        return linear
 
     def is_resident(self, version: int) -> bool:
         """Whether requests may name it."""
@@ -220,6 +242,11 @@ class LoraBank:
     def route(self, versions: Sequence[int]) -> None:
         """Name the version of each row of the next forward pass."""
         self._routing.set([self._place.get(v, 0) for v in versions], self._device)
+
+    @property
+    def routed(self) -> Tensor:
+        """Places (rows,) of the next forward pass."""
+        return self._routing.places
 
     def _find_place(self, version: int, keep: int) -> tuple[int | None, int | None]:
         """(place, version to evict from it)."""

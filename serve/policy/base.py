@@ -39,6 +39,8 @@ class ModelFolder:
     name: str
     hash: str
     """SHA-256 over the weight files."""
+    cache: Path
+    """Where what is made from it is kept."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def _describe_folder(path: Path, name: str, cache_dir: Path) -> ModelFolder:
     weights = sorted(path.glob("*.safetensors"))
     if not (path / "config.json").is_file() or not weights:
         raise ModelError(f"{path} is not a model folder: it needs config.json and *.safetensors")
-    return ModelFolder(path.resolve(), name, _remembered_hash(weights, cache_dir))
+    return ModelFolder(path.resolve(), name, _remembered_hash(weights, cache_dir), cache_dir)
 
 
 def _remembered_hash(files: list[Path], cache_dir: Path) -> str:

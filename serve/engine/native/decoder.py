@@ -1,0 +1,233 @@
+"""The decoder over llama.c: packed weights, LoRA tables by place, keys and values in shared blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from ctypes import addressof, byref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from serve.engine.llama import LlamaShape, Weights
+from serve.engine.lora_bank import LoraBank
+from serve.engine.lora_weights import LoraWeights
+from serve.engine.native import library, narrow
+from serve.engine.native.blocks import BLOCK, BlockPrompt, BlockSlots
+from serve.engine.native.narrow import GROUP, Packed
+
+if TYPE_CHECKING:
+    from serve.policy.base import Backbone
+
+LINEARS: tuple[tuple[str, ...], ...] = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""A layer's linears as llama.c numbers them, with the base's names of their parts."""
+ALTERNATING = 2
+"""Of gate and up, the panels alternate."""
+
+
+class NativeLinear:
+    """The LoRA table of one linear of llama.c; the bank writes it."""
+
+    def __init__(self, layer: library.Layer, number: int, parts: Mapping[str, tuple[int, int]], places: int) -> None:
+        """`parts`: (out, in) by name, in the order of the output."""
+        self.shapes = dict(parts)
+        self._layer = layer
+        self._number = number
+        self._table = (library.Lora * places)()
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reserve(self, places: int, weights: LoraWeights) -> None:
+        """The table has all its places from the start."""
+
+    def write(self, place: int, weights: LoraWeights) -> None:
+        """Put an adapter's weights for this linear at a place, or none."""
+        pairs = [weights.layers.get(name) for name in self.shapes]
+        rank = max((len(pair[0]) for pair in pairs if pair is not None), default=0)
+        if rank == 0:
+            self._table[place] = library.Lora()
+            self._kept.pop(place, None)
+            return
+        halves_a, halves_b = [], []
+        for (out_features, in_features), pair in zip(self.shapes.values(), pairs, strict=True):
+            a, b = torch.zeros(rank, in_features), torch.zeros(out_features, rank)
+            if pair is not None:
+                a[: len(pair[0])], b[:, : len(pair[0])] = pair
+            halves_a.append(a)
+            halves_b.append(b)
+        matrix_a = narrow.pack_float(torch.cat(halves_a))
+        # (panels, 16, rank) → (panels, rank, 16)
+        matrix_b = narrow.in_panels(halves_b, alternate=self._number == ALTERNATING).transpose(1, 2).contiguous()
+        self._kept[place] = (matrix_a.data, matrix_b)
+        self._table[place] = library.Lora(_matrix(matrix_a), matrix_b.data_ptr(), rank)
+        self._layer.lora[self._number] = addressof(self._table)
+
+
+class NativeDecoder:
+    """The forward pass in C; see `serve.engine.decoder.Decoder`."""
+
+    def __init__(
+        self,
+        code: ctypes.CDLL,
+        shape: LlamaShape,
+        backbone: Backbone,
+        *,
+        places: int,
+        max_rank: int,
+    ) -> None:
+        """Raises ModelError for weights that are broken or missing."""
+        self.context_length = shape.context_length
+        self.bank = LoraBank(places=places, max_rank=max_rank, dtype=torch.float32, device=torch.device("cpu"))
+        self._code = code
+        self._shape = shape
+        self._packed = _read_packed(backbone, shape)
+        self._scratch = torch.empty(0)
+        self._layers = (library.Layer * shape.layers)()
+        for index, layer in enumerate(self._layers):
+            prefix = f"model.layers.{index}."
+            layer.attention_norm = self._packed.floats[f"{prefix}input_layernorm"].data_ptr()
+            layer.mlp_norm = self._packed.floats[f"{prefix}post_attention_layernorm"].data_ptr()
+            for number, names in enumerate(LINEARS):
+                layer.linear[number] = _matrix(self._packed.matrices[prefix + names[0]])
+                parts = {prefix + name: self._packed.shapes[prefix + name] for name in names}
+                self.bank.register(NativeLinear(layer, number, parts, places))
+        head = "model.embed_tokens" if shape.tied else "lm_head"
+        self._vocabulary, dim = self._packed.shapes[head]
+        self._angles = shape.angles()  # (context, 2, head_dim / 2)
+        self._model = library.Model(
+            shape.layers,
+            shape.layers,  # all of it is trunk
+            dim,
+            shape.heads,
+            shape.kv_heads,
+            shape.head_dim,
+            self._vocabulary,
+            shape.context_length,
+            max_rank,
+            shape.norm_eps,
+            self._layers,
+            self._packed.floats["model.norm"].data_ptr(),
+            self._angles.data_ptr(),
+            _matrix(self._packed.matrices["model.embed_tokens"]),
+            _matrix(self._packed.matrices[head]),
+        )
+        value_width = -(-shape.head_dim // GROUP) * GROUP
+        self._block_size = shape.layers * shape.kv_heads * BLOCK * (shape.head_dim + value_width)
+
+    def prompt(self, rows: int, capacity: int) -> BlockPrompt:
+        """Keys and values of a prompt of `capacity` tokens that so many versions read."""
+        return BlockPrompt(rows)
+
+    def slots(self) -> BlockSlots:
+        """Keys and values of the rows that decode together."""
+        return BlockSlots()
+
+    def forward(self, token_ids: Tensor, cache: BlockPrompt | BlockSlots) -> Tensor:
+        """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
+        rows, tokens = token_ids.shape
+        if not 0 <= int(token_ids.min()) <= int(token_ids.max()) < self._vocabulary:
+            raise IndexError(f"a token id is outside the model's vocabulary of {self._vocabulary}")
+        for sequence in cache.sequences:
+            sequence.reserve(sequence.length + tokens, self._block_size)
+        lengths = torch.tensor([s.length for s in cache.sequences], dtype=torch.int32)
+        last_first = torch.arange(tokens - 1, -1, -1, dtype=torch.int32)  # rows that want logits come first
+        positions = (lengths + last_first[:, None]).contiguous()  # (T, rows)
+        sequences = torch.arange(rows, dtype=torch.int32).repeat(tokens)
+        places = self.bank.routed.to(torch.int32).repeat(tokens)
+        ids = token_ids.flip(1).t().to(torch.int32).contiguous()
+        width = max(len(s.blocks) for s in cache.sequences)
+        table = torch.tensor([s.addresses(width) for s in cache.sequences])
+        logits = torch.empty(rows, self._vocabulary)
+        threads = torch.get_num_threads()
+        needed = self._code.hustings_scratch(byref(self._model), rows * tokens, threads)
+        if needed > len(self._scratch) or len(self._scratch) > 16 * needed:
+            self._scratch = torch.empty(needed)
+        step = library.Step(
+            threads,
+            rows * tokens,
+            rows,
+            0,
+            self._shape.layers,
+            width,
+            *(t.data_ptr() for t in (ids, positions, sequences, places, table)),
+            None,
+            None,
+            logits.data_ptr(),
+            self._scratch.data_ptr(),
+        )
+        self._code.hustings_step(byref(self._model), byref(step))
+        for sequence in cache.sequences:
+            sequence.length += tokens
+        return logits
+
+    def settle(self) -> bool:
+        """There is nothing left to prepare."""
+        return False
+
+
+class _PackedModel:
+    """Packed matrices, norms and the base's shapes, by name without `.weight`; a fused matrix by its first part."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+        self.shapes = {name: (int(s[0]), int(s[1])) for name, s in facts["shapes"].items()}  # type: ignore[attr-defined]
+        self.matrices = {
+            name: Packed(kind, panels, groups, tensors[name])
+            for name, (kind, panels, groups) in facts["matrices"].items()  # type: ignore[attr-defined]
+        }
+        self.floats = {name: tensor for name, tensor in tensors.items() if name not in self.matrices}
+
+
+def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
+    """From the cache, or packed now and cached."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    form = hashlib.sha256(Path(narrow.__file__).read_bytes()).hexdigest()[:8]
+    file = backbone.folder.cache / "packed" / f"{backbone.folder.hash[:16]}-{form}.safetensors"
+    if not file.is_file():
+        tensors, facts = _pack(Weights(backbone, torch.float32), shape)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
+        partial.replace(file)
+    with safe_open(file, framework="pt") as opened:
+        facts = json.loads(opened.metadata()["facts"])
+        return _PackedModel({name: opened.get_tensor(name) for name in opened.keys()}, facts)  # noqa: SIM118
+
+
+def _pack(weights: Weights, shape: LlamaShape) -> tuple[dict[str, Tensor], dict[str, object]]:
+    tensors: dict[str, Tensor] = {}
+    matrices: dict[str, tuple[str, int, int]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(names: Sequence[str], *, alternate: bool = False) -> None:
+        parts = [weights[f"{name}.weight"] for name in names]
+        packed = narrow.pack(parts, alternate=alternate)
+        tensors[names[0]] = packed.data
+        matrices[names[0]] = (packed.kind, packed.panels, packed.groups)
+        shapes.update((name, tuple(part.shape)) for name, part in zip(names, parts, strict=True))
+
+    add(["model.embed_tokens"])
+    if not shape.tied:
+        add(["lm_head"])
+    tensors["model.norm"] = weights["model.norm.weight"].float().clone()
+    for index in range(shape.layers):
+        prefix = f"model.layers.{index}."
+        for number, names in enumerate(LINEARS):
+            add([prefix + name for name in names], alternate=number == ALTERNATING)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[prefix + norm] = weights[f"{prefix}{norm}.weight"].float().clone()
+    return tensors, {"matrices": matrices, "shapes": shapes}
+
+
+def _matrix(packed: Packed) -> library.Matrix:
+    return library.Matrix(packed.data.data_ptr(), narrow.KINDS.index(packed.kind), packed.panels, packed.groups)
