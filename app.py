@@ -196,7 +196,7 @@ def attach(service: Service, store: Store, engine: Engine) -> None:
     for version in (promoted, *(v for v in served if v != BASE_VERSION), BASE_VERSION):
         try:
             if version != promoted:
-                store.set_serving(version, who="server", why=reason)
+                store.set_serving(version, who="server", why=reason, rolled_back=True)
             service.attach(engine)
         except (AdapterError, NotFound) as error:
             if version == BASE_VERSION:

@@ -89,6 +89,10 @@ def test_beta_follows_the_relative_error_clipped_to_a_fifth(kl: float, expected:
     assert m.adapt_beta(0.05, kl, target=6.0, episodes=50, horizon=100) == pytest.approx(expected)
 
 
+def test_beta_stays_positive_when_an_update_has_more_episodes_than_the_horizon() -> None:
+    assert m.adapt_beta(0.05, 0.0, target=6.0, episodes=32, horizon=6) == pytest.approx(0.04)
+
+
 def test_selected_logprobs_equal_a_log_softmax_at_the_temperature() -> None:
     logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[1, 2, 3], [4, 5, 10]])

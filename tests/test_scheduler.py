@@ -336,9 +336,16 @@ def test_force_needs_a_demonstration_when_only_sft_is_asked_for(server: Hall) ->
     with pytest.raises(NothingToLearn):
         server.trigger(stages=["sft"])
     server.store.add_demonstration("anna", [Message("user", "Hi")], "Good day.")
-    with pytest.raises(NothingToLearn):
-        server.trigger(stages=["reward", "ppo"])
+    for stages in (["reward", "ppo"], ["sft", "reward", "ppo"]):
+        with pytest.raises(NothingToLearn, match="stages = sft"):
+            server.trigger(stages=stages)
     assert server.trigger().stages == ("sft",), "without stages, those are chosen that have something to learn from"
+
+
+def test_votes_do_not_make_up_for_demonstrations(server: Hall) -> None:
+    server.vote()
+    with pytest.raises(NothingToLearn, match="no demonstration"):
+        server.trigger(stages=["sft"])
 
 
 @pytest.mark.parametrize(
@@ -348,6 +355,7 @@ def test_force_needs_a_demonstration_when_only_sft_is_asked_for(server: Hall) ->
         ({"stages": []}, "empty"),
         ({"stages": ["ppo"]}, "reward"),
         ({"settings": {"ppo": {"magic": 1}}}, "magic"),
+        ({"settings": {"rank": 65}}, "max_lora_rank"),
         ({"settings": {"ppo": {"updates": 0}}}, "updates"),
     ],
 )

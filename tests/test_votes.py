@@ -193,13 +193,23 @@ def test_an_answer_that_failed_cannot_be_compared_only_skipped(store: Store) -> 
 def test_a_vote_is_evidence_only_when_the_server_chose_and_nothing_was_revealed(store: Store) -> None:
     chosen = compare(store, evidence=False)
     prefer(store, chosen, 0)
-    revealed = compare(store)
-    store.add_vote(revealed.id, "anna", ranking(revealed, [0], [1]), revealed_before=True)
-    for comparison in (chosen, revealed):
-        vote = store.comparison(comparison.id, "anna").vote
+    vote = store.comparison(chosen.id, "anna").vote
+    assert vote is not None
+    assert not vote.evidence
+    assert store.standing_votes() == 1, "it trains all the same"
+
+
+def test_a_vote_on_an_answer_whose_version_was_revealed_is_no_evidence(store: Store) -> None:
+    compare(store, texts=("Light.", "Water.", "Salt."), share=True)
+    evidence = []
+    for _ in range(3):  # its three pairs, one after the other
+        comparison = store.next_in_queue("ben")
+        assert comparison is not None
+        store.add_vote(comparison.id, "ben", ranking(comparison, [0], [1]))
+        vote = store.comparison(comparison.id, "ben").vote
         assert vote is not None
-        assert not vote.evidence
-    assert store.standing_votes() == 2, "they train all the same"
+        evidence.append(vote.evidence)
+    assert evidence == [True, False, False]
 
 
 def test_a_withdrawn_vote_may_be_cast_again_but_is_no_evidence_then(store: Store) -> None:

@@ -63,7 +63,7 @@ class PPOConfig:
     """Rounds of rollouts and optimisation."""
     rollouts: int = _bounded(32, 2, 4096)
     """Answers sampled in each update."""
-    answers_per_prompt: int = _bounded(2, 1, 64)
+    answers_per_prompt: int = _bounded(2, 1, 32)
     """Answers to one prompt, which share its prefill."""
     epochs: int = _bounded(1, 1, 50)
     """Passes over each update's rollouts."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from serve.engine import CandidateRequest, Engine, Generation
+from serve.errors import Unavailable
 from serve.records import FinishReason, Sampling
 from training.sequences import Sequences
 
@@ -49,7 +50,8 @@ def sample(
 ) -> list[Rollout]:
     """`answers_per_prompt` answers to each prompt, in order. Seeds are `seed`, `seed` + 1, …: one call repeats another.
 
-    At most `in_flight` prompts wait in the engine's queue at a time; the rest follow as answers end.
+    At most `in_flight` prompts wait in the engine's queue at a time; the rest follow as answers end. Raises Unavailable
+    when one breaks off.
     """
     pending = iter(enumerate(prompts))
     waiting: list[tuple[int, Generation]] = []
@@ -64,9 +66,11 @@ def sample(
         submit(index, prompt)
     while waiting:
         index, generation = waiting.pop(0)
+        outputs = generation.result()
+        if any(out.finish_reason in ("error", "cancelled") for out in outputs):
+            raise Unavailable("an answer broke off while it was sampled, and half an answer must not be learned from")
         done[index] = [
-            Rollout(tuple(prompts[index]), out.token_ids, out.logprobs, out.text, out.finish_reason)
-            for out in generation.result()
+            Rollout(tuple(prompts[index]), out.token_ids, out.logprobs, out.text, out.finish_reason) for out in outputs
         ]
         for following, prompt in islice(pending, 1):
             submit(following, prompt)

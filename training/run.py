@@ -100,8 +100,11 @@ class Run:
         self.reference_adapter: Path | None = None
         self.reference = self.base
         max_tokens = config.ppo.max_tokens or snapshot.max_tokens
-        self.sampling = Sampling(max_tokens=max_tokens, temperature=config.ppo.temperature or snapshot.temperature)
-        self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, places=4)
+        voted = (
+            snapshot.temperature if snapshot.temperature >= 0.05 else Sampling().temperature
+        )  # greedy explores nothing
+        self.sampling = Sampling(max_tokens=max_tokens, temperature=config.ppo.temperature or voted)
+        self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, places=4, max_lora_rank=config.rank)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
             [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],

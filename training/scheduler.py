@@ -67,7 +67,7 @@ class Scheduler:
 
         Raises InvalidInput when the settings' training overrides are unknown or out of bounds.
         """
-        TrainingConfig.parse(settings.training)
+        _check_settings(settings.training, settings)
         self._store = store
         self._registry = registry
         self._settings = settings
@@ -141,7 +141,7 @@ class Scheduler:
         """
         chosen = self._choose_stages(stages)
         overrides = _merge(self._settings.training, settings or {})
-        TrainingConfig.parse(overrides)
+        _check_settings(overrides, self._settings)
         if (active := self._store.active_run()) is not None:
             raise RunActive(active.id)
         self._check_material(chosen, force=force)
@@ -404,8 +404,11 @@ class Scheduler:
             if new < wanted:
                 missing = "1 vote is" if wanted - new == 1 else f"{wanted - new} votes are"
                 raise NothingToLearn(f"{missing} missing: {new} of {wanted} new votes are there; gather more, or force")
-        elif not self._store.standing_votes() and not ("sft" in stages and self._store.demonstrations_count()):
-            raise NothingToLearn(f"there is no vote to learn from yet; {wanted} votes are missing for a run by itself")
+        elif "reward" in stages and not self._store.standing_votes():
+            only = "; stages = sft learns from the demonstrations alone" if self._store.demonstrations_count() else ""
+            raise NothingToLearn(f"there is no vote to learn from yet; {wanted} are missing for a run by itself{only}")
+        if stages == ("sft",) and not self._store.demonstrations_count():
+            raise NothingToLearn("there is no demonstration to learn from yet; edit an answer, or import some")
 
     def _judge_canary(self) -> None:
         """Promote or roll back the canary once blind votes have decided; past its deadline, put it back to staged."""
@@ -426,6 +429,15 @@ class Scheduler:
         elif self._clock() >= canary.created + self._settings.canary_deadline:
             self._store.set_version_status(canary.number, "staged")
             log.info("version %d is staged again: %s did not decide in time", canary.number, score)
+
+
+def _check_settings(training: Mapping[str, Any], settings: Settings) -> None:
+    rank = TrainingConfig.parse(training).rank
+    if rank > settings.max_lora_rank:
+        raise InvalidInput(
+            f"rank {rank} is above max_lora_rank ({settings.max_lora_rank}), so what it trains could not serve; "
+            "lower the one or raise the other"
+        )
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

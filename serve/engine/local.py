@@ -42,7 +42,7 @@ CLOSE_TIMEOUT = 10.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Install:
     """An adapter that waits to be written between two steps."""
 
@@ -258,7 +258,11 @@ class LocalEngine:
                 if self._closing or self._has_work():
                     return not self._closing
             # Idle: here and not in __init__, so that the server starts fast.
-            self._unsettled = self._decoder.settle()
+            try:
+                self._unsettled = self._decoder.settle()
+            except Exception:
+                logger.exception("the model could not be prepared further; it answers as it is")
+                self._unsettled = False
 
     def _has_work(self) -> bool:
         return bool(self._queue or self._prefills or self._rows or self._installs)
@@ -313,6 +317,8 @@ class LocalEngine:
                 logger.exception("a prompt failed; the others go on")
                 self._fail(prefill.generation.live(), error)
                 self._prefills = deque(p for p in self._prefills if p is not prefill)
+                if not self._rows:  # a row that joined half way
+                    self._slots = self._decoder.slots()
                 self._remove_finished()
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:

@@ -109,12 +109,18 @@ class Comparisons(Votes):
         The same comparison comes back until it is voted on. Whether it is evidence is as it was where the answers were
         first compared. None when there is nothing left.
         """
+
+        def waiting(db: sqlite3.Connection) -> Comparison | None:
+            row = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
+            return row and _load(db, row["id"], voter_id, self._clock())
+
         with self.reading() as db:
-            waiting = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
-            if waiting:
-                return _load(db, waiting["id"], voter_id, self._clock())
+            if (comparison := waiting(db)) is not None:
+                return comparison
 
         def work(db: sqlite3.Connection) -> Comparison | None:
+            if (comparison := waiting(db)) is not None:  # the same voter has just asked twice
+                return comparison
             pair = db.execute(QUEUE, {"voter": voter_id}).fetchone()
             if pair is None:
                 return None

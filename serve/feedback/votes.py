@@ -114,6 +114,15 @@ def skip_open_comparisons(
         )
 
 
+REVEALED = """
+SELECT 1 FROM candidates AS mine
+JOIN candidates AS seen ON seen.answer_id = mine.answer_id
+JOIN votes ON votes.comparison_id = seen.comparison_id
+WHERE votes.voter_id = ? AND mine.comparison_id = ? LIMIT 1
+"""
+"""Whether a voter has voted on one of a comparison's answers before, here or in another: a vote reveals versions."""
+
+
 class Votes(Conversations):
     """Judging, undoing, counting."""
 
@@ -126,7 +135,6 @@ class Votes(Conversations):
         idempotency_key: str | None = None,
         shown: Shown | None = None,
         pick: str | None = None,
-        revealed_before: bool = False,
     ) -> VoteReceipt:
         """Store a voter's judgement; what it chose becomes the conversation's next message in the same transaction.
 
@@ -162,7 +170,7 @@ class Votes(Conversations):
                 _check_finished(candidates, shown or {})
             mine = comparison["owner_id"] == voter_id
             continues_with = _continuation(judgement, candidates, pick) if mine else None
-            evidence = comparison["evidence"] and not revealed_before and _last_vote(db, comparison_id) is None
+            evidence = comparison["evidence"] and not db.execute(REVEALED, (voter_id, comparison_id)).fetchone()
             vote_id = insert_vote(
                 db,
                 NewVote(
