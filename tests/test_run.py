@@ -37,7 +37,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tmp_path: Path) -> None:
     write_snapshot(tmp_path / "snapshot.db")
-    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 12, "rollouts": 16, "learning_rate": 1e-2}}  # type: ignore[dict-item]
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 12, "rollouts": 64, "learning_rate": 1e-2}}  # type: ignore[dict-item]
     report = execute(write_run(tmp_path, tiny_model, settings=settings))
     assert report["adapter"]
     assert report["settings"]["ppo"]["updates"] == 12
@@ -51,7 +51,9 @@ def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tm
     ppo = [line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo"]
     assert len(ppo) == 13, "one for each policy, the first and the last included"
     assert report["ppo"]["best_update"] > 1
-    assert report["ppo"]["best_score"] > ppo[0]["score"] + 0.2
+    scores = [m["score"] for m in ppo]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.2, "it rises by far more than 64 rollouts scatter"
+    assert report["ppo"]["best_score"] > scores[0]
     assert all(m["sampler_gap"] < 0.01 for m in ppo), "the engine and the trainer must mean the same policy"
     assert ppo[0]["kl"] == pytest.approx(0, abs=1e-3), "PPO starts from the reference"
 
