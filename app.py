@@ -195,9 +195,7 @@ def attach(service: Service, store: Store, engine: Engine) -> None:
     reason = ""
     for version in (promoted, *(v for v in served if v != BASE_VERSION), BASE_VERSION):
         try:
-            if version != promoted:
-                store.set_serving(version, who="server", why=reason, rolled_back=True)
-            service.attach(engine)
+            service.attach(engine, version)
         except (AdapterError, NotFound) as error:
             if version == BASE_VERSION:
                 raise
@@ -205,6 +203,7 @@ def attach(service: Service, store: Store, engine: Engine) -> None:
             log.error("version %d cannot serve: %s", version, error)
         else:
             if version != promoted:
+                store.set_serving(version, who="server", why=reason, rolled_back=True)
                 log.error("serving version %d instead; once mended, promote version %d again", version, promoted)
             return
 
@@ -315,7 +314,11 @@ async def _export(client: Client, format: str, out: Path | None) -> Result:
     from serve.client import Result
 
     lines = 0
-    with contextlib.nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as file:
+    try:
+        target = contextlib.nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot write {out} ({error.strerror}); name another file with --out") from None
+    with target as file:
         async for piece in client.export(format):
             lines += piece.count("\n")
             file.write(piece)
@@ -349,8 +352,10 @@ def _nested(assignments: Sequence[str]) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise InvalidInput(f"--set {assignment}: {section} is both a value and a section")
         try:
-            place[field] = json.loads(text)
-        except json.JSONDecodeError:
+            value = json.loads(text)
+            json.dumps(value, allow_nan=False)  # what no JSON can carry is refused by the server, by its name
+            place[field] = value
+        except ValueError:
             place[field] = text
     return settings
 

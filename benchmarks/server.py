@@ -117,9 +117,11 @@ class Memory:
             self._thread.join()
 
     def _sample(self, pid: int) -> None:
-        while not self._stopped.wait(1.0):
+        while True:
             self.peak_server = max(self.peak_server, resident_bytes(pid))
             self.peak = max(self.peak, sum(resident_bytes(member) for member in family(pid)))
+            if self._stopped.wait(1.0):
+                return
 
 
 def family(pid: int) -> list[int]:

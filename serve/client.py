@@ -43,7 +43,10 @@ class Result:
 
 @contextlib.asynccontextmanager
 async def over_socket(path: Path) -> AsyncIterator[Client | None]:
-    """A client of the server that listens on `path`; None when none does."""
+    """A client of the server that listens on `path`; None when none does. Raises ApiError when it is going away."""
+    if not path.parent.is_dir():
+        yield None
+        return
     with short_path(path) as address:
         transport = httpx.AsyncHTTPTransport(uds=address)
         async with httpx.AsyncClient(transport=transport, base_url="http://hustings", timeout=None) as http:
@@ -51,6 +54,8 @@ async def over_socket(path: Path) -> AsyncIterator[Client | None]:
                 await http.get("/health")
             except httpx.ConnectError:
                 yield None
+            except httpx.TransportError as error:
+                raise _gone(error) from error
             else:
                 yield Client(http)
 
@@ -64,31 +69,39 @@ class Client:
         self.inline = inline
 
     async def call(self, method: str, path: str, **options: Any) -> Any:
-        """One call; its JSON. Raises ApiError with the server's sentence."""
-        response = await self._http.request(method, path, **options)
+        """One call; its JSON. Raises ApiError with the server's sentence, or when the server goes away."""
+        response = await self._request(method, path, **options)
         if response.is_error:
             raise _error(response)
         return response.json()
+
+    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return await self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise _gone(error) from error
 
     async def status(self) -> Result:
         """What serves, what is learned from, what runs."""
         versions = await self.call("GET", "/api/versions")
         runs = await self.call("GET", "/api/runs")
         new_votes = await self._new_votes()
-        health = None if self.inline else (await self._http.get("/health")).json()
+        health = None if self.inline else (await self._request("GET", "/health")).json()
         active = next((run for run in runs if run["status"] in UNFINISHED), None)
         data = {"serving": versions["serving"], "new_votes": new_votes, "run": active, "server": health}
         lines = [
             f"serving    version {versions['serving']}",
             f"new votes  {new_votes}",
             f"run        {_describe_run(active) if active else 'none'}",
-            f"server     {health['model'] + ', ' + str(health['waiting']) + ' waiting' if health else 'none runs'}",
+            f"server     {_describe_server(health)}",
         ]
         return Result(data, "\n".join(lines))
 
     async def _new_votes(self) -> int:
         """Votes since the last run, which the API tells among its metrics."""
-        response = await self._http.get("/metrics")
+        response = await self._request("GET", "/metrics")
+        if response.is_error:
+            raise _error(response)
         figures = dict(line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#"))
         return int(float(figures["hustings_new_votes"]))
 
@@ -113,12 +126,15 @@ class Client:
 
     async def export(self, format: str) -> AsyncIterator[str]:
         """The record, as JSON lines, in pieces as they come."""
-        async with self._http.stream("GET", "/api/export", params={"format": format}) as response:
-            if response.is_error:
-                await response.aread()
-                raise _error(response)
-            async for piece in response.aiter_text():
-                yield piece
+        try:
+            async with self._http.stream("GET", "/api/export", params={"format": format}) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _error(response)
+                async for piece in response.aiter_text():
+                    yield piece
+        except httpx.TransportError as error:
+            raise _gone(error) from error
 
     async def import_(self, content: bytes, format: str) -> Result:
         """Take JSON lines in, all or none."""
@@ -164,6 +180,10 @@ def _error(response: httpx.Response) -> ApiError:
         return ApiError("error", f"the server answered {response.status_code}; its log says why")
 
 
+def _gone(error: httpx.TransportError) -> ApiError:
+    return ApiError("unavailable", f"the server went away ({error or type(error).__name__}); its log says why")
+
+
 def _leave_going(run_id: int) -> bool:
     """On a server a run outlives the command that started it."""
     if not sys.stdin.isatty():
@@ -177,6 +197,14 @@ def _time_left(run: Mapping[str, Any]) -> str:
         return ""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d} left"
+
+
+def _describe_server(health: Mapping[str, Any] | None) -> str:
+    if health is None:
+        return "none runs"
+    if "error" in health:
+        return str(health["error"]["message"])
+    return f"{health['model']}, {health['waiting']} waiting"
 
 
 def _describe_run(run: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""`python app.py doctor`: is everything there that a server needs? Changes nothing, and may run beside a server."""
+"""`python app.py doctor`: is everything there that a server needs? May run beside a server.
+
+It changes no data, but fetches and converts the model where that has not been done yet.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def _adapters(folder: DataFolder, base: ModelFolder | None) -> str:
 def _adapter(version: Path, base: ModelFolder | None) -> Iterator[str]:
     try:
         manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
-        files: dict[str, str] = manifest["files"]
+        files: dict[str, str] = {**manifest["files"]}
         trained_on = manifest["base"]["hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{version / 'manifest.json'} cannot be read ({error}); restore {version} from a backup"

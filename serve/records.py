@@ -103,6 +103,8 @@ class Comparison:
     expires: datetime
     vote: Vote | None = None
     """The standing vote, if there is one."""
+    own: bool = True
+    """The conversation is the voter's own; False for a pair from the queue."""
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,12 @@ class Service:
             raise Unavailable("the model is still loading; try again in a moment")
         return self._engine
 
-    def attach(self, engine: Engine) -> None:
-        """The engine is loaded: make it serve the promoted version. Blocking; raises AdapterError if that is broken."""
-        serving = self.store.serving()
+    def attach(self, engine: Engine, version: int | None = None) -> None:
+        """The engine is loaded: make it serve this version, or the promoted one. Blocking.
+
+        Raises AdapterError if the version is broken.
+        """
+        serving = self.store.serving() if version is None else version
         engine.load(serving, self._verify(serving))
         engine.serve(serving)
         self._engine = engine
@@ -160,11 +163,10 @@ class Service:
         first = self._rng.getrandbits(32) if seed is None else seed
         requests = [CandidateRequest(version, first + i) for i, version in enumerate(drawn)]
         self._rng.shuffle(requests)
-        if conversation_id is not None:
-            await self._leave_open(voter, conversation_id)
 
         generation = self.engine.submit(prompt, requests, wanted)
         try:
+            await self._leave_open(voter, conversation_id)
             comparison = await asyncio.to_thread(
                 self._store_comparison,
                 voter,
@@ -220,6 +222,7 @@ class Service:
         requests = [CandidateRequest(version, first + i) for i in range(n)]
         generation = self.engine.submit(prompt, requests, wanted)
         try:
+            await self._leave_open(voter, conversation_id)
             ref, ids = await asyncio.to_thread(
                 self._store_answers, voter, messages, requests, wanted, conversation_id=conversation_id, share=share
             )
@@ -310,6 +313,10 @@ class Service:
         live.cancel(*losers)
         return receipt
 
+    async def settle(self, voter: str, comparison_id: str) -> None:
+        """End a comparison that there is nothing to choose in, unasked. Raises as `vote`."""
+        await asyncio.to_thread(self.store.add_vote, comparison_id, voter, Judgement(verdict="skip"), source="server")
+
     async def withdraw(self, voter: str, vote_id: str) -> None:
         """Take a vote back; a new one may follow. Raises NotFound."""
         await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
@@ -336,11 +343,14 @@ class Service:
         return await asyncio.to_thread(self.store.me, voter)
 
     async def forget(self, voter: str) -> None:
-        """Delete what a voter wrote, said and chose."""
+        """Delete what a voter wrote, said and chose, also from the copies that ended training runs learned from.
+
+        The copy of a run that is not over stays, for the run needs it; the log says so.
+        """
         for live in [live for live, whose in self._writing.items() if whose == voter]:
             live.cancel()
             await live.wait()
-        await asyncio.to_thread(self.store.forget, voter)
+        await asyncio.to_thread(self._forget, voter)
 
     # ---- a voter's conversations
 
@@ -402,7 +412,7 @@ class Service:
 
     async def runs(self) -> list[Run]:
         """All runs, newest first."""
-        return await asyncio.to_thread(self.store.runs)
+        return await asyncio.to_thread(self.store.runs, limit=None)
 
     async def run(self, run_id: int) -> Run:
         """A run. Raises NotFound."""
@@ -468,8 +478,10 @@ class Service:
         """Make a version resident."""
         self.engine.load(version, self._verify(version))
 
-    async def _leave_open(self, voter: str, conversation_id: str) -> None:
+    async def _leave_open(self, voter: str, conversation_id: str | None) -> None:
         """The talk goes on: what is still being written for the last turn stops, and is recorded as far as it came."""
+        if conversation_id is None:
+            return
         left = await asyncio.to_thread(self.store.open_comparison, voter, conversation_id)
         live = left and self.live(left.id, voter)
         if live:
@@ -507,6 +519,16 @@ class Service:
         prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
         answers = [self.store.create_answer(voter, prompt, r.version, r.seed, sampling) for r in requests]
         return prompt, [answer.id for answer in answers]
+
+    def _forget(self, voter: str) -> None:
+        self.store.forget(voter)
+        active = self.store.active_run()
+        kept = None if active is None else self.settings.folder.run(active.id)
+        for copy in self.settings.folder.runs.glob("*/snapshot.db"):
+            if copy.parent == kept:
+                log.warning("%s stays while its run goes on; it holds what was just forgotten", copy)
+            else:
+                copy.unlink(missing_ok=True)
 
     async def _record(self, draft: Draft) -> None:
         self.counts["tokens"] += len(draft.deltas)

@@ -120,8 +120,8 @@ class Settings(BaseSettings):
     ask: Literal["always", "sometimes", "never"] = "always"
     """How often the chat page asks for a comparison, until the voter chooses."""
 
-    batch_rows: Count = 16
-    """Answers decoded together."""
+    batch_rows: Annotated[int, Field(ge=2)] = 16
+    """Answers decoded together; a comparison has at least two."""
     queue_limit: Count = 64
     """Requests that may wait for a place in the batch; more are refused."""
     max_lora_rank: Count = 64

@@ -28,6 +28,7 @@ SETTINGS = {
     "MAX_TOKENS": "8",
     "TEMPERATURE": "0.3",  # what a random model says is then less random, and fifty votes say something about it
     "THREADS": "1",
+    "DTYPE": "float32",
     # A few seconds of training; the gate's bounds on fluency mean nothing for a model that stammers from birth.
     "TRAINING__PPO__UPDATES": "10",
     "TRAINING__PPO__ROLLOUTS": "32",

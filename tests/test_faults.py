@@ -28,8 +28,7 @@ def test_a_killed_server_keeps_every_acknowledged_vote_and_its_run_goes_on(tmp_p
                 acknowledged.append(number)
 
     with ThreadPoolExecutor(2) as people, server.running(end=signal.SIGKILL) as http:
-        for voter in range(2):
-            people.submit(vote_until_it_dies, http.base_url, voter)
+        voting = [people.submit(vote_until_it_dies, http.base_url, voter) for voter in range(2)]
         wait_for("some votes", lambda: True if len(acknowledged) >= 20 else None, 60)
         body = {"force": True, "settings": {"ppo": {"updates": 1000}}}
         assert http.post("/api/runs", json=body, headers=OPERATOR).status_code == 202
@@ -38,6 +37,8 @@ def test_a_killed_server_keeps_every_acknowledged_vote_and_its_run_goes_on(tmp_p
             return True if http.get("/api/runs/1", headers=OPERATOR).json()["status"] == "running" else None
 
         wait_for("the run", started, 30)
+    for voter in voting:
+        voter.result()
     # Killed. A vote in flight may have been committed without its acknowledgement, one a voter.
     with closing(sqlite3.connect(tmp_path / "feedback.db")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

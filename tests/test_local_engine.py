@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serve.engine import CandidateRequest, Engine, Event, Finished, Generation, Output, Token, local
+from serve.engine import CandidateRequest, Engine, Event, Finished, Generation, Output, Token, local, lora_bank, slots
 from serve.engine.decoder import KINDS
 from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
+from serve.engine.lora_weights import LoraWeights
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import Message, Sampling
@@ -322,10 +323,13 @@ def test_what_cannot_be_answered_is_refused_at_once(engine: LocalEngine) -> None
             submit(engine, refused[0], *refused[1], sampling=refused[2])
 
 
+@pytest.mark.usefixtures("no_eos")
 def test_the_last_place_of_the_context_can_be_filled(engine: LocalEngine) -> None:
     prompt = prompt_of(engine, "x" * 940)
     sampling = Sampling(max_tokens=engine.context_length - len(prompt), temperature=0.0)
-    assert answer(engine, prompt, (0, 1), sampling=sampling)[0].finish_reason in ("length", "stop")
+    (filled,) = answer(engine, prompt, (0, 1), sampling=sampling)
+    assert filled.finish_reason == "length"
+    assert len(prompt) + len(filled.token_ids) == engine.context_length
 
 
 @pytest.mark.usefixtures("no_eos")
@@ -451,6 +455,46 @@ def test_a_failing_prompt_ends_alone(engine: LocalEngine) -> None:
     (broken,) = answer(engine, [10**6], (0, 1))
     assert broken.finish_reason == "error"
     assert running.result(TIMEOUT)[0].finish_reason == "length"
+
+
+def test_a_weight_that_cannot_be_laid_out_costs_speed_and_no_answer(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(lora_bank.LoraBank, "settle", fail)
+    engine = make_engine(decoder="lean")
+    deadline = time.monotonic() + TIMEOUT
+    while engine._unsettled:
+        assert engine._thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert answer(engine, prompt_of(engine, "Still there?"), (0, 1))[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.usefixtures("no_eos")
+def test_memory_that_ends_while_a_prompt_joins_breaks_no_later_one(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(decoder="lean")
+    prompt = prompt_of(engine, "Trouble")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slots.Slots, "_reserve", fail)
+        assert answer(engine, prompt, (0, 1))[0].finish_reason == "error"
+    assert answer(engine, prompt, (0, 1))[0].finish_reason == "length"
+
+
+def test_a_waiting_adapter_is_found_by_identity() -> None:
+    """Weights are tensors, which have no plain truth to compare by."""
+    first, second = (
+        local._Install(1, LoraWeights({"q": (torch.ones(2), torch.ones(2))}), True, Future()) for _ in range(2)
+    )
+    assert [first, second].index(second) == 1
 
 
 @pytest.mark.usefixtures("no_eos")

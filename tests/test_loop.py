@@ -57,11 +57,9 @@ def test_votes_become_a_version_that_serves_survives_a_restart_and_can_be_rolled
         return found if found["status"] in ENDED else None
 
     with server.running() as http:
-        # 1. Votes. One short of enough, nothing happens.
+        # 1. Votes, one short of enough.
         for number in range(49):
             vote(http, number)
-        time.sleep(1.5)  # longer than the scheduler's tick
-        assert http.get("/api/runs", headers=OPERATOR).json() == []
 
         # 2. The fiftieth starts a run by itself, while somebody keeps chatting.
         chatter = Chatter(http.base_url)

@@ -38,6 +38,13 @@ def adapter(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "adapter"))
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def bank() -> Iterator[LoraBank]:
     """Of one linear, 4 → 6."""

@@ -89,8 +89,9 @@ def test_beta_follows_the_relative_error_clipped_to_a_fifth(kl: float, expected:
     assert m.adapt_beta(0.05, kl, target=6.0, episodes=50, horizon=100) == pytest.approx(expected)
 
 
-def test_beta_stays_positive_when_an_update_has_more_episodes_than_the_horizon() -> None:
-    assert m.adapt_beta(0.05, 0.0, target=6.0, episodes=32, horizon=6) == pytest.approx(0.04)
+def test_beta_stays_positive_when_the_horizon_is_shorter_than_an_update() -> None:
+    # 1 − 0.2 · min(1, 100 / 10); unclamped it would be 1 − 2
+    assert m.adapt_beta(0.05, 0.0, target=6.0, episodes=100, horizon=10) == pytest.approx(0.05 * 0.8)
 
 
 def test_selected_logprobs_equal_a_log_softmax_at_the_temperature() -> None:

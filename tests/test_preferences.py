@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.run_scenes import write_snapshot
 from tests.tiny import byte_tokenizer
-from training.preferences import read_snapshot
+from training.preferences import demonstrations_hash, read_snapshot
 
 
 def test_generated_answers_keep_their_ids_and_imported_texts_are_tokenised(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_the_demonstrations_hash_changes_with_them_and_not_with_their_order(tmp_
     hashes = []
     for name, count in (("a", 3), ("b", 3), ("c", 4)):
         write_snapshot(tmp_path / name, votes=0, demonstrations=count)
-        hashes.append(read_snapshot(tmp_path / name, byte_tokenizer()).demonstrations_hash)
+        hashes.append(demonstrations_hash(read_snapshot(tmp_path / name, byte_tokenizer()).demonstrations))
     assert hashes[0] == hashes[1] != hashes[2]
     with sqlite3.connect(tmp_path / "b") as db:
         db.execute("UPDATE demonstrations SET id = 100 - id")
-    assert read_snapshot(tmp_path / "b", byte_tokenizer()).demonstrations_hash == hashes[0]
+    assert demonstrations_hash(read_snapshot(tmp_path / "b", byte_tokenizer()).demonstrations) == hashes[0]

@@ -88,7 +88,7 @@ def test_micro_batches_change_no_result(backbone: Backbone) -> None:
 
 def test_the_score_is_the_value_after_the_last_token(backbone: Backbone) -> None:
     scorer = Scorer(backbone, NEAR, seed=0)
-    torch.nn.init.normal_(scorer.weight)
+    torch.nn.init.normal_(scorer.weight, generator=torch.Generator().manual_seed(0))
     states = FrozenLayers(backbone, 2, 3)(SOME, 1024)
     values, scores = scorer.all_values(states, SOME, 1024)
     longer = Sequences.of([(40, 41, 42), (50, 51)], [(60, 61, 62, 63, 9), (70, 2, 9)])
@@ -99,7 +99,7 @@ def test_the_score_is_the_value_after_the_last_token(backbone: Backbone) -> None
 
 def test_rescaling_maps_every_scalar_and_a_twin_takes_it_along(backbone: Backbone) -> None:
     scorer = Scorer(backbone, NEAR, seed=0)
-    torch.nn.init.normal_(scorer.weight)
+    torch.nn.init.normal_(scorer.weight, generator=torch.Generator().manual_seed(0))
     states = FrozenLayers(backbone, 2, 3)(SOME, 1024)
     before = scorer.all_values(states, SOME, 1024)[1]
     scorer.rescale(3.0, 2.0)

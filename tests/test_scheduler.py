@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -336,16 +337,9 @@ def test_force_needs_a_demonstration_when_only_sft_is_asked_for(server: Hall) ->
     with pytest.raises(NothingToLearn):
         server.trigger(stages=["sft"])
     server.store.add_demonstration("anna", [Message("user", "Hi")], "Good day.")
-    for stages in (["reward", "ppo"], ["sft", "reward", "ppo"]):
-        with pytest.raises(NothingToLearn, match="stages = sft"):
-            server.trigger(stages=stages)
+    with pytest.raises(NothingToLearn):
+        server.trigger(stages=["reward", "ppo"])
     assert server.trigger().stages == ("sft",), "without stages, those are chosen that have something to learn from"
-
-
-def test_votes_do_not_make_up_for_demonstrations(server: Hall) -> None:
-    server.vote()
-    with pytest.raises(NothingToLearn, match="no demonstration"):
-        server.trigger(stages=["sft"])
 
 
 @pytest.mark.parametrize(
@@ -355,7 +349,6 @@ def test_votes_do_not_make_up_for_demonstrations(server: Hall) -> None:
         ({"stages": []}, "empty"),
         ({"stages": ["ppo"]}, "reward"),
         ({"settings": {"ppo": {"magic": 1}}}, "magic"),
-        ({"settings": {"rank": 65}}, "max_lora_rank"),
         ({"settings": {"ppo": {"updates": 0}}}, "updates"),
     ],
 )
@@ -364,6 +357,29 @@ def test_what_cannot_be_trained_is_refused_by_name(server: Hall, arguments: dict
     with pytest.raises(InvalidInput, match=named):
         server.trigger(**arguments)
     assert server.store.runs() == []
+
+
+def test_a_run_needs_what_its_stages_learn_from(server: Hall) -> None:
+    server.store.add_demonstration("anna", [Message("user", "Hi")], "Good day.")
+    with pytest.raises(NothingToLearn, match=r"no vote .* stages=\[sft\]"):
+        server.trigger(stages=["sft", "reward", "ppo"])
+    assert server.trigger(stages=["sft"]).stages == ("sft",)
+
+
+def test_votes_are_nothing_for_sft_alone(server: Hall) -> None:
+    server.vote()
+    with pytest.raises(NothingToLearn, match="no demonstration"):
+        server.trigger(stages=["sft"])
+    assert server.store.runs() == []
+
+
+def test_a_rank_that_could_not_serve_is_refused_before_the_run(server: Hall) -> None:
+    server.vote()
+    with pytest.raises(InvalidInput, match="rank 128 is above max_lora_rank 64"):
+        server.trigger(settings={"rank": 128})
+    with pytest.raises(InvalidInput, match="rank 16 is above max_lora_rank 8"):
+        server.restarted(max_lora_rank=8)
+    assert server.restarted(max_lora_rank=128).trigger(settings={"rank": 128}).status == "queued"
 
 
 def test_broken_overrides_stop_the_server_at_its_start(server: Hall) -> None:
@@ -429,14 +445,14 @@ def test_an_sft_adapter_is_reused_until_demonstrations_or_its_settings_change(se
 
 
 def test_the_hash_of_the_demonstrations_is_the_trainers_own(server: Hall) -> None:
-    from training.preferences import read_snapshot
+    from training.preferences import demonstrations_hash, read_snapshot
     from training.run_folder import RunFolder
 
     server.store.add_demonstration("anna", [Message("user", "Hi")], "Good day.")
     run = server.finished(server.trigger(stages=["sft"]))
     folder = RunFolder(server.folder.run(run.id))
     tokenizer: Any = None  # nothing to tokenise without votes
-    assert folder.demonstrations_hash() == read_snapshot(folder.snapshot, tokenizer).demonstrations_hash
+    assert folder.demonstrations_hash() == demonstrations_hash(read_snapshot(folder.snapshot, tokenizer).demonstrations)
 
 
 # ── how it can end ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -527,6 +543,26 @@ def test_a_report_of_an_adapter_that_is_not_there_is_a_failure(server: Hall) -> 
     run = server.finished()
     assert (run.status, run.version) == ("failed", None)
     assert run.error is not None and "adapter_config.json" in run.error
+
+
+def test_a_full_disk_delays_the_publication_and_wastes_no_run(
+    server: Hall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    server.vote(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("serve.policy.adapters.shutil.copyfile", full)
+        server.until(lambda: "no space left" in caplog.text)
+        for _ in range(3):
+            server.scheduler.tick()
+        (run,) = server.store.runs()
+        assert run.status == "running"
+        assert list(server.folder.adapters.iterdir()) == []
+        assert caplog.text.count("no space left") == 1, "once a minute is enough"
+    run = server.finished()
+    assert (run.status, run.version, server.starts(run)) == ("succeeded", 1, 1)
 
 
 def test_a_trainer_that_cannot_be_started_fails_its_run(server: Hall) -> None:

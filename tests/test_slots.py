@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
+from serve.engine import slots as slots_module
 from serve.engine.slots import BLOCK, PromptCache, Slots
 
 CPU = torch.device("cpu")
@@ -87,3 +89,19 @@ def test_nan_that_a_row_leaves_behind_reaches_no_later_row() -> None:
     slots.remove(1)  # row 2 moves onto the broken one
     slots.adopt(_prompt(7, 3.0), 0)  # makes the span long again
     assert _step(slots, [4.0, 4.0, 4.0])[2].isfinite().all()
+
+
+def test_memory_that_ends_in_the_first_row_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, prompt, calls = Slots(), _prompt(2, 1.0), iter(range(10))
+    reserved = slots_module._reserved
+
+    def fail_for_the_values(like: Tensor, capacity: int) -> Tensor:
+        if next(calls) == 1:
+            raise RuntimeError("out of memory")
+        return reserved(like, capacity)
+
+    monkeypatch.setattr(slots_module, "_reserved", fail_for_the_values)
+    with pytest.raises(RuntimeError):
+        slots.adopt(prompt, 0)
+    slots.adopt(prompt, 0)
+    assert _step(slots, [3.0])[2].tolist() == [[1.0, 1.0, 3.0]]

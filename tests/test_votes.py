@@ -157,15 +157,6 @@ def test_a_tied_top_group_goes_on_with_one_of_its_members(store: Store) -> None:
     assert taken == {"a", "c"}
 
 
-def test_a_pick_decides_what_the_vote_leaves_open_and_nothing_else(store: Store) -> None:
-    comparison = compare(store)
-    left, right = (c.id for c in comparison.candidates)
-    with pytest.raises(InvalidInput):
-        store.add_vote(comparison.id, "anna", Judgement(((left,), (right,))), pick=right)
-    receipt = store.add_vote(comparison.id, "anna", Judgement(verdict="tie"), pick=right)
-    assert receipt.continues_with == right
-
-
 def test_an_answer_that_is_still_written_is_judged_only_by_what_was_shown(store: Store) -> None:
     comparison = open_comparison(store)
     finish(store, comparison.candidates[1].answer.id, "Water.")

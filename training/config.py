@@ -14,6 +14,13 @@ from typing import Any
 
 from serve.errors import InvalidInput
 
+MAX_RANK = 256
+"""Largest rank of a LoRA that is trained."""
+ROWS_IN_FLIGHT = 32
+"""Answers decoded at once while training: a wide batch reads the weights once for all of them."""
+MIN_TEMPERATURE = 0.05
+"""Lowest temperature of rollouts: logprobs are taken at it, and at 0 there are none."""
+
 
 def _bounded(default: Any, low: float, high: float) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
@@ -63,7 +70,7 @@ class PPOConfig:
     """Rounds of rollouts and optimisation."""
     rollouts: int = _bounded(32, 2, 4096)
     """Answers sampled in each update."""
-    answers_per_prompt: int = _bounded(2, 1, 32)
+    answers_per_prompt: int = _bounded(2, 1, ROWS_IN_FLIGHT)
     """Answers to one prompt, which share its prefill."""
     epochs: int = _bounded(1, 1, 50)
     """Passes over each update's rollouts."""
@@ -101,8 +108,9 @@ class PPOConfig:
     """Weight of the demonstrations' language-modelling loss mixed into each step (InstructGPT's PPO-ptx)."""
     max_tokens: int | None = _bounded(None, 1, 65536)
     """Longest rollout; none: the voted answers' most common limit."""
-    temperature: float | None = _bounded(None, 0.05, 5)
-    """Sampling temperature of rollouts; none: the voted answers' most common one."""
+    temperature: float | None = _bounded(None, MIN_TEMPERATURE, 5)
+    """Sampling temperature of rollouts; none: the voted answers' most common one, or the default if that is lower than
+    allowed here."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class TrainingConfig:
 
     adapted_layers: int | None = _bounded(None, 1, 1000)
     """Top layers that carry the policy's LoRA; none: the top third."""
-    rank: int = _bounded(16, 1, 256)
+    rank: int = _bounded(16, 1, MAX_RANK)
     """Rank of every LoRA."""
     alpha: int = _bounded(32, 1, 1024)
     """LoRA's output is scaled by alpha / rank."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from serve.engine.local import LocalEngine
 from serve.records import Sampling
-from training.config import PPOConfig
+from training.config import ROWS_IN_FLIGHT, PPOConfig
 from training.ppo_math import (
     adapt_beta,
     answer_kl,
@@ -33,7 +33,7 @@ from training.ppo_math import (
 )
 from training.prompts import PromptPool
 from training.roles import FrozenLayers, FrozenStates, Policy, Scorer
-from training.rollouts import ROWS_IN_FLIGHT, padded_rollouts, sample
+from training.rollouts import padded_rollouts, sample
 from training.sequences import Sequences
 
 POLICY_PLACE = -1
@@ -82,6 +82,8 @@ class Progress:
     """Of the first rollouts, the reference's own, in nats a token."""
     stopped: str | None = None
     """Why it ended; None while it goes on."""
+    last: dict[str, float] = field(default_factory=dict)
+    """What was measured last."""
 
 
 class PPO:
@@ -123,10 +125,15 @@ class PPO:
             else:
                 losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
                 batch.metrics.update(losses, beta=state.beta)
-                state.beta = adapt_beta(
-                    state.beta, kl, target=config.kl_target, episodes=config.rollouts, horizon=horizon
-                )
-                state.update += 1
+                if self._is_finite():
+                    state.beta = adapt_beta(
+                        state.beta, kl, target=config.kl_target, episodes=config.rollouts, horizon=horizon
+                    )
+                    state.update += 1
+                else:  # now, so that no checkpoint holds such a policy
+                    state.stopped = f"update {state.update + 1} made weights that are not finite"
+                    self.roles.policy.load_tensors(self.best)
+            state.last = batch.metrics
             yield batch.metrics
 
     def collect(self, update: int) -> Batch:
@@ -232,6 +239,10 @@ class PPO:
         loss = -masked_mean(self.roles.policy.logprobs(boundary, some, 1.0), some.answer_mask)
         (self.config.ptx * loss).backward()
         return loss.item()
+
+    def _is_finite(self) -> bool:
+        weights = [*self.roles.policy.parameters(), *self.roles.value.trained()]
+        return all(bool(torch.isfinite(weight).all()) for weight in weights)
 
     def _policy_logprobs(self, states: FrozenStates, sequences: Sequences) -> Tensor:
         temperature = self.sampling.temperature

@@ -82,14 +82,11 @@ class Snapshot:
     max_tokens: int
     temperature: float
 
-    @property
-    def demonstrations_hash(self) -> str:
-        """Changes when, and only when, the demonstrations do."""
-        lines = sorted(
-            json.dumps([[[m.role, m.content] for m in d.messages], d.answer], ensure_ascii=False)
-            for d in self.demonstrations
-        )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+def demonstrations_hash(shown: Sequence[Shown]) -> str:
+    """Changes when, and only when, the demonstrations do."""
+    lines = sorted(json.dumps([[[m.role, m.content] for m in d.messages], d.answer], ensure_ascii=False) for d in shown)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase) -> Snapshot:

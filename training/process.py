@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 INTERRUPTED = 75
-"""Exit code of a trainer that wrote a checkpoint because it was asked to stop (EX_TEMPFAIL)."""
+"""Exit code of a trainer that was asked to stop; it goes on from its last checkpoint (EX_TEMPFAIL)."""
 
 LOCK, LOG = "trainer.lock", "log.txt"
 
@@ -97,7 +97,7 @@ class TrainerProcess:
         return self._process.returncode
 
     def stop(self, timeout: float) -> int:
-        """Ask it to write a checkpoint and end; after `timeout` seconds, kill it. Returns the exit code."""
+        """Ask it to end; after `timeout` seconds, kill it. Returns the exit code."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGTERM)
         deadline = time.monotonic() + timeout

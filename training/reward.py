@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve.feedback.statistics import win_rate
+from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter
@@ -109,7 +110,10 @@ class RewardFit:
         save_file({"heads": self.judges.heads}, str(folder / HEADS_FILE))
         draft = folder / f"{REPORT_FILE}.part"
         draft.write_text(json.dumps(self.report, indent=2) + "\n")
+        for entry in (*folder.rglob("*"), folder):
+            sync(entry)
         draft.rename(folder / REPORT_FILE)
+        sync(folder)
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone, shape: LoraShape) -> RewardFit | None:

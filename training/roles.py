@@ -20,12 +20,12 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
 from serve.policy.split import Section
 from training.ppo_math import selected_logprobs
 from training.sequences import Sequences
 
-ADAPTER_FILE = "adapter_model.safetensors"
 HEAD_FILE = "head.safetensors"
 
 
@@ -244,7 +244,7 @@ class Scorer(nn.Module):
 
     def load_folder(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        lora = {f"lora.{name}": t for name, t in load_file(str(folder / ADAPTER_FILE)).items()}
+        lora = {f"lora.{name}": t for name, t in load_file(str(folder / WEIGHTS)).items()}
         self.load({**lora, **load_file(str(folder / HEAD_FILE))})
 
 
@@ -276,7 +276,7 @@ def lora_tensors(model: Any) -> dict[str, Tensor]:
 
 def load_lora(model: Any, folder: Path) -> None:
     """Set a PEFT model's LoRA from an adapter folder."""
-    set_peft_model_state_dict(model, load_file(str(folder / ADAPTER_FILE)))
+    set_peft_model_state_dict(model, load_file(str(folder / WEIGHTS)))
 
 
 def save_lora(model: Any, folder: Path) -> None:
@@ -285,4 +285,4 @@ def save_lora(model: Any, folder: Path) -> None:
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    save_file(lora_tensors(model), str(folder / ADAPTER_FILE))
+    save_file(lora_tensors(model), str(folder / WEIGHTS))

@@ -9,13 +9,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from serve.engine import CandidateRequest, Engine, Generation
+from serve.engine import CandidateRequest, Engine, Finished, Generation, Output
 from serve.errors import Unavailable
 from serve.records import FinishReason, Sampling
+from training.config import ROWS_IN_FLIGHT
 from training.sequences import Sequences
-
-ROWS_IN_FLIGHT = 32
-"""Answers decoded at once while training: a wide batch reads the weights once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def sample(
     """`answers_per_prompt` answers to each prompt, in order. Seeds are `seed`, `seed` + 1, …: one call repeats another.
 
     At most `in_flight` prompts wait in the engine's queue at a time; the rest follow as answers end. Raises Unavailable
-    when one breaks off.
+    when the engine broke an answer off.
     """
     pending = iter(enumerate(prompts))
     waiting: list[tuple[int, Generation]] = []
@@ -66,12 +64,19 @@ def sample(
         submit(index, prompt)
     while waiting:
         index, generation = waiting.pop(0)
-        outputs = generation.result()
-        if any(out.finish_reason in ("error", "cancelled") for out in outputs):
-            raise Unavailable("an answer broke off while it was sampled, and half an answer must not be learned from")
         done[index] = [
-            Rollout(tuple(prompts[index]), out.token_ids, out.logprobs, out.text, out.finish_reason) for out in outputs
+            Rollout(tuple(prompts[index]), out.token_ids, out.logprobs, out.text, out.finish_reason)
+            for out in _whole(generation)
         ]
         for following, prompt in islice(pending, 1):
             submit(following, prompt)
     return [rollout for index in sorted(done) for rollout in done[index]]
+
+
+def _whole(generation: Generation) -> tuple[Output, ...]:
+    outputs = generation.result()
+    for out in outputs:
+        if out.finish_reason in ("error", "cancelled"):
+            why = next((e.error for e in generation if isinstance(e, Finished) and e.error), out.finish_reason)
+            raise Unavailable(f"the engine broke off an answer ({why}); start the run again")
+    return outputs

@@ -18,18 +18,19 @@ from torch import Tensor
 
 from serve.engine.local import LocalEngine
 from serve.errors import NothingToLearn
+from serve.policy.adapters import WEIGHTS, sync
 from serve.policy.base import Backbone, ModelFolder, load_backbone
-from serve.policy.split import boundary
+from serve.policy.split import boundary, check_split
 from serve.records import BASE_VERSION, Sampling
-from training.config import TrainingConfig
+from training.config import MAX_RANK, MIN_TEMPERATURE, ROWS_IN_FLIGHT, TrainingConfig
 from training.gate import Answers, judge, votes_suffice
 from training.ppo import POLICY_PLACE, PPO, Roles
-from training.preferences import Prompt, Snapshot, read_snapshot
+from training.preferences import Prompt, Snapshot, demonstrations_hash, read_snapshot
 from training.prompts import split_prompts
 from training.reporter import Reporter
 from training.reward import RewardFit, fit_reward
 from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
-from training.rollouts import ROWS_IN_FLIGHT, padded_rollouts, sample
+from training.rollouts import padded_rollouts, sample
 from training.run_folder import RunFolder
 from training.sequences import Sequences
 from training.sft import fine_tune
@@ -86,25 +87,24 @@ class Run:
             "reasons": [],
             "adapter": False,
             "reference": "base",
-            "demonstrations_hash": snapshot.demonstrations_hash if snapshot.demonstrations else None,
+            "demonstrations_hash": demonstrations_hash(snapshot.demonstrations) if snapshot.demonstrations else None,
             "settings": asdict(config),  # whole, defaults included: with base, snapshot and seed it makes the version
         }
         self.reporter = Reporter(folder.path / "metrics.jsonl", stages)
         layers = backbone.layer_count
         first = boundary(layers, config.adapted_layers)
         near = max(first, layers - config.reward.layers)
+        check_split(backbone.model, [0, first, *([near] if near > first else []), layers])
         self.policy_shape = LoraShape(first, config.rank, config.alpha)
         self.scorer_shape = LoraShape(near, config.rank, config.alpha)
         self.frozen = FrozenLayers(backbone, first, near)
-        self.base = Policy(backbone, LoraShape(near, 1, 1), seed=seed)
+        # The base as a policy: a fresh LoRA adds nothing, and this one, the smallest there is, is never trained.
+        self.base = Policy(backbone, LoraShape(near, rank=1, alpha=1), seed=seed)
         self.reference_adapter: Path | None = None
         self.reference = self.base
         max_tokens = config.ppo.max_tokens or snapshot.max_tokens
-        voted = (
-            snapshot.temperature if snapshot.temperature >= 0.05 else Sampling().temperature
-        )  # greedy explores nothing
-        self.sampling = Sampling(max_tokens=max_tokens, temperature=config.ppo.temperature or voted)
-        self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, places=4, max_lora_rank=config.rank)
+        self.sampling = Sampling(max_tokens=max_tokens, temperature=rollout_temperature(config, snapshot))
+        self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
             [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],
@@ -143,8 +143,11 @@ class Run:
         """Step 1 → the folder of the SFT adapter, which is then the reference."""
         target = self.folder.sft
         self.report["reference"] = "sft"
-        if (target / "adapter_model.safetensors").is_file():
-            log.info("the demonstrations have not changed: the SFT adapter of an earlier run is the reference")
+        figures = target / "report.json"
+        if (target / WEIGHTS).is_file():
+            log.info("the SFT adapter for these demonstrations is there already: it is the reference")
+            if figures.is_file():
+                self.report["sft"] = json.loads(figures.read_text())
             return target
         policy = self._policy(None)
 
@@ -161,7 +164,11 @@ class Run:
         )
         draft = target.with_suffix(".part")
         policy.save(draft)
+        (draft / figures.name).write_text(json.dumps(self.report["sft"], indent=2) + "\n")
+        for entry in (*draft.iterdir(), draft):
+            sync(entry)
         draft.rename(target)
+        sync(target.parent)
         return target
 
     def reward_model(self) -> RewardFit:
@@ -228,7 +235,6 @@ class Run:
         if checkpoint.is_file():
             ppo.load(checkpoint)
             log.info("PPO goes on from update %d", ppo.progress.update)
-        metrics: dict[str, float] = {}
         for metrics in ppo.run():
             update = ppo.progress.update
             if update % self.config.checkpoint_updates == 0:
@@ -246,7 +252,7 @@ class Run:
             "stopped": state.stopped,
             "max_tokens": self.sampling.max_tokens,
             "temperature": self.sampling.temperature,
-            "last": metrics,
+            "last": state.last,
         }
 
     def gate(self, policy: Policy, judged: RewardFit | None) -> dict[str, Any]:
@@ -300,6 +306,13 @@ class Run:
         for reason in reasons:
             log.info("refused: %s", reason)
         return {**self.report, "status": "rejected", "reasons": reasons}
+
+
+def rollout_temperature(config: TrainingConfig, snapshot: Snapshot) -> float:
+    """The one asked for, else that of the voted answers; greedy answers were voted on without one to learn at."""
+    if config.ppo.temperature is not None:
+        return config.ppo.temperature
+    return snapshot.temperature if snapshot.temperature >= MIN_TEMPERATURE else Sampling().temperature
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

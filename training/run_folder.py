@@ -24,9 +24,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from serve.policy.adapters import free_name, sync
+from serve.policy.adapters import WEIGHTS, free_name, sync
 from serve.records import BASE_VERSION, Message
-from training.preferences import Shown, Snapshot
+from training.preferences import Shown, demonstrations_hash
 
 _AFTER_SFT = ("reward", "ppo", "gate")
 """Sections of the settings that an SFT adapter does not depend on."""
@@ -103,7 +103,7 @@ class RunFolder:
         with closing(sqlite3.connect(f"file:{self.snapshot}?mode=ro", uri=True)) as db:
             rows = db.execute("SELECT messages, answer FROM demonstrations ORDER BY id").fetchall()
         shown = tuple(Shown(tuple(Message(**m) for m in json.loads(messages)), answer) for messages, answer in rows)
-        return Snapshot((), (), shown, 0, 0.0).demonstrations_hash if shown else None
+        return demonstrations_hash(shown) if shown else None
 
     def offers_sft(self, demonstrations_hash: str, config: Mapping[str, Any]) -> bool:
         """Whether this run's SFT adapter is the one that `config` would train again from the same demonstrations."""
@@ -114,7 +114,7 @@ class RunFolder:
             and report.get("demonstrations_hash") == demonstrations_hash
             and own.get("model", {}).get("hash") == config["model"]["hash"]
             and _until_sft(own.get("settings", {})) == _until_sft(config["settings"])
-            and (self.sft / "adapter_model.safetensors").is_file()
+            and (self.sft / WEIGHTS).is_file()
         )
 
 

@@ -65,12 +65,13 @@ class Scheduler:
         """`promote(version, who, why)` makes a version serve, engine and record; it may raise Unavailable to be asked
         again. `command` starts the trainer, given the run's folder as its last argument.
 
-        Raises InvalidInput when the settings' training overrides are unknown or out of bounds.
+        Raises InvalidInput when the settings' training overrides are unknown or out of bounds, or the engine could not
+        load their rank.
         """
-        _check_settings(settings.training, settings)
         self._store = store
         self._registry = registry
         self._settings = settings
+        self._check_settings(settings.training)
         self._folder = folder
         self._model = model
         self._promote = promote
@@ -85,6 +86,7 @@ class Scheduler:
         self._trainer: TrainerProcess | None = None
         self._metrics: MetricsTail | None = None
         self._stopping = False
+        self._complained: datetime | None = None
 
     def start(self) -> None:
         """Begin to tick. A run that an earlier server left is resumed by the first tick."""
@@ -104,7 +106,7 @@ class Scheduler:
         self._clockwork.start()
 
     def stop(self, timeout: float = 10) -> None:
-        """Stop ticking and let the run write a checkpoint, to be resumed by the next start; idempotent.
+        """Stop ticking and end the trainer; the next start resumes the run from its last checkpoint. Idempotent.
 
         Returns within about `timeout` seconds: a trainer that has not ended a second before that is killed. Call it
         from a thread that `promote` does not wait for.
@@ -137,11 +139,11 @@ class Scheduler:
     ) -> Run:
         """Queue a run by hand. `settings` override the server's own; `force` needs only something to learn from.
 
-        Raises RunActive, NothingToLearn (says how many votes are missing), InvalidInput (unknown stage or setting).
+        Raises RunActive, NothingToLearn (says what is missing), InvalidInput (unknown stage or setting).
         """
         chosen = self._choose_stages(stages)
         overrides = _merge(self._settings.training, settings or {})
-        _check_settings(overrides, self._settings)
+        self._check_settings(overrides)
         if (active := self._store.active_run()) is not None:
             raise RunActive(active.id)
         self._check_material(chosen, force=force)
@@ -208,7 +210,7 @@ class Scheduler:
             return
         with locked(folder.path) as lock:
             if lock is None:
-                return  # the trainer of a server that was killed is still writing its checkpoint
+                return  # the trainer of a server that was killed has not ended yet
             self._metrics = MetricsTail(folder)  # from the top: a line recorded twice is recorded once
             if (report := folder.report()) is not None:
                 self._carry_metrics(run)
@@ -299,8 +301,13 @@ class Scheduler:
                         status="staged" if status == "succeeded" else "rejected",
                         report=report,
                     )
-            except (HustingsError, OSError) as error:
+            except HustingsError as error:
                 self._end(run, "failed", report=report, error=f"the new version could not be published: {error}")
+                return
+            except OSError as error:  # a full disk, say: the run is done, and a later tick publishes it
+                self._complain(
+                    f"run {run.id} cannot be published yet: {error}; free some space in {folder.path.parent}"
+                )
                 return
             if status == "failed":
                 self._end(run, "failed", report=report, error="; ".join(report.get("reasons") or ["it gave no reason"]))
@@ -310,6 +317,13 @@ class Scheduler:
             problem = self._put_to_work(version, f"run {run.id} passed the gate")
         with self._changing:
             self._end(run, status, version=version.number if version else None, report=report, error=problem)
+
+    def _complain(self, problem: str) -> None:
+        """Log what every tick meets again, at most once a minute."""
+        now = self._clock()
+        if self._complained is None or now - self._complained >= timedelta(minutes=1):
+            self._complained = now
+            log.error("%s", problem)
 
     def _put_to_work(self, version: Version, why: str) -> str | None:
         """Promote a staged version or make it the canary, as configured; a sentence if that was not possible."""
@@ -398,17 +412,29 @@ class Scheduler:
             raise InvalidInput("ppo needs a reward model: add reward to stages")
         return tuple(stage for stage in STAGES if stage in stages)
 
+    def _check_settings(self, training: Mapping[str, Any]) -> None:
+        rank, limit = TrainingConfig.parse(training).rank, self._settings.max_lora_rank
+        if rank > limit:
+            raise InvalidInput(
+                f"rank {rank} is above max_lora_rank {limit}, so the version could not serve; lower rank, or start the "
+                f"server with a max_lora_rank of {rank}"
+            )
+
     def _check_material(self, stages: Sequence[Stage], *, force: bool) -> None:
         new, wanted = self._store.votes_since_last_run(), self._settings.min_new_votes
-        if not force:
-            if new < wanted:
-                missing = "1 vote is" if wanted - new == 1 else f"{wanted - new} votes are"
-                raise NothingToLearn(f"{missing} missing: {new} of {wanted} new votes are there; gather more, or force")
-        elif "reward" in stages and not self._store.standing_votes():
-            only = "; stages = sft learns from the demonstrations alone" if self._store.demonstrations_count() else ""
-            raise NothingToLearn(f"there is no vote to learn from yet; {wanted} are missing for a run by itself{only}")
-        if stages == ("sft",) and not self._store.demonstrations_count():
-            raise NothingToLearn("there is no demonstration to learn from yet; edit an answer, or import some")
+        if not force and new < wanted:
+            missing = "1 vote is" if wanted - new == 1 else f"{wanted - new} votes are"
+            raise NothingToLearn(f"{missing} missing: {new} of {wanted} new votes are there; gather more, or force")
+        votes, shown = self._store.standing_votes(), self._store.demonstrations_count()
+        if "reward" in stages and not votes:
+            instead = (
+                "ask for stages=[sft] to learn from the demonstrations alone" if shown else "let people vote first"
+            )
+            raise NothingToLearn(f"there is no vote to learn from yet; {instead}")
+        if "reward" not in stages and not shown:
+            raise NothingToLearn(
+                "there is no demonstration to learn from yet; add some, or ask for stages=[reward, ppo]"
+            )
 
     def _judge_canary(self) -> None:
         """Promote or roll back the canary once blind votes have decided; past its deadline, put it back to staged."""
@@ -429,15 +455,6 @@ class Scheduler:
         elif self._clock() >= canary.created + self._settings.canary_deadline:
             self._store.set_version_status(canary.number, "staged")
             log.info("version %d is staged again: %s did not decide in time", canary.number, score)
-
-
-def _check_settings(training: Mapping[str, Any], settings: Settings) -> None:
-    rank = TrainingConfig.parse(training).rank
-    if rank > settings.max_lora_rank:
-        raise InvalidInput(
-            f"rank {rank} is above max_lora_rank ({settings.max_lora_rank}), so what it trains could not serve; "
-            "lower the one or raise the other"
-        )
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

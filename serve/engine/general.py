@@ -25,7 +25,6 @@ class GeneralDecoder:
                 parent, _, leaf = name.rpartition(".")
                 linear = self.bank.add({name: module.weight}, module.bias)
                 setattr(self._model.get_submodule(parent), leaf, linear)
-        self._unpacked = self.bank.own()
 
     def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
@@ -52,9 +51,7 @@ class GeneralDecoder:
 
     def settle(self) -> bool:
         """Pack one more weight. The original stays: other views of the backbone read it."""
-        if self._unpacked:
-            self._unpacked.pop().pack(release=False)
-        return bool(self._unpacked)
+        return self.bank.settle(release=False)
 
 
 class _CacheView(Cache):

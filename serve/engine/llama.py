@@ -105,7 +105,6 @@ class LlamaDecoder:
         self._norm = weights["model.norm.weight"].clone()
         self._head = self.bank.add({"lm_head": self._embedding if shape.tied else weights["lm_head.weight"]})
         self._frequencies = shape.frequencies
-        self._unpacked = self.bank.own()
 
     def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
@@ -132,9 +131,7 @@ class LlamaDecoder:
 
     def settle(self) -> bool:
         """Pack one more weight, and let go of the original."""
-        if self._unpacked:
-            self._unpacked.pop().pack(release=True)
-        return bool(self._unpacked)
+        return self.bank.settle(release=True)
 
     def _attend(
         self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues

@@ -261,7 +261,7 @@ class LocalEngine:
             try:
                 self._unsettled = self._decoder.settle()
             except Exception:
-                logger.exception("the model could not be prepared further; it answers as it is")
+                logger.exception("the weights could not be laid out for speed; answers go on without")
                 self._unsettled = False
 
     def _has_work(self) -> bool:
@@ -317,9 +317,9 @@ class LocalEngine:
                 logger.exception("a prompt failed; the others go on")
                 self._fail(prefill.generation.live(), error)
                 self._prefills = deque(p for p in self._prefills if p is not prefill)
-                if not self._rows:  # a row that joined half way
-                    self._slots = self._decoder.slots()
                 self._remove_finished()
+                if not self._rows:
+                    self._slots = self._decoder.slots()
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""

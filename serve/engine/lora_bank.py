@@ -186,6 +186,7 @@ class LoraBank:
         self.shapes: dict[str, tuple[int, int]] = {}
         """(out, in) of each of the base's linears by name."""
         self._device = device
+        self._unpacked: list[BankLinear] = []
         self._routing = Routing()
         self._place: OrderedDict[int, int] = OrderedDict()
         """Place of each resident version but the base, least recently used first."""
@@ -195,11 +196,18 @@ class LoraBank:
         """A linear of this bank; see `BankLinear`."""
         linear = BankLinear(parts, bias, self._routing)
         self.register(linear)
+        self._unpacked.append(linear)
         return linear
 
     def own(self) -> list[BankLinear]:
         """The linears whose frozen weights this bank holds."""
         return [linear for linear in self.linears if isinstance(linear, BankLinear)]
+
+    def settle(self, *, release: bool) -> bool:
+        """Pack one more linear's weight, as in `BankLinear.pack`; False when none is left."""
+        if self._unpacked:
+            self._unpacked.pop().pack(release=release)
+        return bool(self._unpacked)
 
     def register(self, linear: Linear) -> None:
         """A linear that keeps its adapters in its own way."""

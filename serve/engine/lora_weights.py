@@ -16,9 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from serve.errors import AdapterError
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+from serve.policy.adapters import CONFIG, WEIGHTS
 
 _TENSOR_NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
 
@@ -53,10 +51,10 @@ def read_adapter(
 
     Raises AdapterError naming the file, option or tensor that does not fit.
     """
-    config = _read_config(folder / CONFIG_FILE)
-    weights = folder / WEIGHTS_FILE
+    config = _read_config(folder / CONFIG)
+    weights = folder / WEIGHTS
     if not weights.is_file():
-        raise AdapterError(f"{folder} has no {WEIGHTS_FILE}; save the adapter in the safetensors format")
+        raise AdapterError(f"{folder} has no {WEIGHTS}; save the adapter in the safetensors format")
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
@@ -67,7 +65,7 @@ def read_adapter(
     if not config.get("rank_pattern"):
         for name, tensor in tensors.items():
             if ".lora_A." in name and len(tensor) != rank:
-                raise AdapterError(f"{name} has rank {len(tensor)}, but {CONFIG_FILE} says r = {rank}")
+                raise AdapterError(f"{name} has rank {len(tensor)}, but {CONFIG} says r = {rank}")
     alpha, rslora = config.get("lora_alpha", rank), config.get("use_rslora", False)
     # With a rank pattern each linear has its own r, and so its own alpha / r: scale by the rank each tensor really has.
     return check_tensors(

@@ -94,8 +94,9 @@ class Slots:
         """Append a row: a copy of row `source` of a prompt's cache."""
         length = prompt.length
         if not self._keys:
-            self._keys = [_reserved(keys[:1], BLOCK) for keys, _ in prompt.layers]
-            self._values = [_reserved(values[:1], BLOCK) for _, values in prompt.layers]
+            keys_of = [_reserved(keys[:1], BLOCK) for keys, _ in prompt.layers]
+            values_of = [_reserved(values[:1], BLOCK) for _, values in prompt.layers]
+            self._keys, self._values = keys_of, values_of  # both or, if memory ends, neither
         row = len(self._lengths)
         self._reserve(row + 1, length + 1)
         for index, (keys, values) in enumerate(prompt.layers):

@@ -13,7 +13,7 @@ from serve.feedback.conversations import answer_from, ensure_voter, insert_answe
 from serve.feedback.database import moment, stamp
 from serve.feedback.entries import NewCandidate, PromptRef
 from serve.feedback.votes import CANDIDATES, COMPARISON, Votes, skip_open_comparisons, standing_vote
-from serve.records import Candidate, Comparison, Sampling
+from serve.records import Answer, Candidate, Comparison, Sampling
 
 OPEN_FOR = timedelta(hours=24)
 
@@ -87,6 +87,20 @@ class Comparisons(Votes):
 
         return self.writing(work)
 
+    def create_answer(self, voter_id: str, prompt: PromptRef, version: int, seed: int, sampling: Sampling) -> Answer:
+        """A single answer that nobody is asked to judge, still empty. Raises NotFound.
+
+        A comparison of this conversation that is still open gets a skip.
+        """
+
+        def work(db: sqlite3.Connection) -> Answer:
+            now = self._now()
+            require_prompt(db, voter_id, prompt)
+            skip_open_comparisons(db, prompt.conversation_id, voter_id, prompt.message_id, now)
+            return insert_answer(db, prompt.message_id, version, seed, sampling, now)
+
+        return self.writing(work)
+
     def comparison(self, comparison_id: str, voter_id: str) -> Comparison:
         """A comparison as it stands. Raises NotFound if it is unknown or somebody else's."""
         with self.reading() as db:
@@ -104,23 +118,21 @@ class Comparisons(Votes):
             return row and _load(db, row["id"], voter_id, self._clock())
 
     def next_in_queue(self, voter_id: str) -> Comparison | None:
-        """Two stored answers to a shared, shipped or imported prompt of somebody else, for this voter to judge.
+        """Two stored answers to a prompt that somebody else shared, for this voter to judge.
 
+        Prompts that were shipped or imported count as shared, but only answers that a version of ours wrote are shown.
         The same comparison comes back until it is voted on. Whether it is evidence is as it was where the answers were
         first compared. None when there is nothing left.
         """
-
-        def waiting(db: sqlite3.Connection) -> Comparison | None:
-            row = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
-            return row and _load(db, row["id"], voter_id, self._clock())
-
         with self.reading() as db:
-            if (comparison := waiting(db)) is not None:
-                return comparison
+            waiting = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
+            if waiting:
+                return _load(db, waiting["id"], voter_id, self._clock())
 
         def work(db: sqlite3.Connection) -> Comparison | None:
-            if (comparison := waiting(db)) is not None:  # the same voter has just asked twice
-                return comparison
+            # Another call of the same voter may have made one since.
+            if waiting := db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone():
+                return _load(db, waiting["id"], voter_id, self._clock())
             pair = db.execute(QUEUE, {"voter": voter_id}).fetchone()
             if pair is None:
                 return None
@@ -188,4 +200,5 @@ def _load(db: sqlite3.Connection, comparison_id: str, voter_id: str, now: dateti
         created=moment(row["created"]),
         expires=expires,
         vote=vote,
+        own=row["owner_id"] == voter_id,
     )

@@ -200,15 +200,6 @@ class Conversations(Database):
 
         return self.writing(work)
 
-    def create_answer(self, voter_id: str, prompt: PromptRef, version: int, seed: int, sampling: Sampling) -> Answer:
-        """A single answer that nobody is asked to judge, still empty. Raises NotFound."""
-
-        def work(db: sqlite3.Connection) -> Answer:
-            require_prompt(db, voter_id, prompt)
-            return insert_answer(db, prompt.message_id, version, seed, sampling, self._now())
-
-        return self.writing(work)
-
     def finish_answer(
         self,
         answer_id: str,

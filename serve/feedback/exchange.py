@@ -90,6 +90,8 @@ class _Rows:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
                 raise InvalidInput(f"not JSON ({error.msg} at character {error.colno})") from error
+            except ValueError as error:  # a number of thousands of digits
+                raise InvalidInput(f"not JSON that can be read ({error})") from error
             except RecursionError as error:
                 raise InvalidInput("nested too deeply") from error
             if not isinstance(row, dict):

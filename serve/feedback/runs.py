@@ -109,11 +109,19 @@ class Runs(Database):
             raise NotFound(f"there is no run {run_id}")
         return dict(json.loads(row["config"]))
 
-    def runs(self, limit: int = 100) -> list[Run]:
-        """The newest first."""
+    def runs(self, limit: int | None = 100) -> list[Run]:
+        """The newest first; with `limit` None all of them."""
         with self.reading() as db:
-            rows = db.execute("SELECT * FROM runs ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+            rows = db.execute(
+                "SELECT * FROM runs ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,)
+            ).fetchall()
             return [_run_from(db, row) for row in rows]
+
+    def runs_by_status(self) -> dict[str, int]:
+        """How many runs there are of each status."""
+        with self.reading() as db:
+            rows = db.execute("SELECT status, count(*) AS number FROM runs GROUP BY status ORDER BY status")
+            return {row["status"]: row["number"] for row in rows}
 
     def active_run(self) -> Run | None:
         """The run that is queued, running or interrupted."""

@@ -112,7 +112,7 @@ CREATE TABLE votes (
     strength INTEGER CHECK (strength BETWEEN 1 AND 5),
     reasons TEXT NOT NULL DEFAULT '[]',
     evidence INTEGER NOT NULL CHECK (evidence IN (0, 1)),
-    source TEXT NOT NULL CHECK (source IN ('voter', 'imported', 'server')),  -- server: a skip by typing on
+    source TEXT NOT NULL CHECK (source IN ('voter', 'imported', 'server')),  -- server: a skip that nobody cast
     continues_with TEXT REFERENCES candidates(id),
     supersedes TEXT REFERENCES votes(id),
     idempotency_key TEXT,

@@ -114,15 +114,6 @@ def skip_open_comparisons(
         )
 
 
-REVEALED = """
-SELECT 1 FROM candidates AS mine
-JOIN candidates AS seen ON seen.answer_id = mine.answer_id
-JOIN votes ON votes.comparison_id = seen.comparison_id
-WHERE votes.voter_id = ? AND mine.comparison_id = ? LIMIT 1
-"""
-"""Whether a voter has voted on one of a comparison's answers before, here or in another: a vote reveals versions."""
-
-
 class Votes(Conversations):
     """Judging, undoing, counting."""
 
@@ -134,13 +125,14 @@ class Votes(Conversations):
         *,
         idempotency_key: str | None = None,
         shown: Shown | None = None,
-        pick: str | None = None,
+        source: Literal["voter", "server"] = "voter",
     ) -> VoteReceipt:
         """Store a voter's judgement; what it chose becomes the conversation's next message in the same transaction.
 
-        `shown` holds what was visible of each candidate where the vote comes before the end. `pick` is the candidate
-        that goes on where the vote leaves a choice (tie, skip, a tied top group); by default one at random. After
-        `both_bad`, and on a prompt of somebody else, none does. The same key gives the same receipt.
+        `shown` holds what was visible of each candidate where the vote comes before the end. Where the vote leaves a
+        choice (tie, skip, a tied top group), a random candidate goes on; after `both_bad`, and on a prompt of somebody
+        else, none does. `source` is `server` for a skip that nobody cast. The same key gives the same receipt.
+        A vote is no evidence once another vote revealed to this voter who wrote one of the answers.
 
         Raises NotFound, AlreadyVoted, Expired, InvalidInput, and Conflict when an answer cannot be judged yet or ever.
         """
@@ -169,15 +161,15 @@ class Votes(Conversations):
             if judgement.ranking is not None or judgement.verdict == "tie":
                 _check_finished(candidates, shown or {})
             mine = comparison["owner_id"] == voter_id
-            continues_with = _continuation(judgement, candidates, pick) if mine else None
-            evidence = comparison["evidence"] and not db.execute(REVEALED, (voter_id, comparison_id)).fetchone()
+            continues_with = _continuation(judgement, candidates) if mine else None
+            evidence = comparison["evidence"] and not _revealed_before(db, comparison_id, voter_id)
             vote_id = insert_vote(
                 db,
                 NewVote(
                     comparison_id,
                     voter_id,
                     judgement,
-                    "voter",
+                    source,
                     now,
                     evidence=evidence,
                     continues_with=continues_with,
@@ -255,6 +247,18 @@ def _last_vote(db: sqlite3.Connection, comparison_id: str) -> str | None:
     return row and str(row["id"])
 
 
+def _revealed_before(db: sqlite3.Connection, comparison_id: str, voter_id: str) -> bool:
+    """Whether this voter has voted on any of these answers, here or elsewhere; a withdrawn vote revealed them, too."""
+    return bool(
+        db.execute(
+            "SELECT 1 FROM candidates JOIN candidates AS seen USING (answer_id)"
+            " JOIN votes ON votes.comparison_id = seen.comparison_id"
+            " WHERE candidates.comparison_id = ? AND votes.voter_id = ? LIMIT 1",
+            (comparison_id, voter_id),
+        ).fetchone()
+    )
+
+
 def _receipt(vote_id: str, candidates: list[sqlite3.Row], continues_with: str | None) -> VoteReceipt:
     return VoteReceipt(vote_id, {c["candidate_id"]: c["version"] for c in candidates}, continues_with)
 
@@ -287,6 +291,11 @@ def _check_finished(candidates: list[sqlite3.Row], shown: Shown) -> None:
 def _keep_shown(db: sqlite3.Connection, candidates: list[sqlite3.Row], shown: Shown) -> None:
     if unknown := shown.keys() - {c["candidate_id"] for c in candidates}:
         raise InvalidInput(f"these were not shown in this comparison: {', '.join(sorted(unknown))}")
+    # What a withdrawn vote was shown no longer holds.
+    db.executemany(
+        "UPDATE candidates SET shown_text = NULL, shown_token_ids = NULL WHERE id = ?",
+        [(c["candidate_id"],) for c in candidates],
+    )
     for candidate_id, (text, token_ids) in shown.items():
         db.execute(
             "UPDATE candidates SET shown_text = ?, shown_token_ids = ? WHERE id = ?",
@@ -294,15 +303,10 @@ def _keep_shown(db: sqlite3.Connection, candidates: list[sqlite3.Row], shown: Sh
         )
 
 
-def _continuation(judgement: Judgement, candidates: list[sqlite3.Row], pick: str | None) -> str | None:
+def _continuation(judgement: Judgement, candidates: list[sqlite3.Row]) -> str | None:
     if judgement.verdict == "both_bad":
         return None
-    eligible = [c for c in candidates if judgement.ranking is None or c["candidate_id"] in judgement.ranking[0]]
-    if pick is None:
-        return _draw(eligible)
-    if pick not in [c["candidate_id"] for c in eligible]:
-        raise InvalidInput("the talk can go on only with a candidate that this vote leaves first")
-    return pick
+    return _draw([c for c in candidates if judgement.ranking is None or c["candidate_id"] in judgement.ranking[0]])
 
 
 def _draw(candidates: list[sqlite3.Row]) -> str | None:

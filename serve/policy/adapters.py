@@ -151,16 +151,21 @@ class Registry:
     def _write(self, source: Path, target: Path, manifest: Mapping[str, Any]) -> None:
         """Write the version's folder so that it exists whole or not at all."""
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
-        temporary.chmod(0o755)
-        for name in _FILES:
-            shutil.copyfile(source / name, temporary / name)
-            sync(temporary / name)
-            if _sha256(temporary / name) != manifest["files"][name]:
-                raise AdapterError(f"{source / name} changed while it was copied; publish it again when it is at rest")
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sync(temporary / MANIFEST)
-        sync(temporary)
-        temporary.rename(target)
+        try:
+            temporary.chmod(0o755)
+            for name in _FILES:
+                shutil.copyfile(source / name, temporary / name)
+                sync(temporary / name)
+                if _sha256(temporary / name) != manifest["files"][name]:
+                    raise AdapterError(f"{source / name} changed while it was copied; publish it when it is at rest")
+            text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            (temporary / MANIFEST).write_text(text, encoding="utf-8")
+            sync(temporary / MANIFEST)
+            sync(temporary)
+            temporary.rename(target)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would only stand in the way
+            raise
         sync(target.parent)
         sync(target.parent.parent)  # the first version also made adapters/
 

@@ -138,13 +138,11 @@ def load_backbone(folder: ModelFolder, *, dtype: str = "auto") -> Backbone:
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it, else float32."""
+    """`auto` is bfloat16 where the processor multiplies it, else float32."""
     import torch
 
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    if torch.cuda.is_available():
-        return torch.bfloat16
     capabilities = torch.cpu.get_capabilities()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 

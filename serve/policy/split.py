@@ -9,9 +9,14 @@ every version, so training computes it once per token and keeps it (D floats a t
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+
+from serve.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,3 +56,25 @@ class Section:
         output = self._part(attention_mask=attention_mask, position_ids=positions, use_cache=False, **entry)
         states: Tensor = output.last_hidden_state
         return states
+
+
+@torch.no_grad()
+def check_split(model: PreTrainedModel, cuts: Sequence[int]) -> None:
+    """Run one short prompt whole and in sections from cut to cut, from 0 to the number of layers.
+
+    Raises ModelError when the logits differ: some architectures scale what enters a section, or the logits, or choose
+    a layer's kind by its place in the whole.
+    """
+    tokens = torch.arange(16)[None] % int(model.config.get_text_config().vocab_size)
+    mask = torch.ones_like(tokens)
+    states = tokens
+    for start, stop in itertools.pairwise(cuts):
+        states = Section(model, start, stop)(states, mask)
+    split = model.get_output_embeddings()(states).float()
+    whole = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
+    tolerance = torch.finfo(model.dtype).eps ** 0.5
+    if not torch.allclose(split, whole, rtol=tolerance, atol=tolerance):
+        raise ModelError(
+            f"{model.config.model_type} models cannot be trained here: run in sections, the model gives other logits "
+            f"than as a whole (by {(split - whole).abs().max():.2g}); give --model one of the Llama family"
+        )

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Body, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from serve.errors import Unauthorized
+from serve.errors import InvalidInput, Unauthorized
 from serve.limits import SamplingRequest
 from serve.live import Delta, End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
@@ -25,6 +25,18 @@ from serve.web.login import is_right
 from serve.web.streams import event_stream, events_with_pings, sse, wait_or_cancel
 
 _WHO = "operator"
+_LARGEST = 2**63 - 1
+"""SQLite's largest integer."""
+
+
+def _whole(text: str) -> str:
+    text.encode()  # half of a surrogate pair raises UnicodeEncodeError, which is a ValueError
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_whole)]
+_Number = Annotated[int, Field(ge=0, le=_LARGEST)]
+_PathNumber = Annotated[int, Path(ge=0, le=_LARGEST)]
 
 
 class _Body(BaseModel):
@@ -49,13 +61,13 @@ class ComparisonBody(_Body):
 
     messages: list[MessageBody]
     k: int | None = None
-    conversation_id: str | None = None
+    conversation_id: _Text | None = None
     share: bool = False
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    versions: list[int] | None = None
+    versions: list[_Number] | None = None
     """Who answers; for operators."""
 
 
@@ -138,7 +150,7 @@ def _voters(service: Service) -> APIRouter:
         await wait_or_cancel(live, request)
         if live.error is not None:
             raise live.error
-        return JSONResponse(_asked_json(live.comparison), 201)
+        return JSONResponse(comparison_json(live.comparison), 201)
 
     @router.get("/queue/next")
     async def next_in_queue(request: Request) -> Response:
@@ -200,9 +212,12 @@ def _operators(service: Service, training: Training) -> APIRouter:
     @router.post("/runs")
     async def trigger(body: Annotated[RunBody | None, Body()] = None) -> Response:
         body = body or RunBody()
-        run = await asyncio.to_thread(
-            training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
-        )
+        try:
+            run = await asyncio.to_thread(
+                training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
+            )
+        except OverflowError:
+            raise InvalidInput("a number in `settings` is too large; use one within its bounds") from None
         return JSONResponse({"id": run.id, "status": run.status}, 202)
 
     @router.get("/runs")
@@ -210,11 +225,11 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse([run_json(run) for run in await service.runs()])
 
     @router.get("/runs/{run_id}")
-    async def run(run_id: int) -> Response:
+    async def run(run_id: _PathNumber) -> Response:
         return JSONResponse(run_json(await service.run(run_id)))
 
     @router.post("/runs/{run_id}/cancel")
-    async def cancel(run_id: int) -> Response:
+    async def cancel(run_id: _PathNumber) -> Response:
         return JSONResponse(run_json(await asyncio.to_thread(training.cancel, run_id)))
 
     @router.get("/versions")
@@ -224,7 +239,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse({"serving": serving, "versions": versions})
 
     @router.post("/versions/{number}/promote")
-    async def promote(number: int, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+    async def promote(number: _PathNumber, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
         why = (body or SwitchBody()).why
         return JSONResponse({"serving": await service.promote(number, who=_WHO, why=why)})
 
@@ -270,7 +285,7 @@ async def _comparison_events(live: LiveComparison) -> AsyncIterator[str]:
     async for event in events_with_pings(live):
         match event:
             case Start(comparison):
-                yield sse(_asked_json(comparison), "start")
+                yield sse(comparison_json(comparison), "start")
             case Delta(id=candidate_id, text=text):
                 if text:
                     yield sse({"candidate_id": candidate_id, "text": text}, "delta")
@@ -282,13 +297,11 @@ async def _comparison_events(live: LiveComparison) -> AsyncIterator[str]:
                 yield ": waiting\n\n"
 
 
-def _asked_json(comparison: Comparison) -> dict[str, Any]:
-    """For who asked: the talk can go on. Whoever judges a shared prompt does not learn which talk it is from."""
-    return {**comparison_json(comparison), "conversation_id": comparison.conversation_id}
-
-
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as its voter sees it: who wrote what stays hidden until the vote."""
+    """A comparison as its voter sees it: who wrote what stays hidden until the vote.
+
+    Whoever asked learns the conversation, to go on with it; whoever judges a shared prompt does not.
+    """
     body: dict[str, Any] = {
         "id": comparison.id,
         "status": comparison.status,
@@ -300,6 +313,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "created": rfc3339(comparison.created),
         "expires": rfc3339(comparison.expires),
     }
+    if comparison.own:
+        body["conversation_id"] = comparison.conversation_id
     if comparison.vote is not None:
         body["vote"] = comparison.vote.id
         body["revealed"] = {c.id: c.answer.version for c in comparison.candidates}

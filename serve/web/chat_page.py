@@ -218,6 +218,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 if watching.get(view) is token:
                     del watching[view]
 
+        async def refused(place: str, error: HustingsError, request: gr.Request) -> Update:
+            """The conversation as it stands after a turn that was not taken: what waited for a vote still does."""
+            problem: Update = {note: theme.problem(error)}
+            try:
+                return show(await talks.scene(voter_of(request), place or None), problem)
+            except HustingsError:
+                return problem
+
         async def send(text: str, place: str, how: AskMe, share: bool, request: gr.Request) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
@@ -233,7 +241,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
-                yield {note: theme.problem(error)}
+                yield await refused(place, error, request)
 
         async def again(place: str, share: bool, request: gr.Request) -> AsyncIterator[Update]:
             try:
@@ -296,9 +304,13 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def stop(place: str, request: gr.Request) -> None:
-            if place:
-                await talks.stop(voter_of(request), place)
+        async def stop(place: str, request: gr.Request) -> Update:
+            try:
+                if place:
+                    await talks.stop(voter_of(request), place)
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+            return nothing
 
         async def open_editor(place: str, request: gr.Request) -> Update:
             try:
@@ -315,7 +327,10 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             }
 
         async def close_editor(place: str, request: gr.Request) -> Update:
-            return show(await talks.scene(voter_of(request), place))
+            try:
+                return show(await talks.scene(voter_of(request), place))
+            except HustingsError as error:
+                return {note: theme.problem(error)}
 
         async def keep(text: str, place: str, request: gr.Request) -> Update:
             try:
@@ -349,7 +364,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         say = [box, here, how, share]
         box.submit(send, say, everything, trigger_mode="multiple", **slow)
         history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
-        box.stop(stop, here, None, **quick)
+        box.stop(stop, here, note, **quick)
         choices: dict[Choice, gr.Button] = {
             "a": a_better,
             "b": b_better,

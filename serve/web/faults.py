@@ -29,7 +29,10 @@ _MESSAGES = {
 
 def error_body(error: HustingsError) -> dict[str, Any]:
     """What a client is told of an error."""
-    body: dict[str, Any] = {"code": error.code, "message": str(error)}
+    message = (
+        str(error).encode(errors="replace").decode()
+    )  # it may quote half of a surrogate pair, which cannot be sent
+    body: dict[str, Any] = {"code": error.code, "message": message}
     if isinstance(error, RunActive):
         body["run"] = error.run
     return {"error": body}

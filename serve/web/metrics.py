@@ -50,7 +50,7 @@ class HustingsCollector(Collector):
         yield GaugeMetricFamily("hustings_standing_votes", "Standing votes.", value=service.store.standing_votes())
         yield GaugeMetricFamily("hustings_new_votes", "Votes since the last run.", value=due.new_votes)
         runs = GaugeMetricFamily("hustings_runs", "Training runs by status.", labels=["status"])
-        for run_status, number in sorted(Count(run.status for run in service.store.runs()).items()):
+        for run_status, number in service.store.runs_by_status().items():
             runs.add_metric([run_status], number)
         yield runs
         yield CounterMetricFamily("hustings_tokens", "Tokens generated.", value=service.counts["tokens"])

@@ -40,11 +40,12 @@ def create_app(
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     faults.install(app)
     responses: Counter[int] = Counter()
-    # The last one added is the outermost.
+    # The last one added is the outermost. CORS lets no other site in: it is here as Gradio would add its own, wider
+    # one where it finds none.
     app.add_middleware(CORSMiddleware, allow_origins=[f"http://{settings.host}:{settings.port}"])
     app.add_middleware(BodyLimit)
-    app.add_middleware(Responses, counts=responses)
     app.add_middleware(Identity, secrets=secrets)
+    app.add_middleware(Responses, counts=responses)
 
     @app.get("/health")
     async def health() -> Response:

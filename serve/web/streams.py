@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from serve.live import Event, LiveAnswers
+from serve.live import Event, LiveAnswers, LiveComparison
 
 PING_SECONDS = 15.0
 """A proxy closes what is silent for long, and a client that left is noticed when something is sent."""
@@ -23,14 +23,14 @@ def sse(data: Any, event: str | None = None) -> str:
 
 
 def event_stream(live: LiveAnswers, chunks: AsyncIterator[str], status: int = 200) -> StreamingResponse:
-    """Send the chunks; a client that leaves ends the generation."""
+    """Send the chunks; a client that leaves ends the generation, unless a vote has chosen what shall finish."""
 
     async def body() -> AsyncIterator[str]:
         try:
             async for chunk in chunks:
                 yield chunk
         finally:
-            live.cancel()
+            _abandon(live)
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(body(), status, headers, "text/event-stream")
@@ -55,16 +55,22 @@ async def events_with_pings(live: LiveAnswers) -> AsyncIterator[Event | None]:
 
 
 async def wait_or_cancel(live: LiveAnswers, request: Request) -> None:
-    """Wait for the answers to be complete; a client that leaves ends the generation."""
+    """Wait for the answers to be complete; a client that leaves ends the generation, unless a vote came."""
     complete = asyncio.ensure_future(live.wait())
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({complete, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not complete.done():
-            live.cancel()
+            _abandon(live)
         await complete
     finally:
         gone.cancel()
+
+
+def _abandon(live: LiveAnswers) -> None:
+    """Nobody reads on. An early vote has stopped the losers already; the winner finishes for the record."""
+    if not (isinstance(live, LiveComparison) and live.judged):
+        live.cancel()
 
 
 async def _disconnected(request: Request) -> None:

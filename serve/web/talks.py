@@ -6,13 +6,14 @@ reload, a second tab and a vote in the middle of an answer all lead to the same 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from serve.errors import InvalidInput
 from serve.live import LiveAnswers, LiveComparison
-from serve.records import Comparison, Judgement, Message
+from serve.records import Comparison, Message
 from serve.service import Service
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ class Talks:
     async def say(
         self, voter: str, text: str, conversation_id: str | None, how: AskMe, share: bool
     ) -> LiveAnswers | None:
-        """The voter's next turn. Typing on stops what is being written and skips what waits for a vote.
+        """The voter's next turn. Typing on stops what is being written; the record skips what waits for a vote.
 
-        None while this voter's previous turn is still on its way in: the same keystroke, twice.
+        A turn that is refused leaves the vote open. None while this voter's previous turn is still on its way in: the
+        same keystroke, twice.
         """
         if not text.strip():
             raise InvalidInput("Write a message first.")
@@ -106,11 +108,8 @@ class Talks:
             if conversation_id:
                 await self.stop(voter, conversation_id)
             scene = await self.scene(voter, conversation_id)
-            if scene.asked:
-                await self.service.vote(voter, scene.asked.id, Judgement(verdict="skip"))
-                scene = await self.scene(voter, conversation_id)
             asking, probability = self.service.should_ask(how)
-            messages = (*scene.messages, Message("user", text))
+            messages = (*scene.messages, *_any_answer(scene), Message("user", text))
             return await self._ask(voter, messages, conversation_id, share, asking=asking, probability=probability)
         finally:
             self._sending.discard(voter)
@@ -133,7 +132,7 @@ class Talks:
         """Answers that came out the same become one, unasked."""
         if not scene.twins or scene.asked is None:
             return scene
-        await self.service.vote(voter, scene.asked.id, Judgement(verdict="skip"))
+        await self.service.settle(voter, scene.asked.id)
         return await self.scene(voter, scene.conversation_id)
 
     async def revise(self, voter: str, conversation_id: str, text: str) -> None:
@@ -172,6 +171,13 @@ class Talks:
     def _drop(self, conversation_id: str, live: LiveAnswers) -> None:
         if self._writing.get(conversation_id) is live:
             del self._writing[conversation_id]
+
+
+def _any_answer(scene: Scene) -> list[Message]:
+    """One of the answers that wait for a vote, at random: what the talk goes on from when nobody votes."""
+    answers = [c.answer for c in scene.asked.candidates] if scene.asked else []
+    sound = [a.text for a in answers if a.text.strip() and a.finish_reason != "error"]
+    return [Message("assistant", secrets.choice(sound))] if sound else []
 
 
 def shown(scene: Scene) -> list[Message]:
