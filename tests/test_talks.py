@@ -1,0 +1,88 @@
+"""The steps of a talk on the chat page, on a real store and a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from serve.errors import PromptTooLong, Unavailable
+from serve.live import LiveComparison
+from serve.web.talks import Talks
+from tests.fakes import FakeEngine, Web
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    made = Web(tmp_path)
+    yield made
+    made.close()
+
+
+async def asked(talks: Talks) -> LiveComparison:
+    """Anna asks; two answers wait for her vote."""
+    live = await talks.say("anna", "Why is the sea blue?", None, "always", share=False)
+    assert isinstance(live, LiveComparison)
+    await live.wait()
+    return live
+
+
+@pytest.mark.parametrize("refused", [Unavailable, PromptTooLong])
+@pytest.mark.parametrize("how", ["always", "never"])
+def test_a_turn_that_is_refused_leaves_the_vote_open(
+    web: Web, how: Literal["always", "never"], refused: type[Exception]
+) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await asked(talks)
+        web.engine.full = refused is Unavailable
+        text = "And the sky?" if web.engine.full else "And the sky?" * 200
+        with pytest.raises(refused):
+            await talks.say("anna", text, live.conversation_id, how, share=False)
+        scene = await talks.scene("anna", live.conversation_id)
+        assert scene.asked is not None
+        assert scene.asked.id == live.comparison.id
+        assert [message.content for message in scene.messages] == ["Why is the sea blue?"]
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("how", ["always", "never"])
+def test_typing_on_skips_the_vote_and_goes_on_from_one_of_the_answers(
+    web: Web, how: Literal["always", "never"]
+) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await asked(talks)
+        after = await talks.say("anna", "And the sky?", live.conversation_id, how, share=False)
+        assert after is not None
+        await after.wait()
+        texts = [turn.message.content for turn in await web.service.conversation(live.conversation_id or "", "anna")]
+        assert texts[0::2][:2] == ["Why is the sea blue?", "And the sky?"]
+        with web.store.reading() as db:
+            (vote,) = db.execute("SELECT * FROM votes").fetchall()
+        assert (vote["verdict"], vote["source"]) == ("skip", "server")
+        chosen = {draft.id: draft.text for draft in live.drafts}[vote["continues_with"]]
+        assert texts[1] == chosen
+
+    asyncio.run(talk())
+
+
+def test_answers_that_are_the_same_are_settled_by_the_server(tmp_path: Path) -> None:
+    web = Web(tmp_path, FakeEngine(lambda version, seed, prompt: ["The same."]))
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await asked(talks)
+        scene = await talks.scene("anna", live.conversation_id)
+        assert (await talks.settle_twins("anna", scene)).settled
+
+    asyncio.run(talk())
+    with web.store.reading() as db:
+        assert [row["source"] for row in db.execute("SELECT source FROM votes")] == ["server"]
+    web.close()
