@@ -137,6 +137,7 @@ def test_k_answers_are_given_even_when_they_are_identical(anyone: TestClient) ->
 def test_a_comparison_is_found_by_its_voter_alone(voter: TestClient, other: TestClient) -> None:
     comparison = compared(voter)
     mine = voter.get(f"/api/comparisons/{comparison['id']}").json()
+    assert mine["conversation_id"] == comparison["conversation_id"]
     assert mine["candidates"] == comparison["candidates"]
     assert code(other.get(f"/api/comparisons/{comparison['id']}"), 404) == "not_found"
     assert code(voter.get("/api/comparisons/unknown"), 404) == "not_found"
@@ -168,6 +169,14 @@ def test_a_prompt_that_cannot_be_used_is_refused(busy: Web, anyone: TestClient, 
     response = anyone.post("/api/comparisons", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert code(response, 422) in ("invalid_input", "prompt_too_long")
     assert rows(busy, "voters") == before
+
+
+def test_half_a_character_is_refused(anyone: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps({**ASK, "conversation_id": "\ud800"})
+    assert code(anyone.post("/api/comparisons", content=body, headers=headers), 422) == "invalid_input"
+    body = json.dumps({"stages": ["\ud800"], "why": "\ud800"})
+    assert code(anyone.post("/api/runs", content=body, headers=headers | OPERATOR), 422) == "invalid_input"
 
 
 def test_an_unknown_conversation_is_not_found(anyone: TestClient) -> None:
@@ -376,6 +385,31 @@ def test_an_early_vote_while_streaming_lets_the_winner_finish(tmp_path: Path) ->
     web.close()
 
 
+def test_the_winner_of_an_early_vote_finishes_though_the_client_leaves(tmp_path: Path) -> None:
+    web = Web(tmp_path, FakeEngine(hold=1))
+    with listening(web.app) as address, httpx.Client(base_url=address, timeout=10) as client:
+        with client.stream("POST", "/api/comparisons", json=ASK, headers=STREAM) as response:
+            events = events_of(response.iter_lines())
+            start = next(events)[1]
+            next(events), next(events)
+            client.post(f"/api/comparisons/{start['id']}/vote", json=ranking(start))
+            deadline = time.monotonic() + 5
+            while not any(name == "end" for name, _ in events) and time.monotonic() < deadline:
+                pass  # the loser has stopped
+        time.sleep(0.3)  # the server notices that the client left
+        web.engine.release()
+        assert web.engine.generations[0].done.wait(5)
+        while None in (reasons := finish_reasons(client, start["id"])):
+            time.sleep(0.01)
+        assert reasons == ["stop", "cancelled"]
+    web.close()
+
+
+def finish_reasons(client: httpx.Client, comparison_id: str) -> list[str | None]:
+    comparison = client.get(f"/api/comparisons/{comparison_id}").json()
+    return [candidate["finish_reason"] for candidate in comparison["candidates"]]
+
+
 def test_a_failure_in_a_stream_is_an_event(web: Web, voter: TestClient) -> None:
     web.engine.fail_at = 2
     with voter.stream("POST", "/api/comparisons", json=ASK, headers=STREAM) as response:
@@ -426,6 +460,29 @@ def test_a_run_is_triggered_with_or_without_a_body(web: Web, operator: TestClien
 @pytest.mark.parametrize("body", [{"stages": ["dpo"]}, {"stages": "ppo"}, {"forced": True}, [1]])
 def test_a_run_that_makes_no_sense_is_refused(anyone: TestClient, body: Any) -> None:
     assert code(anyone.post("/api/runs", json=body, headers=OPERATOR), 422) == "invalid_input"
+
+
+def test_numbers_beyond_those_of_the_record_are_refused(operator: TestClient) -> None:
+    huge = "9" * 30
+    assert code(operator.get(f"/api/runs/{huge}"), 422) == "invalid_input"
+    assert code(operator.post(f"/api/runs/{huge}/cancel"), 422) == "invalid_input"
+    assert code(operator.post(f"/api/versions/{huge}/promote"), 422) == "invalid_input"
+    assert code(operator.post("/api/comparisons", json={**ASK, "versions": [0, 2**70]}), 422) == "invalid_input"
+
+
+def test_a_setting_too_large_for_a_number_is_refused(
+    web: Web, operator: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web.training, "trigger", lambda **asked: float(asked["settings"]["seed"]))
+    assert code(operator.post("/api/runs", json={"settings": {"seed": 10**400}}), 422) == "invalid_input"
+
+
+def test_all_runs_are_listed_and_counted(web: Web, operator: TestClient) -> None:
+    for number in range(1, 103):
+        web.store.create_run("operator", ["ppo"], {})
+        web.store.update_run(number, status="cancelled")
+    assert len(operator.get("/api/runs").json()) == 102
+    assert 'hustings_runs{status="cancelled"} 102.0' in operator.get("/metrics").text
 
 
 def test_runs_are_listed_newest_first_with_all_that_is_promised(web: Web, operator: TestClient) -> None:
@@ -501,6 +558,8 @@ def test_metrics_are_prometheus_text(voter: TestClient, operator: TestClient) ->
     assert "hustings_ready 1.0" in text
     assert 'hustings_answers_total{finish_reason="stop"} 2.0' in text
     assert 'hustings_http_responses_total{status="201"} 1.0' in text
+    voter.get("/health", headers={"Authorization": "Bearer wrong"})
+    assert 'hustings_http_responses_total{status="401"} 1.0' in operator.get("/metrics").text
     assert "hustings_serving_version 0.0" in text
 
 

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 import app
 from serve import doctor
-from serve.client import Client, over_socket
+from serve.client import ApiError, Client, over_socket
 from serve.errors import InvalidInput, PortInUse, StartupError
 from serve.feedback.store import Store
 from serve.folder import DataFolder
@@ -121,6 +121,8 @@ def test_promote_and_rollback_work_without_a_server(
         (["rollback"], "promote the one you want instead"),
         (["import", "--format", "sft", "missing.jsonl"], "cannot read missing.jsonl"),
         (["train", "--set", "ppo.updates"], "NAME=VALUE"),
+        (["train", "--set", "ppo.updates=NaN"], "ppo.updates must be"),
+        (["export", "--format", "sft", "--out", "nowhere/out.jsonl"], "another file with --out"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -150,6 +152,7 @@ def test_settings_given_by_hand_become_nested() -> None:
     given = ["ppo.updates=20", "ppo.learning_rate=1e-4", "reward.epochs=2", "seed=7"]
     nested = {"ppo": {"updates": 20, "learning_rate": 1e-4}, "reward": {"epochs": 2}, "seed": 7}
     assert app._nested(given) == nested
+    assert app._nested(["seed=NaN", "rank=1e999"]) == {"seed": "NaN", "rank": "1e999"}, "no JSON can carry them"
     with pytest.raises(InvalidInput, match="NAME=VALUE"):
         app._nested(["ppo.updates"])
     with pytest.raises(InvalidInput, match="both"):
@@ -262,6 +265,9 @@ def test_a_broken_version_gives_way_to_the_newest_whole_one(
         last = store.promotions()[0]
     assert (last.from_version, last.to_version, last.who) == (4, 2, "server")
     assert "adapter_model.safetensors" in last.why
+    assert last.rolled_back
+    with Store.open(folder) as store:
+        assert store.previous_serving() == 1, "a rollback does not return to the broken version"
 
 
 def test_when_every_version_is_broken_the_base_serves(folder: DataFolder, tmp_path: Path) -> None:
@@ -323,6 +329,7 @@ def test_no_server_and_a_stale_socket_are_both_no_client(tmp_path: Path) -> None
 
     path = tmp_path / "feedback.sock"
     assert not asyncio.run(reachable(path))
+    assert not asyncio.run(reachable(tmp_path.joinpath(*["a-missing-folder-with-a-long-name"] * 8, "feedback.sock")))
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     assert not asyncio.run(reachable(path))
@@ -356,6 +363,19 @@ def test_a_stopping_server_sends_waiting_pages_away() -> None:
             return (await page).status_code
 
     assert asyncio.run(asyncio.wait_for(scene(), 10)) == 503
+
+
+def test_status_says_when_the_model_is_still_loading() -> None:
+    def loading(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health":
+            error = {"code": "unavailable", "message": "the model is still loading"}
+            return httpx.Response(503, json={"status": "unavailable", "error": error})
+        if request.url.path == "/metrics":
+            return httpx.Response(200, text="hustings_new_votes 3.0\n")
+        return httpx.Response(200, json={"serving": 0} if request.url.path == "/api/versions" else [])
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(loading), base_url="http://test")
+    assert "server     the model is still loading" in asyncio.run(Client(http).status()).text
 
 
 # ── watching a run ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -439,6 +459,17 @@ def interrupted(server: RunningServer, *, inline: bool) -> Any:
     return asyncio.run(asyncio.wait_for(scene(), 10))
 
 
+def test_a_server_that_stops_while_a_run_is_watched_is_one_sentence() -> None:
+    def stopping(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json={"id": 7, "status": "queued"})
+        raise httpx.ReadError("")
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(stopping), base_url="http://test")
+    with pytest.raises(ApiError, match="the server went away"):
+        asyncio.run(Client(http).train(stages=None, settings={}, force=True))
+
+
 def test_ctrl_c_leaves_a_servers_run_going_when_nobody_can_be_asked() -> None:
     server = RunningServer()
     assert interrupted(server, inline=False).exit_code == 130
@@ -476,9 +507,10 @@ def test_the_doctor_finds_nothing_wrong_with_a_healthy_folder(folder: DataFolder
 
 
 def test_the_doctor_names_what_is_damaged(folder: DataFolder, tiny_model: Path, tmp_path: Path) -> None:
-    publish(folder, tmp_path, count=2)
+    publish(folder, tmp_path, count=3)
     (folder.adapter(1) / "adapter_model.safetensors").write_bytes(b"flipped")
     (folder.adapter(2) / "manifest.json").write_text("{")
+    (folder.adapter(3) / "manifest.json").write_text('{"files": ["weights"], "base": {"hash": ""}}')
     with folder.db.open("r+b") as file:
         file.seek(4096 * 3)
         file.write(b"\xff" * 4096)
@@ -488,3 +520,4 @@ def test_the_doctor_names_what_is_damaged(folder: DataFolder, tiny_model: Path, 
     assert set(bad) == {"model", "database", "adapters", "port"}
     assert "v0001/adapter_model.safetensors is not what was published" in bad["adapters"]
     assert "v0002/manifest.json cannot be read" in bad["adapters"]
+    assert "v0003/manifest.json cannot be read" in bad["adapters"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from serve.errors import (
@@ -120,6 +122,14 @@ def test_a_shared_pair_is_judged_by_others_and_never_by_its_author(store: Store)
     assert receipt.continues_with is None, "nobody writes into the author's conversation"
     assert _texts(store, comparison.conversation_id) == ["Why is the sea blue?"]
     assert store.next_in_queue("ben") is None
+
+
+def test_two_calls_of_a_voter_get_the_same_pair(store: Store) -> None:
+    for number in range(5):
+        compare(store, prompt=f"Question {number}?", share=True)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = list(pool.map(store.next_in_queue, ["ben"] * 8))
+    assert len({w.id for w in waiting if w is not None}) == 1
 
 
 def test_a_private_prompt_is_shown_to_nobody(store: Store) -> None:

@@ -339,6 +339,11 @@ def test_a_bad_line_is_named_and_nothing_is_half_imported(store: Store, format: 
             assert db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] == 0
 
 
+def test_a_number_too_long_to_read_is_named_by_line(store: Store) -> None:
+    with pytest.raises(InvalidInput, match=r"^line 1: not JSON"):
+        import_lines(store, '{"strength": ' + "9" * 5000 + "}", "trl")
+
+
 def test_broken_utf8_is_named_by_line(store: Store) -> None:
     with pytest.raises(InvalidInput, match=r"^line 2: not UTF-8"):
         import_lines(store, json.dumps(GOOD["trl"]).encode() + b"\n\xff\xfe\n", "trl")

@@ -480,11 +480,12 @@ def test_memory_that_ends_while_a_prompt_joins_breaks_no_later_one(
     engine = make_engine(decoder="lean")
     prompt = prompt_of(engine, "Trouble")
 
-    def fail(*_: object) -> None:
+    def grow_by_half(self: slots.Slots, *_: int) -> None:
+        self._values = []
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(slots.Slots, "_reserve", fail)
+        patch.setattr(slots.Slots, "_reserve", grow_by_half)
         assert answer(engine, prompt, (0, 1))[0].finish_reason == "error"
     assert answer(engine, prompt, (0, 1))[0].finish_reason == "length"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.run_scenes import SMALL, write_run, write_snapshot
-from training.run import execute
+from training.config import TrainingConfig
+from training.ppo import PPO, Batch
+from training.preferences import Snapshot
+from training.run import execute, rollout_temperature
 
 LENIENT = {
     **SMALL,
@@ -73,6 +77,47 @@ def test_sft_alone_makes_a_version_and_its_reference(tiny_model: Path, tmp_path:
     assert report["adapter"]
     assert (tmp_path / "sft" / "adapter_model.safetensors").is_file()
     assert report["demonstrations_hash"]
+
+
+def test_a_stage_that_is_done_is_read_back_with_its_figures(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", demonstrations=6)
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 1}}  # type: ignore[dict-item]
+    first = execute(write_run(tmp_path, tiny_model, stages=("sft", "reward", "ppo"), settings=settings))
+    again = execute(tmp_path)
+    assert first["sft"]
+    assert again["sft"] == first["sft"]
+    assert first["ppo"]["last"]["length"] > 0
+    assert again["ppo"] == first["ppo"]
+
+
+def test_weights_that_are_no_numbers_end_ppo_before_its_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    improve = PPO.improve
+
+    def diverge(self: PPO, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
+        losses = improve(self, batch, update, train_policy=train_policy)
+        if update == 1:
+            with torch.no_grad():
+                self.roles.policy.parameters()[0].fill_(math.nan)
+        return losses
+
+    monkeypatch.setattr(PPO, "improve", diverge)
+    write_snapshot(tmp_path / "snapshot.db")
+    report = execute(write_run(tmp_path, tiny_model, settings=LENIENT))
+    assert "not finite" in report["ppo"]["stopped"]
+    assert report["adapter"]
+    checkpoint = torch.load(tmp_path / "checkpoint" / "ppo.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in checkpoint["policy"].values())
+    assert [line["step"] for line in lines(tmp_path) if line["stage"] == "ppo"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "voted", "taken"), [(None, 0.0, 0.8), (None, 0.04, 0.8), (None, 0.6, 0.6), (0.5, 0.0, 0.5)]
+)
+def test_rollouts_are_never_greedy(asked: float | None, voted: float, taken: float) -> None:
+    config = TrainingConfig.parse({"ppo": {"temperature": asked}})
+    assert rollout_temperature(config, Snapshot((), (), (), 16, voted)) == taken
 
 
 def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path, tmp_path: Path) -> None:

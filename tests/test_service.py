@@ -659,3 +659,19 @@ def test_closing_ends_and_records_what_is_written_and_refuses_what_is_new(world:
     stored = w.store.comparison(live.comparison.id, "anna")
     assert [c.answer.finish_reason for c in stored.candidates] == ["cancelled", "cancelled"]
     assert all(len(c.answer.token_ids) == 2 for c in stored.candidates)
+
+
+def test_forgetting_reaches_the_copies_of_ended_runs_and_leaves_that_of_a_run_under_way(
+    world: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    w = world()
+    copies = []
+    for status in ("succeeded", "running"):
+        made = w.store.create_run("operator", ["ppo"], {})
+        w.store.update_run(made.id, status=status)
+        copies.append(w.folder.run(made.id) / "snapshot.db")
+        copies[-1].parent.mkdir(parents=True)
+        copies[-1].write_bytes(b"what anna said")
+    run(w.service.forget("anna"))
+    assert [copy.exists() for copy in copies] == [False, True]
+    assert f"{copies[1]} stays" in caplog.text

@@ -96,6 +96,7 @@ def test_a_canary_must_have_a_deadline() -> None:
         ("ask", "often"),
         ("dtype", "int3"),
         ("threads", 0),
+        ("batch_rows", 1),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: object) -> None:

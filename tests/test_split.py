@@ -19,7 +19,7 @@ def test_the_boundary_leaves_the_adapted_layers_on_top(layers: int, adapted: int
     assert boundary(layers, adapted) == expected
 
 
-@pytest.mark.parametrize("cuts", [(0, 4), (0, 2, 4), (0, 1, 3, 4)])
+@pytest.mark.parametrize("cuts", [(0, 4), (0, 2, 4), (0, 1, 3, 4), (0, 0, 4)])
 def test_sections_in_a_row_are_bit_equal_to_the_whole(cuts: tuple[int, ...], tiny_model: Path, tmp_path: Path) -> None:
     model = load_backbone(resolve_model(str(tiny_model), tmp_path), dtype="float32").model
     states = torch.tensor([[40, 41, 42, 43], [50, 51, 0, 0]])

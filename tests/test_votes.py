@@ -203,6 +203,19 @@ def test_a_vote_on_an_answer_whose_version_was_revealed_is_no_evidence(store: St
     assert evidence == [True, False, False]
 
 
+def test_a_vote_cast_again_forgets_what_the_first_was_shown(store: Store) -> None:
+    comparison = open_comparison(store)
+    early = {c.id: ("Li", [1]) for c in comparison.candidates}
+    receipt = store.add_vote(comparison.id, "anna", ranking(comparison, [0], [1]), shown=early)
+    for candidate in comparison.candidates:
+        finish(store, candidate.answer.id, "Light.")
+    store.withdraw_vote(receipt.id, "anna")
+    prefer(store, comparison, 1)
+    with store.reading() as db:
+        rows = db.execute("SELECT shown_text, shown_token_ids FROM candidates").fetchall()
+    assert [tuple(row) for row in rows] == [(None, None)] * 2
+
+
 def test_a_withdrawn_vote_may_be_cast_again_but_is_no_evidence_then(store: Store) -> None:
     comparison = compare(store)
     first = prefer(store, comparison, 0)

@@ -37,7 +37,6 @@ class Section:
 
     def __init__(self, model: PreTrainedModel, start: int, stop: int) -> None:
         decoder: Any = model.base_model
-        self.start = start
         self._part = copy.copy(decoder)
         self._part._modules = dict(decoder._modules)
         self._part._modules["layers"] = nn.ModuleList(decoder.layers[start:stop])
@@ -50,7 +49,7 @@ class Section:
         attention_mask is (B, L), 1 on real tokens; or (B, 1, L, L), True where a place (third axis) may look at another
         (fourth), and then positions (B, L) say where each token stands in its own text.
         """
-        entry: dict[str, Any] = {"inputs_embeds" if self.start else "input_ids": inputs}
+        entry: dict[str, Any] = {"inputs_embeds" if inputs.is_floating_point() else "input_ids": inputs}
         if positions is None:
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = self._part(attention_mask=attention_mask, position_ids=positions, use_cache=False, **entry)
