@@ -139,6 +139,10 @@ class LiveAnswers:
             if draft.id in wanted and draft.finish_reason is None:
                 self._generation.cancel(index)
 
+    def abandon(self) -> None:
+        """Nobody reads on."""
+        self.cancel()
+
     def when_done(self, callback: Callable[[], object]) -> None:
         """Call back, in the event loop, when all drafts are complete and recorded."""
         self._task.add_done_callback(lambda _: callback())
@@ -233,6 +237,11 @@ class LiveComparison(LiveAnswers):
     def with_texts(self, stored: Comparison) -> Comparison:
         """The comparison as it was read from the record, with the texts so far."""
         return replace(stored, candidates=tuple(map(_so_far, self._comparison.candidates, self.drafts)))
+
+    def abandon(self) -> None:
+        """Nobody reads on. An early vote has stopped the losers already; the winner finishes for the record."""
+        if not self.judged:
+            super().abandon()
 
     async def _write(self) -> None:
         self._tell(Start(self._comparison))

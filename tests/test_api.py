@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from serve.web.api import plain
 from serve.web.limits import BODY_BYTES, IMPORT_BYTES
 from tests.fakes import FakeEngine, Web, listening, publish
+from training.config import TrainingConfig
 
 ASK = {"messages": [{"role": "user", "content": "Why is the sea blue?"}]}
 OPERATOR = {"Authorization": "Bearer letmein"}
@@ -369,15 +371,21 @@ def test_a_client_that_gives_up_waiting_ends_the_generation(tmp_path: Path) -> N
     web.close()
 
 
+@contextmanager
+def voted_early(client: httpx.Client) -> Iterator[tuple[dict[str, Any], Iterator[tuple[str, Any]]]]:
+    """A comparison that is still streaming and has its vote: its start, and the events that follow."""
+    with client.stream("POST", "/api/comparisons", json=ASK, headers=STREAM) as response:
+        events = events_of(response.iter_lines())
+        start = next(events)[1]
+        next(events), next(events)
+        assert client.post(f"/api/comparisons/{start['id']}/vote", json=ranking(start)).status_code == 201
+        yield start, events
+
+
 def test_an_early_vote_while_streaming_lets_the_winner_finish(tmp_path: Path) -> None:
     web = Web(tmp_path, FakeEngine(hold=1))
     with listening(web.app) as address, httpx.Client(base_url=address, timeout=10) as client:
-        with client.stream("POST", "/api/comparisons", json=ASK, headers=STREAM) as response:
-            events = events_of(response.iter_lines())
-            start = next(events)[1]
-            next(events), next(events)
-            vote = client.post(f"/api/comparisons/{start['id']}/vote", json=ranking(start))
-            assert vote.status_code == 201
+        with voted_early(client) as (start, events):
             web.engine.release()
             ends = {e["candidate_id"]: e["finish_reason"] for name, e in events if name == "end"}
         winner, loser = (candidate["id"] for candidate in start["candidates"])
@@ -388,11 +396,7 @@ def test_an_early_vote_while_streaming_lets_the_winner_finish(tmp_path: Path) ->
 def test_the_winner_of_an_early_vote_finishes_though_the_client_leaves(tmp_path: Path) -> None:
     web = Web(tmp_path, FakeEngine(hold=1))
     with listening(web.app) as address, httpx.Client(base_url=address, timeout=10) as client:
-        with client.stream("POST", "/api/comparisons", json=ASK, headers=STREAM) as response:
-            events = events_of(response.iter_lines())
-            start = next(events)[1]
-            next(events), next(events)
-            client.post(f"/api/comparisons/{start['id']}/vote", json=ranking(start))
+        with voted_early(client) as (start, events):
             deadline = time.monotonic() + 5
             while not any(name == "end" for name, _ in events) and time.monotonic() < deadline:
                 pass  # the loser has stopped
@@ -473,8 +477,9 @@ def test_numbers_beyond_those_of_the_record_are_refused(operator: TestClient) ->
 def test_a_setting_too_large_for_a_number_is_refused(
     web: Web, operator: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web.training, "trigger", lambda **asked: float(asked["settings"]["seed"]))
-    assert code(operator.post("/api/runs", json={"settings": {"seed": 10**400}}), 422) == "invalid_input"
+    monkeypatch.setattr(web.training, "trigger", lambda **asked: TrainingConfig.parse(asked["settings"]))
+    refused = operator.post("/api/runs", json={"settings": {"ppo": {"updates": 10**400}}})
+    assert code(refused, 422) == "invalid_input"
 
 
 def test_all_runs_are_listed_and_counted(web: Web, operator: TestClient) -> None:

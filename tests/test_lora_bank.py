@@ -54,6 +54,13 @@ def bank() -> Iterator[LoraBank]:
         yield bank
 
 
+@pytest.fixture
+def linear(bank: LoraBank) -> BankLinear:
+    (linear,) = bank.linears
+    assert isinstance(linear, BankLinear)
+    return linear
+
+
 def _lora(rank: int, seed: int) -> LoraWeights:
     generator = torch.Generator().manual_seed(seed)
     return LoraWeights({"q": (torch.randn(rank, 4, generator=generator), torch.randn(6, rank, generator=generator))})
@@ -82,8 +89,8 @@ def _edit_tensors(folder: Path, edit: dict[str, Tensor], drop: tuple[str, ...] =
     save_file({name: t for name, t in tensors.items() if name not in drop}, path)
 
 
-def test_each_row_is_answered_by_its_own_adapter_whatever_its_rank(bank: LoraBank) -> None:
-    one, two, linear = _lora(2, seed=1), _lora(5, seed=2), bank.own()[0]
+def test_each_row_is_answered_by_its_own_adapter_whatever_its_rank(bank: LoraBank, linear: BankLinear) -> None:
+    one, two = _lora(2, seed=1), _lora(5, seed=2)
     assert bank.install(1, one, keep=0)
     assert bank.install(2, two, keep=0)
     bank.route([2, 0, 1])
@@ -93,16 +100,17 @@ def test_each_row_is_answered_by_its_own_adapter_whatever_its_rank(bank: LoraBan
 
 
 @pytest.mark.parametrize(("version", "seed"), [(1, 1), (2, 2)])
-def test_a_batch_of_one_version_takes_the_path_without_gather(bank: LoraBank, version: int, seed: int) -> None:
+def test_a_batch_of_one_version_takes_the_path_without_gather(
+    bank: LoraBank, linear: BankLinear, version: int, seed: int
+) -> None:
     for installed in (1, 2):
         bank.install(installed, _lora(installed + 1, seed=installed), keep=0)
     bank.route([version, version])
     x = torch.randn(2, 3, 4)
-    torch.testing.assert_close(bank.own()[0](x), _expected(bank.own()[0], x, _lora(version + 1, seed)))
+    torch.testing.assert_close(linear(x), _expected(linear, x, _lora(version + 1, seed)))
 
 
-def test_no_memory_is_taken_before_an_adapter_touches_a_linear(bank: LoraBank) -> None:
-    linear = bank.own()[0]
+def test_no_memory_is_taken_before_an_adapter_touches_a_linear(bank: LoraBank, linear: BankLinear) -> None:
     assert linear.stack is None
     bank.install(1, _lora(2, seed=1), keep=0)
     assert linear.stack is not None
@@ -130,19 +138,17 @@ def test_what_serves_and_what_has_requests_in_flight_is_not_evicted(bank: LoraBa
     assert not bank.is_resident(2)
 
 
-def test_a_place_keeps_nothing_of_the_version_before(bank: LoraBank) -> None:
+def test_a_place_keeps_nothing_of_the_version_before(bank: LoraBank, linear: BankLinear) -> None:
     bank.install(1, _lora(8, seed=1), keep=0)
     bank.install(2, _lora(2, seed=2), keep=0)
     bank.install(3, _lora(1, seed=3), keep=0)  # into the place of 1, with a lower rank
     bank.route([3, 2])
     x = torch.randn(2, 1, 4)
-    expected = torch.stack(
-        [_expected(bank.own()[0], row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)]
-    )
-    torch.testing.assert_close(bank.own()[0](x), expected)
+    expected = torch.stack([_expected(linear, row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)])
+    torch.testing.assert_close(linear(x), expected)
 
 
-def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank) -> None:
+def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank, linear: BankLinear) -> None:
     bank.install(1, _lora(2, seed=1), keep=0)
     bank.acquire(1)
     assert not bank.install(1, _lora(2, seed=9), keep=0)
@@ -150,7 +156,7 @@ def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank) -> None
     assert bank.install(1, _lora(2, seed=9), keep=0)
     bank.route([1])
     x = torch.randn(1, 1, 4)
-    torch.testing.assert_close(bank.own()[0](x), _expected(bank.own()[0], x, _lora(2, seed=9)))
+    torch.testing.assert_close(linear(x), _expected(linear, x, _lora(2, seed=9)))
 
 
 def test_parts_of_a_fused_linear_keep_their_own_adapters() -> None:

@@ -188,7 +188,7 @@ def _number(value: Any, kind: Any, bounds: Mapping[str, float], name: str) -> fl
     wanted = f"{name} must be {'a whole number' if whole else 'a number'} from {bounds['low']:g} to {bounds['high']:g}"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidInput(f"{wanted}, not {value!r}") from None
     if isinstance(value, bool) or not bounds["low"] <= number <= bounds["high"] or (whole and number != int(number)):
         raise InvalidInput(f"{wanted}, not {value!r}")

@@ -94,7 +94,7 @@ class Run:
         layers = backbone.layer_count
         first = boundary(layers, config.adapted_layers)
         near = max(first, layers - config.reward.layers)
-        check_split(backbone.model, [0, first, *([near] if near > first else []), layers])
+        check_split(backbone.model, [0, first, near, layers])
         self.policy_shape = LoraShape(first, config.rank, config.alpha)
         self.scorer_shape = LoraShape(near, config.rank, config.alpha)
         self.frozen = FrozenLayers(backbone, first, near)

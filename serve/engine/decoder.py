@@ -61,7 +61,7 @@ def open_decoder(backbone: Backbone, *, places: int, max_rank: int, kind: str | 
 
     kinds = KINDS if kind is None else KINDS[KINDS.index(kind) :]
     shape = None if kinds[0] == "general" else LlamaShape.read(backbone.config)
-    if shape is not None and "native" in kinds and shape.plain(backbone.config):
+    if shape is not None and "native" in kinds and not shape.biased:
         from serve.engine.native.library import load_library
 
         code = load_library(backbone.folder.cache)

@@ -16,6 +16,8 @@ from serve.policy.base import Backbone
 class GeneralDecoder:
     """transformers' forward on a view of the backbone, whose linears are the bank's."""
 
+    prompt, slots = PromptCache, Slots
+
     def __init__(self, backbone: Backbone, *, places: int, max_rank: int) -> None:
         self.context_length = _context_length(backbone)
         self._model = backbone.view()
@@ -40,14 +42,6 @@ class GeneralDecoder:
         ).logits
         cache.end()
         return logits[:, -1]
-
-    def prompt(self, rows: int, capacity: int) -> PromptCache:
-        """Keys and values of a prompt of `capacity` tokens that so many versions read."""
-        return PromptCache(rows, capacity)
-
-    def slots(self) -> Slots:
-        """Keys and values of the rows that decode together."""
-        return Slots()
 
     def settle(self) -> bool:
         """Pack one more weight. The original stays: other views of the backbone read it."""

@@ -39,6 +39,8 @@ class LlamaShape:
     rope_theta: float
     tied: bool
     """The LM head is the embedding."""
+    biased: bool
+    """Some linears have a bias."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> LlamaShape | None:
@@ -61,12 +63,8 @@ class LlamaShape:
             norm_eps=float(config["rms_norm_eps"]),
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
             tied=bool(config.get("tie_word_embeddings", False)),
+            biased=bool(config.get("attention_bias") or config.get("mlp_bias")),
         )
-
-    @staticmethod
-    def plain(config: Mapping[str, Any]) -> bool:
-        """Whether no linear has a bias."""
-        return not (config.get("attention_bias") or config.get("mlp_bias"))
 
     @property
     def frequencies(self) -> Tensor:
@@ -92,6 +90,8 @@ class _Layer:
 
 class LlamaDecoder:
     """The lean forward pass over a backbone's weights, with the bank's linears."""
+
+    prompt, slots = PromptCache, Slots
 
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
         """Raises ModelError for weights that are broken or missing."""
@@ -120,14 +120,6 @@ class LlamaDecoder:
             x = x + layer.down.forward(F.silu(gate).mul_(up))
         cache.end()
         return self._head.forward(self._normed(x[:, -1:], self._norm))[:, 0]
-
-    def prompt(self, rows: int, capacity: int) -> PromptCache:
-        """Keys and values of a prompt of `capacity` tokens that so many versions read."""
-        return PromptCache(rows, capacity)
-
-    def slots(self) -> Slots:
-        """Keys and values of the rows that decode together."""
-        return Slots()
 
     def settle(self) -> bool:
         """Pack one more weight, and let go of the original."""

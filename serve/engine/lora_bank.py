@@ -199,10 +199,6 @@ class LoraBank:
         self._unpacked.append(linear)
         return linear
 
-    def own(self) -> list[BankLinear]:
-        """The linears whose frozen weights this bank holds."""
-        return [linear for linear in self.linears if isinstance(linear, BankLinear)]
-
     def settle(self, *, release: bool) -> bool:
         """Pack one more linear's weight, as in `BankLinear.pack`; False when none is left."""
         if self._unpacked:

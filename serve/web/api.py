@@ -13,7 +13,7 @@ from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Resp
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from serve.errors import InvalidInput, Unauthorized
+from serve.errors import Unauthorized
 from serve.limits import SamplingRequest
 from serve.live import Delta, End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
@@ -212,12 +212,9 @@ def _operators(service: Service, training: Training) -> APIRouter:
     @router.post("/runs")
     async def trigger(body: Annotated[RunBody | None, Body()] = None) -> Response:
         body = body or RunBody()
-        try:
-            run = await asyncio.to_thread(
-                training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
-            )
-        except OverflowError:
-            raise InvalidInput("a number in `settings` is too large; use one within its bounds") from None
+        run = await asyncio.to_thread(
+            training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
+        )
         return JSONResponse({"id": run.id, "status": run.status}, 202)
 
     @router.get("/runs")

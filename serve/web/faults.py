@@ -29,9 +29,8 @@ _MESSAGES = {
 
 def error_body(error: HustingsError) -> dict[str, Any]:
     """What a client is told of an error."""
-    message = (
-        str(error).encode(errors="replace").decode()
-    )  # it may quote half of a surrogate pair, which cannot be sent
+    # It may quote half of a surrogate pair, which cannot be sent.
+    message = str(error).encode(errors="replace").decode()
     body: dict[str, Any] = {"code": error.code, "message": message}
     if isinstance(error, RunActive):
         body["run"] = error.run

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from serve.live import Event, LiveAnswers, LiveComparison
+from serve.live import Event, LiveAnswers
 
 PING_SECONDS = 15.0
 """A proxy closes what is silent for long, and a client that left is noticed when something is sent."""
@@ -30,7 +30,7 @@ def event_stream(live: LiveAnswers, chunks: AsyncIterator[str], status: int = 20
             async for chunk in chunks:
                 yield chunk
         finally:
-            _abandon(live)
+            live.abandon()
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(body(), status, headers, "text/event-stream")
@@ -61,16 +61,10 @@ async def wait_or_cancel(live: LiveAnswers, request: Request) -> None:
     try:
         await asyncio.wait({complete, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not complete.done():
-            _abandon(live)
+            live.abandon()
         await complete
     finally:
         gone.cancel()
-
-
-def _abandon(live: LiveAnswers) -> None:
-    """Nobody reads on. An early vote has stopped the losers already; the winner finishes for the record."""
-    if not (isinstance(live, LiveComparison) and live.judged):
-        live.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, byref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from serve.engine.llama import LlamaShape, Weights
 from serve.engine.lora_bank import LoraBank
 from serve.engine.lora_weights import LoraWeights
 from serve.engine.native import library, narrow
-from serve.engine.native.blocks import BLOCK, BlockPrompt, BlockSlots
-from serve.engine.native.narrow import GROUP, Packed
+from serve.engine.native.blocks import BlockPrompt, BlockSlots
+from serve.engine.native.narrow import Packed
 
 if TYPE_CHECKING:
     from serve.policy.base import Backbone
@@ -88,7 +88,6 @@ class NativeDecoder:
         self.context_length = shape.context_length
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=torch.float32, device=torch.device("cpu"))
         self._code = code
-        self._shape = shape
         self._packed = _read_packed(backbone, shape)
         self._scratch = torch.empty(0)
         self._layers = (library.Layer * shape.layers)()
@@ -105,7 +104,6 @@ class NativeDecoder:
         self._angles = shape.angles()  # (context, 2, head_dim / 2)
         self._model = library.Model(
             shape.layers,
-            shape.layers,  # all of it is trunk
             dim,
             shape.heads,
             shape.kv_heads,
@@ -120,8 +118,7 @@ class NativeDecoder:
             _matrix(self._packed.matrices["model.embed_tokens"]),
             _matrix(self._packed.matrices[head]),
         )
-        value_width = -(-shape.head_dim // GROUP) * GROUP
-        self._block_size = shape.layers * shape.kv_heads * BLOCK * (shape.head_dim + value_width)
+        self._block_size = code.hustings_block(byref(self._model))
 
     def prompt(self, rows: int, capacity: int) -> BlockPrompt:
         """Keys and values of a prompt of `capacity` tokens that so many versions read."""
@@ -155,14 +152,8 @@ class NativeDecoder:
             threads,
             rows * tokens,
             rows,
-            0,
-            self._shape.layers,
             width,
-            *(t.data_ptr() for t in (ids, positions, sequences, places, table)),
-            None,
-            None,
-            logits.data_ptr(),
-            self._scratch.data_ptr(),
+            *(t.data_ptr() for t in (ids, positions, sequences, places, table, logits, self._scratch)),
         )
         self._code.hustings_step(byref(self._model), byref(step))
         for sequence in cache.sequences:
@@ -177,11 +168,11 @@ class NativeDecoder:
 class _PackedModel:
     """Packed matrices, norms and the base's shapes, by name without `.weight`; a fused matrix by its first part."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-        self.shapes = {name: (int(s[0]), int(s[1])) for name, s in facts["shapes"].items()}  # type: ignore[attr-defined]
+    def __init__(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.shapes = {name: (int(s[0]), int(s[1])) for name, s in facts["shapes"].items()}
         self.matrices = {
             name: Packed(kind, panels, groups, tensors[name])
-            for name, (kind, panels, groups) in facts["matrices"].items()  # type: ignore[attr-defined]
+            for name, (kind, panels, groups) in facts["matrices"].items()
         }
         self.floats = {name: tensor for name, tensor in tensors.items() if name not in self.matrices}
 
@@ -204,7 +195,7 @@ def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
         return _PackedModel({name: opened.get_tensor(name) for name in opened.keys()}, facts)  # noqa: SIM118
 
 
-def _pack(weights: Weights, shape: LlamaShape) -> tuple[dict[str, Tensor], dict[str, object]]:
+def _pack(weights: Weights, shape: LlamaShape) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     matrices: dict[str, tuple[str, int, int]] = {}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -53,17 +53,7 @@ class Model(Structure):
     _fields_ = [
         *(
             (name, c_int32)
-            for name in (
-                "layers",
-                "boundary",
-                "dim",
-                "heads",
-                "kv_heads",
-                "head_dim",
-                "vocabulary",
-                "context",
-                "max_rank",
-            )
+            for name in ("layers", "dim", "heads", "kv_heads", "head_dim", "vocabulary", "context", "max_rank")
         ),
         ("norm_eps", c_float),
         ("layer", POINTER(Layer)),
@@ -78,14 +68,9 @@ class Step(Structure):
     """What one call computes; llama.c says how long each array is."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("threads", "rows", "outputs", "first", "last", "width")),
-        *(
-            (name, c_void_p)
-            for name in (
-                "tokens", "positions", "sequences", "places", "trunk", "upper", "states", "logits", "scratch",
-            )
-        ),
-    ]  # fmt: skip
+        *((name, c_int32) for name in ("threads", "rows", "outputs", "width")),
+        *((name, c_void_p) for name in ("tokens", "positions", "sequences", "places", "blocks", "logits", "scratch")),
+    ]
 
 
 @functools.cache
@@ -113,6 +98,8 @@ def load_library(cache_dir: Path) -> ctypes.CDLL | None:
         return None
     library.hustings_scratch.argtypes = [POINTER(Model), c_int32, c_int32]
     library.hustings_scratch.restype = c_int64
+    library.hustings_block.argtypes = [POINTER(Model)]
+    library.hustings_block.restype = c_int64
     library.hustings_step.argtypes = [POINTER(Model), POINTER(Step)]
     library.hustings_step.restype = None
     return library

@@ -5,14 +5,12 @@
    A row is one token of one sequence, at its own position, under its own version's LoRA. Every number of a row is
    computed in the same order whatever other rows there are: an answer does not depend on its batch, bit for bit.
 
-   Weights stay in the narrowest form that gives each of them back exactly (see serve/engine/narrow.py). Integer weights
+   Weights stay in the narrowest form that gives each of them back exactly (see narrow.py). Integer weights
    are multiplied with activations rounded to 16 bits, a scale for each 32 of them; sums of 32 products are exact.
 
    Keys and values are half floats in blocks of 32 tokens that any sequence may share:
 
-       block of a part of the model: [its layers][kv_heads] { keys [head_dim][32], values [32][head_dim to 32] }
-
-   The model has two parts, the trunk below `boundary` and the upper layers, and a sequence has a table of blocks for each.
+       block: [layers][kv_heads] { keys [head_dim][32], values [32][head_dim to 32] }
 */
 #include <immintrin.h>
 #include <math.h>
@@ -26,7 +24,6 @@ enum { INT4, INT8, BF16, FLOAT32 };
 enum { QKV, OUT, GATE_UP, DOWN, LINEARS };
 
 typedef float f8 __attribute__((vector_size(32)));
-typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint16_t half;
 
 /* Weights (panels · 16, groups · 32): panel by panel of 16 outputs, group by group of 32 inputs. */
@@ -49,7 +46,7 @@ typedef struct {
 } Layer;
 
 typedef struct {
-  int32_t layers, boundary, dim, heads, kv_heads, head_dim, vocabulary, context, max_rank;
+  int32_t layers, dim, heads, kv_heads, head_dim, vocabulary, context, max_rank;
   float norm_eps;
   const Layer *layer;
   const float *norm;
@@ -59,12 +56,10 @@ typedef struct {
 
 typedef struct {
   int32_t threads, rows, outputs; /* the first `outputs` rows want logits */
-  int32_t first, last;            /* the layers to run; from 0, rows begin as embeddings, else as their `states` */
   int32_t width;                  /* blocks in a sequence's table */
   const int32_t *tokens, *positions, *sequences, *places; /* [rows] */
-  half *const *trunk, *const *upper;                      /* [sequences][width] */
-  float *const *states; /* [rows] where the row at the boundary is kept, or NULL */
-  float *logits;        /* [outputs][vocabulary] */
+  half *const *blocks;                                    /* [sequences][width] */
+  float *logits;                                          /* [outputs][vocabulary] */
   float *scratch;
 } Step;
 
@@ -154,9 +149,14 @@ static inline f8 exponential(f8 x) {
 
 /* ── linears ─────────────────────────────────────────────────────────────────────────────────────────────────────── */
 
-static inline size_t group_bytes(int kind) {
-  static const size_t bytes[] = {PANEL * GROUP / 2 + 4 * PANEL, PANEL * GROUP + 2 * PANEL, 2 * PANEL * GROUP, 4 * PANEL * GROUP};
+/* Of a group of a panel: its codes or numbers, and after integer codes a step, for INT4 also an offset, for each output. */
+static inline size_t code_bytes(int kind) {
+  static const size_t bytes[] = {PANEL * GROUP / 2, PANEL * GROUP, 2 * PANEL * GROUP, 4 * PANEL * GROUP};
   return bytes[kind];
+}
+
+static inline size_t group_bytes(int kind) {
+  return code_bytes(kind) + (kind == INT4 ? 4 * PANEL : kind == INT8 ? 2 * PANEL : 0);
 }
 
 static inline const uint8_t *panel_data(const Matrix *m, int panel) {
@@ -205,7 +205,7 @@ ALWAYS void int_tile(int kind, int tile, const uint8_t *data, const Rows *rows, 
         IN_ORDER(sum[r][1]);
       }
     }
-    const uint8_t *steps = data + (kind == INT4 ? PANEL * GROUP / 2 : PANEL * GROUP);
+    const uint8_t *steps = data + code_bytes(kind);
 #pragma GCC unroll 4
     for (int r = 0; r < tile; r++) {
       size_t at = (size_t)(row + r) * rows->groups + g;
@@ -244,20 +244,20 @@ ALWAYS void float_tile(int kind, int tile, const uint8_t *data, const Rows *rows
     for (int side = 0; side < 2; side++) store(out[row + r] + 8 * side, total[r][side]);
 }
 
-#define TILES(kind, name)                                                         \
+/* The loop over rows, compiled for each kind and each size of a tile. */
+#define TILES(name, tile, kind)                                                                    \
   static void name(const uint8_t *data, const Rows *rows, int from, int to, float (*out)[PANEL]) { \
-    for (; from + 4 <= to; from += 4) kind##_tile(name##_KIND, 4, data, rows, from, out);           \
-    switch (to - from) {                                                          \
-      case 3: kind##_tile(name##_KIND, 3, data, rows, from, out); break;          \
-      case 2: kind##_tile(name##_KIND, 2, data, rows, from, out); break;          \
-      case 1: kind##_tile(name##_KIND, 1, data, rows, from, out);                 \
-    }                                                                             \
+    for (; from + TILE <= to; from += TILE) tile(kind, TILE, data, rows, from, out);               \
+    switch (to - from) {                                                                           \
+      case 3: tile(kind, 3, data, rows, from, out); break;                                         \
+      case 2: tile(kind, 2, data, rows, from, out); break;                                         \
+      case 1: tile(kind, 1, data, rows, from, out);                                                \
+    }                                                                                              \
   }
-enum { int4_rows_KIND = INT4, int8_rows_KIND = INT8, bf16_rows_KIND = BF16, float_rows_KIND = FLOAT32 };
-TILES(int, int4_rows)
-TILES(int, int8_rows)
-TILES(float, bf16_rows)
-TILES(float, float_rows)
+TILES(int4_rows, int_tile, INT4)
+TILES(int8_rows, int_tile, INT8)
+TILES(bf16_rows, float_tile, BF16)
+TILES(float_rows, float_tile, FLOAT32)
 
 /* 16 outputs of rows [from, to) → out[row]. */
 static void multiply(const Matrix *m, int panel, const Rows *rows, int from, int to, float (*out)[PANEL]) {
@@ -279,7 +279,7 @@ static void unpack(const Matrix *m, int output, float *out, int n) {
     const uint8_t *group = data + (size_t)(k / GROUP) * group_bytes(m->kind);
     /* a 16-bit lane of the group's vectors: 8 outputs a side, the two inputs of a pair beside each other */
     int spot = (lane % 8) * 2 + in % 2, side = lane / 8;
-    const half *steps = (const half *)(group + (m->kind == INT4 ? PANEL * GROUP / 2 : PANEL * GROUP));
+    const half *steps = (const half *)(group + code_bytes(m->kind));
     if (m->kind == INT4) {
       uint16_t four = ((const uint16_t *)group)[((pair / 4) * 2 + side) * 16 + spot];
       out[k] = _cvtsh_ss(steps[lane]) * (float)((four >> (4 * (pair % 4))) & 15) + _cvtsh_ss(steps[PANEL + lane]);
@@ -300,7 +300,7 @@ static int padded(int n, int to) { return (n + to - 1) / to * to; }
 
 /* Sizes that follow from the model, and the scratch memory of a step. */
 typedef struct {
-  int dim, query, kv, qkv, hidden, rank, value_width, span;
+  int dim, query, kv, qkv, rank, value_width, span;
   size_t head_halves; /* of a block, one head of one layer */
   float *x;           /* [rows][dim] the residual stream */
   float *qkv_out;     /* [rows][qkv] */
@@ -330,7 +330,6 @@ static Work plan(const Model *m, int rows, int threads, float *scratch) {
   Work w = {.dim = padded(m->dim, GROUP), .query = padded(m->heads * m->head_dim, PANEL)};
   w.kv = padded(m->kv_heads * m->head_dim, PANEL);
   w.qkv = w.query + 2 * w.kv;
-  w.hidden = m->layer->linear[DOWN].groups * GROUP;
   w.value_width = padded(m->head_dim, GROUP);
   w.head_halves = (size_t)BLOCK * (m->head_dim + w.value_width);
   w.span = padded(m->context, BLOCK);
@@ -340,7 +339,7 @@ static Work plan(const Model *m, int rows, int threads, float *scratch) {
   w.lora = take(&scratch, (size_t)rows * w.rank);
   w.normed = take_rows(&scratch, rows, w.dim);
   w.seen = take_rows(&scratch, rows, padded(m->heads * m->head_dim, GROUP));
-  w.gated = take_rows(&scratch, rows, w.hidden);
+  w.gated = take_rows(&scratch, rows, m->layer->linear[DOWN].groups * GROUP);
   w.tiles = (float(*)[PANEL])take(&scratch, (size_t)threads * 2 * rows * PANEL);
   w.scores = take(&scratch, (size_t)threads * (m->heads / m->kv_heads) * w.span);
   w.end = scratch;
@@ -354,6 +353,7 @@ static Work plan(const Model *m, int rows, int threads, float *scratch) {
 
 /* A·x of every row whose version has a LoRA here. A piece is one panel of one run of rows of the same version. */
 static void lora_down(const Lora *lora, const int32_t *places, int rows, const Rows *x, const Work *w, int thread, int threads) {
+  if (lora == NULL) return;
   for (int from = 0, to; from < rows; from = to) {
     for (to = from + 1; to < rows && places[to] == places[from];) to++;
     const Matrix *a = &lora[places[from]].a;
@@ -364,10 +364,12 @@ static void lora_down(const Lora *lora, const int32_t *places, int rows, const R
       for (int r = from; r < to; r++) memcpy(w->lora + (size_t)r * w->rank + p * PANEL, tile[r], sizeof *tile);
     }
   }
+  BARRIER;
 }
 
 /* out[row] += B·(A·x) for 16 outputs of one part of a linear. */
 static void lora_up(const Lora *lora, const int32_t *places, int rows, int part, int panel, const Work *w, float (*out)[PANEL]) {
+  if (lora == NULL) return;
   for (int r = 0; r < rows; r++) {
     const Lora *l = lora + places[r];
     if (l->a.data == NULL) continue;
@@ -382,9 +384,17 @@ static void lora_up(const Lora *lora, const int32_t *places, int rows, int part,
   }
 }
 
-static void add_panel(float *x, int stride, int rows, int panel, float (*tile)[PANEL]) {
-  for (int r = 0; r < rows; r++)
-    for (int i = 0; i < PANEL; i++) x[(size_t)r * stride + panel * PANEL + i] += tile[r][i];
+/* The residual stream += a linear of `in`, each row with its LoRA. */
+static void add_linear(const Layer *l, int linear, const Step *s, int rows, const Rows *in, const Work *w, int thread, int threads) {
+  float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;
+  lora_down(l->lora[linear], s->places, rows, in, w, thread, threads);
+  SHARE(p, l->linear[linear].panels) {
+    multiply(&l->linear[linear], p, in, 0, rows, tile);
+    lora_up(l->lora[linear], s->places, rows, 0, p, w, tile);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < PANEL; i++) w->x[(size_t)r * w->dim + p * PANEL + i] += tile[r][i];
+  }
+  BARRIER;
 }
 
 /* Rotary positions, in place: the halves of each head turned by the position's angles. */
@@ -425,8 +435,7 @@ typedef struct {
 } Cache;
 
 static Cache cache_of(const Model *m, const Step *s, const Work *w, int layer, int row, int head) {
-  int upper = layer >= m->boundary, below = upper ? layer - m->boundary : layer;
-  return (Cache){(upper ? s->upper : s->trunk) + (size_t)s->sequences[row] * s->width, ((size_t)below * m->kv_heads + head) * w->head_halves};
+  return (Cache){s->blocks + (size_t)s->sequences[row] * s->width, ((size_t)layer * m->kv_heads + head) * w->head_halves};
 }
 
 /* Turn a row's queries and one key, and keep key and value. */
@@ -481,14 +490,11 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
 
   SHARE(r, rows) normalise(&w->normed, r, w->x + (size_t)r * w->dim, l->attention_norm, m->dim, m->norm_eps);
   BARRIER;
-  if (l->lora[QKV]) {
-    lora_down(l->lora[QKV], s->places, rows, &w->normed, w, thread, threads);
-    BARRIER;
-  }
+  lora_down(l->lora[QKV], s->places, rows, &w->normed, w, thread, threads);
   SHARE(p, l->linear[QKV].panels) {
     multiply(&l->linear[QKV], p, &w->normed, 0, rows, tile);
     int part = p * PANEL < w->query ? 0 : p * PANEL < w->query + w->kv ? 1 : 2;
-    if (l->lora[QKV]) lora_up(l->lora[QKV], s->places, rows, part, p, w, tile);
+    lora_up(l->lora[QKV], s->places, rows, part, p, w, tile);
     for (int r = 0; r < rows; r++) memcpy(w->qkv_out + (size_t)r * w->qkv + p * PANEL, tile[r], sizeof *tile);
   }
   BARRIER;
@@ -498,7 +504,6 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
   }
   BARRIER;
   if (index == m->layers - 1) rows = s->outputs; /* of the others only keys and values were wanted */
-  if (rows == 0) return;
   SHARE(i, rows * m->kv_heads) {
     int r = i / m->kv_heads, head = i % m->kv_heads, first = head * group * m->head_dim;
     float *out = w->seen.x + (size_t)r * w->seen.groups * GROUP;
@@ -511,30 +516,16 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
     round_row(&w->seen, r);
   }
   BARRIER;
-  if (l->lora[OUT]) {
-    lora_down(l->lora[OUT], s->places, rows, &w->seen, w, thread, threads);
-    BARRIER;
-  }
-  SHARE(p, l->linear[OUT].panels) {
-    multiply(&l->linear[OUT], p, &w->seen, 0, rows, tile);
-    if (l->lora[OUT]) lora_up(l->lora[OUT], s->places, rows, 0, p, w, tile);
-    add_panel(w->x, w->dim, rows, p, tile);
-  }
-  BARRIER;
+  add_linear(l, OUT, s, rows, &w->seen, w, thread, threads);
   SHARE(r, rows) normalise(&w->normed, r, w->x + (size_t)r * w->dim, l->mlp_norm, m->dim, m->norm_eps);
   BARRIER;
-  if (l->lora[GATE_UP]) {
-    lora_down(l->lora[GATE_UP], s->places, rows, &w->normed, w, thread, threads);
-    BARRIER;
-  }
+  lora_down(l->lora[GATE_UP], s->places, rows, &w->normed, w, thread, threads);
   SHARE(g, w->gated.groups) {
     for (int p = 2 * g; p < 2 * g + 2; p++) { /* panels of gate and up alternate */
       multiply(&l->linear[GATE_UP], 2 * p, &w->normed, 0, rows, tile);
       multiply(&l->linear[GATE_UP], 2 * p + 1, &w->normed, 0, rows, second);
-      if (l->lora[GATE_UP]) {
-        lora_up(l->lora[GATE_UP], s->places, rows, 0, 2 * p, w, tile);
-        lora_up(l->lora[GATE_UP], s->places, rows, 1, 2 * p + 1, w, second);
-      }
+      lora_up(l->lora[GATE_UP], s->places, rows, 0, 2 * p, w, tile);
+      lora_up(l->lora[GATE_UP], s->places, rows, 1, 2 * p + 1, w, second);
       for (int r = 0; r < rows; r++)
         for (int v = 0; v < PANEL; v += 8) {
           f8 gate = load(tile[r] + v), one = all(1);
@@ -545,22 +536,18 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
     for (int r = 0; r < rows; r++) round_group(&w->gated, r, g);
   }
   BARRIER;
-  if (l->lora[DOWN]) {
-    lora_down(l->lora[DOWN], s->places, rows, &w->gated, w, thread, threads);
-    BARRIER;
-  }
-  SHARE(p, l->linear[DOWN].panels) {
-    multiply(&l->linear[DOWN], p, &w->gated, 0, rows, tile);
-    if (l->lora[DOWN]) lora_up(l->lora[DOWN], s->places, rows, 0, p, w, tile);
-    add_panel(w->x, w->dim, rows, p, tile);
-  }
-  BARRIER;
+  add_linear(l, DOWN, s, rows, &w->gated, w, thread, threads);
 }
 
 /* Floats of scratch memory that a step of so many rows needs. */
 int64_t hustings_scratch(const Model *m, int32_t rows, int32_t threads) {
   float *none = (float *)(uintptr_t)64;
   return plan(m, rows, threads, none).end - none;
+}
+
+/* Half floats of a block. */
+int64_t hustings_block(const Model *m) {
+  return (int64_t)m->layers * m->kv_heads * (int64_t)plan(m, 0, 0, NULL).head_halves;
 }
 
 void hustings_step(const Model *m, const Step *s) {
@@ -571,26 +558,19 @@ void hustings_step(const Model *m, const Step *s) {
     int thread = omp_get_thread_num();
     SHARE(r, s->rows) {
       float *x = w->x + (size_t)r * w->dim;
-      if (s->first == 0) unpack(&m->embedding, s->tokens[r], x, m->dim);
-      else memcpy(x, s->states[r], m->dim * sizeof(float));
+      unpack(&m->embedding, s->tokens[r], x, m->dim);
       for (int k = m->dim; k < w->dim; k++) x[k] = 0;
     }
     BARRIER;
-    for (int index = s->first; index < s->last; index++) {
-      if (index == m->boundary && s->first < m->boundary)
-        SHARE(r, s->rows) if (s->states && s->states[r]) memcpy(s->states[r], w->x + (size_t)r * w->dim, m->dim * sizeof(float));
-      run_layer(m, s, w, index, thread, threads);
-    }
-    if (s->last == m->layers && s->outputs) {
-      SHARE(r, s->outputs) normalise(&w->normed, r, w->x + (size_t)r * w->dim, m->norm, m->dim, m->norm_eps);
-      BARRIER;
-      float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;
-      SHARE(p, m->head.panels) {
-        multiply(&m->head, p, &w->normed, 0, s->outputs, tile);
-        int width = m->vocabulary - p * PANEL < PANEL ? m->vocabulary - p * PANEL : PANEL;
-        for (int r = 0; r < s->outputs; r++)
-          memcpy(s->logits + (size_t)r * m->vocabulary + p * PANEL, tile[r], width * sizeof(float));
-      }
+    for (int index = 0; index < m->layers; index++) run_layer(m, s, w, index, thread, threads);
+    SHARE(r, s->outputs) normalise(&w->normed, r, w->x + (size_t)r * w->dim, m->norm, m->dim, m->norm_eps);
+    BARRIER;
+    float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;
+    SHARE(p, m->head.panels) {
+      multiply(&m->head, p, &w->normed, 0, s->outputs, tile);
+      int width = m->vocabulary - p * PANEL < PANEL ? m->vocabulary - p * PANEL : PANEL;
+      for (int r = 0; r < s->outputs; r++)
+        memcpy(s->logits + (size_t)r * m->vocabulary + p * PANEL, tile[r], width * sizeof(float));
     }
   }
 }
