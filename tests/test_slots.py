@@ -105,3 +105,22 @@ def test_memory_that_ends_in_the_first_row_leaves_nothing_behind(monkeypatch: py
         slots.adopt(prompt, 0)
     slots.adopt(prompt, 0)
     assert _step(slots, [3.0])[2].tolist() == [[1.0, 1.0, 3.0]]
+
+
+def test_growth_that_memory_stops_half_way_is_finished_by_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots()
+    slots.adopt(_prompt(BLOCK - 1, 1.0), 0)
+    _step(slots, [3.0])
+    new_zeros, calls = Tensor.new_zeros, iter(range(10))
+
+    def fail_for_the_values(like: Tensor, *shape: int) -> Tensor:
+        if next(calls) == 1:
+            raise RuntimeError("out of memory")
+        return new_zeros(like, *shape)
+
+    monkeypatch.setattr(Tensor, "new_zeros", fail_for_the_values)
+    with pytest.raises(RuntimeError):
+        _step(slots, [3.0])
+    _, _, keys, values = _step(slots, [4.0])
+    assert keys.tolist() == [[1.0] * (BLOCK - 1) + [3.0, 4.0]]
+    assert values.tolist() == (-keys).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.bench
 def test_the_second_start_answers_within_six_seconds(tmp_path: Path) -> None:
     server = Server(tmp_path, Path("default"))
     seconds = []
-    for _ in range(4):
+    for _ in range(6):
         begin = time.monotonic()
         with server.running():
             seconds.append(time.monotonic() - begin)
     print("first start and later ones, seconds:", [round(s, 1) for s in seconds])
-    assert min(seconds[1:]) < 6
+    assert statistics.median(seconds[1:]) < 6

@@ -146,14 +146,15 @@ class Slots:
         self._lengths = [length + 1 for length in self._lengths]
 
     def _reserve(self, rows: int, span: int) -> None:
-        old_rows, _, old_span, _ = self._keys[0].shape
-        if rows <= old_rows and span <= old_span:
-            return
-        rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
-        span = old_span if span <= old_span else -(-span // BLOCK) * BLOCK
+        """Where memory ends half way, what did not grow grows next time: each tensor is judged by its own shape."""
         for tensors in (self._keys, self._values):
             for index, old in enumerate(tensors):  # one layer at a time: never two whole caches in memory
-                tensors[index] = old.new_zeros(rows, old.shape[1], span, old.shape[3])
+                old_rows, _, old_span, _ = old.shape
+                if rows <= old_rows and span <= old_span:
+                    continue
+                new_rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
+                new_span = old_span if span <= old_span else -(-span // BLOCK) * BLOCK
+                tensors[index] = old.new_zeros(new_rows, old.shape[1], new_span, old.shape[3])
                 tensors[index][:old_rows, :, :old_span] = old
 
 
