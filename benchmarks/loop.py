@@ -1,9 +1,10 @@
 """Does it learn? The whole loop on the real server, driven through the HTTP API alone.
 
 Simulated voters with a hidden preference (benchmarks/voters.py) chat and vote. One run starts by itself at the 50th
-vote while voting goes on; a later one is triggered, and a chat keeps streaming until its version is swapped in. Then
-base and learned versions answer held-out prompts that share no template with those voted on, and the hidden preference
-judges. Two controls vote the other way round and by a coin. Each arm has a fresh data folder and goes on where it was.
+vote while voting goes on; a later one is triggered, and a chat keeps streaming until its version is swapped in. If the
+gate refuses that version, people vote on and trigger another. Then base and learned versions answer held-out prompts
+that share no template with those voted on, and the hidden preference judges. Two controls vote the other way round and
+by a coin. Each arm has a fresh data folder and goes on where it was.
 
     python -m benchmarks.loop --preference brevity --json benchmarks/results/loop-brevity.json
     python -m benchmarks.loop --quick --arms real
@@ -39,6 +40,9 @@ FINAL = frozenset({"succeeded", "rejected", "failed", "cancelled"})
 EVALUATED_TOGETHER = 8
 READING = 2.0
 """Seconds between two turns of the chat that streams during a run; none once the gate is at work."""
+LATER_RUNS = 3
+"""Most triggered runs of the real arm: after one that the gate refuses, people vote on and the operator tries again."""
+VOTES_AFTER_REFUSAL = 25
 SWAP_TIMEOUT = 180.0
 SERVER_POLL = 1.0
 CHAT = ("Good morning!", "Could we talk a little?", "What shall I do this afternoon?", "Please go on.")
@@ -105,8 +109,10 @@ class ArmRun:
             with self._serving(min_new_votes=NEVER):
                 self._check_restart()
                 self._vote_until(votes, "votes")
-                if "later_run" not in self.state.done:
-                    self._later_run()
+                while "later_run" not in self.state.done:
+                    refused = len(self.state.refused_runs)
+                    self._vote_until(votes + refused * VOTES_AFTER_REFUSAL, "votes after a refusal")
+                    self._later_run(may_try_again=self.arm == "real" and refused + 1 < LATER_RUNS)
                 self._answer_held_out()
 
     # -- the server and its people ------------------------------------------------------------------------------------
@@ -215,7 +221,7 @@ class ArmRun:
         self.state.finish("restart", {"expected": expected, "serving": serving})
         self._say(f"after a restart version {serving} serves, as before" if serving == expected else "RESTART LOST IT")
 
-    def _later_run(self) -> None:
+    def _later_run(self, *, may_try_again: bool) -> None:
         if self.state.later_run is None:
             body = {"stages": ["reward", "ppo"], "force": True}
             self.state.later_run = int(self._ask_operator("POST", "/api/runs", body)["id"])
@@ -237,7 +243,12 @@ class ArmRun:
         finally:
             if chat is not None:
                 chat.finish(until_version=self._serving_version())
-        self.state.finish("later_run", {**run, "serving": serving})
+        if run["status"] == "rejected" and may_try_again:
+            self.state.refused_runs.append(run)
+            self.state.later_run = None
+            self.state.save()
+        else:
+            self.state.finish("later_run", {**run, "serving": serving})
 
     def _await_run(self, run_id: int, chat: StreamingChat | None = None) -> dict[str, Any]:
         """Poll until a run is over. Raises RunBroke when it failed."""

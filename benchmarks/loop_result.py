@@ -115,6 +115,7 @@ def arm_result(arm: str, state: ArmState, preference: Preference) -> dict[str, A
         "first_run_started": done.get("first_run_started"),
         "first_run": done.get("first_run"),
         "restart": done.get("restart"),
+        "refused_runs": state.refused_runs,
         "later_run": later,
         "stream": stream_facts(state.streams.rows) if arm == "real" else None,
         "base": base_fluency.as_json() if base_fluency else None,
@@ -177,8 +178,12 @@ def summary(result: Mapping[str, Any]) -> str:
         for found in arm["evaluations"]:
             lines.append(f"  version {found['version']} (run {found['run']} {found['run_status']}): {describe(found)}")
             lines.append(f"    {describe_fluency(found['fluency'], arm['base'])}")
+        lines += [
+            f"  run {run['id']} rejected: {'; '.join((run['report'] or {}).get('reasons', []))}"
+            for run in arm["refused_runs"]
+        ]
         if arm["stream"]:
-            lines.append(f"  stream during the later run: {describe_stream(arm['stream'])}")
+            lines.append(f"  stream during the triggered runs: {describe_stream(arm['stream'])}")
         minutes, gigabytes = arm["wall_seconds"] / 60, arm["peak_memory_bytes"]["sum"] / 1e9
         lines.append(
             f"  {arm['votes']} votes ({arm['tie_votes']} ties), {arm['requests']} requests,"

@@ -54,6 +54,8 @@ class ArmState:
         """What each finished phase found."""
         self.later_run: int | None = saved.get("later_run")
         """The triggered run, from the moment it was accepted."""
+        self.refused_runs: list[dict[str, Any]] = saved.get("refused_runs", [])
+        """Triggered runs that the gate refused, before the one that counts."""
         self.traffic = Traffic(saved.get("requests", 0), saved.get("failures", []))
         self._comparisons = Lines(folder / "comparisons.jsonl")
         self.streams = Lines(folder / "streams.jsonl")
@@ -70,6 +72,7 @@ class ArmState:
                 "peak_memory": self.peak_memory,
                 "done": self.done,
                 "later_run": self.later_run,
+                "refused_runs": self.refused_runs,
                 "requests": self.traffic.requests,
                 "failures": self.traffic.failures,
             },

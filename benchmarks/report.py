@@ -83,7 +83,11 @@ def _cost_line(result: Result, arm: Result) -> list[str]:
     started, stream = arm["first_run_started"], arm["stream"]
     runs = [f"one started by itself {started['delay_seconds']:.1f} s after vote {started['votes']}"] if started else []
     later = arm["seconds"].get("later run")
-    runs += [] if later is None else [f"the triggered one took {later / 60:.1f} min"]
+    if later is not None:
+        refused = len(arm["refused_runs"])
+        runs.append(
+            f"the triggered one took {later / 60:.1f} min" + (f" ({refused} refused before it)" if refused else "")
+        )
     return [
         result["settings"]["wants"] + (" (quick)" if result["settings"]["quick"] else ""),
         f"{arm['votes']} {ARM_TITLES[arm['arm']]}",

@@ -380,6 +380,23 @@ def test_controls_only_have_the_triggered_run(quick_loop: Any) -> None:
         assert len(arm["evaluations"]) == 1
 
 
+def test_after_a_refused_run_people_vote_on_and_trigger_another(
+    quick_loop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeServer.outcomes = ["succeeded", "rejected"]
+    [arm] = quick_loop("--arms", "real")["arms"]
+    assert [run["id"] for run in arm["refused_runs"]] == [2] and "run 2 rejected" in capsys.readouterr().out
+    assert arm["later_run"]["id"] == 3 and arm["later_run"]["status"] == "succeeded"
+    assert arm["votes"] == 24 + loop.VOTES_AFTER_REFUSAL == len(FakeServer.kept[tmp_path / "real" / "data"].votes)
+    assert arm["stream"]["switches"] == 1 and arm["stream"]["failed"] == 0
+
+
+def test_the_last_refusal_stands(quick_loop: Any) -> None:
+    FakeServer.outcomes = ["succeeded", *["rejected"] * loop.LATER_RUNS]
+    [arm] = quick_loop("--arms", "real")["arms"]
+    assert len(arm["refused_runs"]) == loop.LATER_RUNS - 1 and arm["later_run"]["status"] == "rejected"
+
+
 def test_a_version_the_gate_never_saw_leaves_no_win_rate(quick_loop: Any) -> None:
     FakeServer.outcomes = ["rejected"]
     [arm] = quick_loop("--arms", "random")["arms"]
