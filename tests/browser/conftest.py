@@ -130,6 +130,11 @@ def open_chat(page: Page, site: Site) -> None:
     expect(page.locator("#talk-list .side-foot, #talk-list .talks")).to_be_visible()
 
 
+def breathe(page: Page) -> None:
+    """As long as a hand needs: what appears gets its first state from Gradio once more, a moment later."""
+    page.wait_for_timeout(100)
+
+
 def say(page: Page, text: str) -> None:
     """Write a message and press Enter."""
     page.locator("#box textarea").fill(text)

@@ -9,7 +9,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from serve.feedback.store import Store
 from serve.records import Comparison
-from tests.browser.conftest import Site, say
+from tests.browser.conftest import Site, breathe, say
 
 pytestmark = pytest.mark.browser
 
@@ -118,6 +118,8 @@ def test_both_bad_offers_another_try_or_your_own_words(chat: Page, site: Site) -
 
     chat.click("#vote-bad")
     chat.click("#write")
+    expect(chat.locator("#words textarea")).to_be_visible()
+    breathe(chat)
     chat.locator("#words textarea").fill("Air scatters blue light the most.")
     chat.click("#save")
     expect(chat.locator("#history .bot")).to_contain_text("Air scatters blue light the most.")
@@ -138,6 +140,7 @@ def test_an_edited_answer_is_a_demonstration_and_the_history(chat: Page, site: S
     chat.click("#edit")
     words = chat.locator("#words textarea")
     expect(words).to_have_value(last_comparison(site.store).candidates[1].answer.text)
+    breathe(chat)
     words.fill("Because of Rayleigh scattering.")
     chat.click("#save")
     expect(chat.locator("#note")).to_contain_text("kept as an example")
@@ -278,6 +281,7 @@ def test_a_talk_that_one_left_is_written_to_its_end_unseen(chat: Page, site: Sit
     site.engine.hold = 2
     say(chat, "Tell me of the sea.")
     expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    breathe(chat)
     chat.click("#new-chat")
     expect(chat.locator("#arena")).to_be_hidden()
     site.engine.hold = None
