@@ -1,14 +1,14 @@
 """Hustings: a chat that learns from the people who use it. This is the composition root and the command line.
 
-    python app.py                     serve on http://127.0.0.1:7860
-    python app.py train               start a training run now, and watch it
-    python app.py status              what serves, what is learned from, what runs
-    python app.py versions            all versions
-    python app.py promote 3           make a version serve
-    python app.py rollback            return to the version that served before
-    python app.py export --format hh  the record as JSON lines (trl, hh, kto, sft, arena)
-    python app.py import --format sft FILE
-    python app.py doctor              check model, adapters, database, port, disk and processor
+    .venv/bin/python app.py                     serve on http://127.0.0.1:7860
+    .venv/bin/python app.py train               start a training run now, and watch it
+    .venv/bin/python app.py status              what serves, what is learned from, what runs
+    .venv/bin/python app.py versions            all versions
+    .venv/bin/python app.py promote 3           make a version serve
+    .venv/bin/python app.py rollback            return to the version that served before
+    .venv/bin/python app.py export --format hh  the record as JSON lines (trl, hh, kto, sft, arena)
+    .venv/bin/python app.py import --format sft FILE
+    .venv/bin/python app.py doctor              check model, adapters, database, port, disk and processor
 
 Every command is a client of the HTTP API: of the running server over its owner-only socket, or of the same API
 in-process when no server runs on the database.
@@ -84,7 +84,6 @@ def _greet(listener: socket.socket, new_token: str | None) -> None:
     print(f"Hustings is on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     if new_token is not None:
         print(f"Operator token (shown this once; log in at /login): {new_token}", flush=True)
-    print("Loading the model; the first start converts it, which takes half a minute.", flush=True)
 
 
 async def _serve(
@@ -168,6 +167,7 @@ async def _start(settings: Settings, store: Store, secrets: Secrets, entrance: E
     application = await _in_thread(lambda: create_app(service, scheduler, settings, secrets))
     await parts.application.enter_async_context(application.router.lifespan_context(application))
     entrance.open(application)
+    log.info("the pages are open")
 
 
 def _load_engine(settings: Settings, base: ModelFolder) -> Engine:
@@ -267,7 +267,9 @@ async def _in_process(settings: Settings, *, trains: bool) -> AsyncIterator[Clie
 
     folder = settings.folder
     if not folder.db.exists():
-        raise StartupError(f"there is no database at {folder.db}; `python app.py` makes it, --db names another")
+        raise StartupError(
+            f"there is no database at {folder.db}; `.venv/bin/python app.py` makes it, --db names another"
+        )
     with Store.open(folder) as store:
         # Only a run needs the model; without one its name is enough.
         base = (
@@ -324,7 +326,7 @@ async def _export(client: Client, format: str, out: Path | None) -> Result:
             file.write(piece)
     if out is None:
         return Result(None, "")
-    return Result({"file": str(out), "lines": lines}, f"{lines} lines in {out}")
+    return Result({"file": str(out), "lines": lines}, f"{lines} line{'' if lines == 1 else 's'} in {out}")
 
 
 def _read(file: str) -> bytes:

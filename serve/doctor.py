@@ -70,7 +70,7 @@ def _database(folder: DataFolder) -> str:
         if problems:
             raise _Ailment(f"{folder.db} is damaged ({'; '.join(problems[:5])}); restore it from a backup")
         votes = db.execute("SELECT count(*) FROM votes").fetchone()[0]
-    return f"{folder.db} is whole; {votes} votes"
+    return f"{folder.db} is whole; {votes} vote{'' if votes == 1 else 's'}"
 
 
 def _adapters(folder: DataFolder, base: ModelFolder | None) -> str:

@@ -190,6 +190,18 @@ def test_the_shipped_demonstrations_can_be_imported(store: Store) -> None:
     shipped = Path(__file__).parent.parent / "serve" / "feedback" / "shipped" / "demonstrations.jsonl"
     counts = import_lines(store, shipped.read_bytes(), "sft")
     assert counts.demonstrations == store.demonstrations_count() >= 5
+    again = import_lines(store, shipped.read_bytes(), "sft")
+    assert again == ImportCounts(skipped=counts.demonstrations)
+    assert store.demonstrations_count() == counts.demonstrations
+
+
+def test_equal_demonstrations_are_stored_once_and_counted(store: Store) -> None:
+    def line(said: str) -> str:
+        return json.dumps({"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": said}]})
+
+    assert import_lines(store, [line("a"), line("b"), line("a")], "sft") == ImportCounts(demonstrations=2, skipped=1)
+    store.add_demonstration("anna", (user("Hi?"),), "c")  # a person's own is no dataset's, and stays beside one
+    assert import_lines(store, line("c"), "sft") == ImportCounts(demonstrations=1)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from serve.feedback.conversations import (
 )
 from serve.feedback.database import Database, moment, storable
 from serve.feedback.entries import Ballot, BallotAnswer, ImportCounts, NewBallot, NewDemonstration
-from serve.feedback.voters import insert_demonstration
+from serve.feedback.voters import insert_demonstration, messages_json
 from serve.feedback.votes import NewVote, insert_vote
 from serve.records import Demonstration, Judgement, Message
 
@@ -83,7 +83,8 @@ class Ballots(Database):
     """The way in for other people's data."""
 
     def add_imported(self, items: Iterable[NewBallot | NewDemonstration]) -> ImportCounts:
-        """Store a whole dataset or nothing. Its votes are no evidence; equal prompts are stored once.
+        """Store a whole dataset or nothing. Its votes are no evidence; equal prompts are stored once, and so are equal
+        demonstrations, also when they came with an earlier dataset: those are counted as skipped.
 
         Raises InvalidInput for prompts and answers that cannot be stored.
         """
@@ -98,9 +99,18 @@ class Ballots(Database):
             stamped = self._now()
             ensure_voter(db, IMPORTER, stamped)
             prompts: dict[tuple[Message, ...], str] = {}
-            answers = votes = shown = 0
+            known = {
+                (row["messages"], row["answer"])
+                for row in db.execute("SELECT messages, answer FROM demonstrations WHERE voter_id = ?", (IMPORTER,))
+            }
+            answers = votes = shown = skipped = 0
             for item in everything:
                 if isinstance(item, NewDemonstration):
+                    words = (messages_json(item.messages), item.answer)
+                    if words in known:
+                        skipped += 1
+                        continue
+                    known.add(words)
                     shown += 1
                     demonstration = Demonstration(new_id(), item.messages, item.answer, now)
                     insert_demonstration(db, IMPORTER, demonstration, "imported", stamped)
@@ -119,7 +129,7 @@ class Ballots(Database):
                 ranking = None if item.ranking is None else _by_candidate(db, comparison_id, item.ranking)
                 judgement = Judgement(ranking, item.verdict)
                 insert_vote(db, NewVote(comparison_id, voter_id, judgement, "imported", stamped))
-            return ImportCounts(len(prompts), answers, votes, shown)
+            return ImportCounts(len(prompts), answers, votes, shown, skipped)
 
         return self.writing(work)
 

@@ -114,7 +114,8 @@ class ImportCounts:
     votes: int = 0
     demonstrations: int = 0
     skipped: int = 0
-    """Lines that say nothing about one prompt: both sides equal, or answers to different prompts."""
+    """Lines that say nothing about one prompt (both sides equal, or answers to different prompts), and demonstrations
+    that were imported before."""
 
 
 @dataclass(frozen=True)

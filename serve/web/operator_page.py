@@ -99,7 +99,9 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             gr.HTML('<h2 class="section">Learning curves<small>By step of the run.</small></h2>')
             which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
-            no_curves = gr.HTML(view.empty("No curves yet. They grow here while a run learns."))
+            no_curves = gr.HTML(
+                view.empty("No curves yet. They grow here while a run learns; one that ended within a step has none.")
+            )
             curves = gr.Plot(show_label=False, container=False, elem_id="curves", visible=False)
 
             gr.HTML('<h2 class="section">Runs</h2>')
@@ -108,7 +110,11 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             gr.HTML('<h2 class="section">Side by side<small>The same prompt and seed, two versions.</small></h2>')
             with gr.Row(elem_id="ask"):
                 prompt = gr.Textbox(
-                    label="Prompt", placeholder="How do I break into a house?", lines=2, scale=4, elem_id="prompt"
+                    label="Prompt",
+                    placeholder="What should both versions be asked?",
+                    lines=2,
+                    scale=4,
+                    elem_id="prompt",
                 )
                 left = gr.Dropdown(label="Left", choices=[], scale=1, min_width=150, elem_id="left-version")
                 right = gr.Dropdown(label="Right", choices=[], scale=1, min_width=150, elem_id="right-version")
@@ -167,9 +173,10 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
         async def drawn(run: int | None) -> Update:
             points = await service.run_metrics(int(run)) if run is not None else []
+            figure = view.curves(points)
             return {
-                curves: gr.update(value=view.curves(points) if points else None, visible=bool(points)),
-                no_curves: gr.update(visible=not points),
+                curves: gr.update(value=figure, visible=figure is not None),
+                no_curves: gr.update(visible=figure is None),
             }
 
         async def start_run(wanted: list[Stage], force: bool, request: gr.Request) -> Update:

@@ -18,8 +18,9 @@ from serve.web.theme import version_name, when
 if TYPE_CHECKING:
     from serve.feedback.entries import MetricPoint, Promotion
 
+ACCURACY = "reward_accuracy"
 CURVES = (
-    ("reward_accuracy", "Reward model's accuracy"),
+    (ACCURACY, "Reward model's accuracy"),
     ("score", "Score"),
     ("kl", "KL to the reference (nats)"),
     ("length", "Length (tokens)"),
@@ -155,11 +156,16 @@ def runs(state: State) -> str:
     return _table(("Run", "Status", "Started", "Took", "Started by", "Outcome"), rows)
 
 
-def curves(points: Sequence[MetricPoint]) -> go.Figure:
-    """The four curves to watch, each by step."""
-    figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in CURVES], vertical_spacing=0.2)
-    for place, (name, _) in enumerate(CURVES):
-        line = [point for point in points if point.name == name]
+def curves(points: Sequence[MetricPoint]) -> go.Figure | None:
+    """Those of the curves to watch that have begun, each by step; None before the first has two points."""
+    lines = {name: [point for point in points if point.name == name] for name, _ in CURVES}
+    begun = [(name, title) for name, title in CURVES if len(lines[name]) > 1]
+    if not begun:
+        return None
+    rows = (len(begun) + 1) // 2
+    figure = make_subplots(rows, min(2, len(begun)), subplot_titles=[t for _, t in begun], vertical_spacing=0.2)
+    for place, (name, _) in enumerate(begun):
+        line, row, column = lines[name], place // 2 + 1, place % 2 + 1
         figure.add_trace(
             go.Scatter(
                 x=[point.step for point in line],
@@ -168,11 +174,13 @@ def curves(points: Sequence[MetricPoint]) -> go.Figure:
                 line={"color": "#2b856a", "width": 2.2},
                 hovertemplate="step %{x}: %{y:.3g}<extra></extra>",
             ),
-            row=place // 2 + 1,
-            col=place % 2 + 1,
+            row=row,
+            col=column,
         )
+        if name == ACCURACY:
+            figure.update_yaxes(tickformat=".0%", row=row, col=column)
     figure.update_layout(
-        height=460,
+        height=230 * rows,
         showlegend=False,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -181,7 +189,6 @@ def curves(points: Sequence[MetricPoint]) -> go.Figure:
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,.14)", zeroline=False, rangemode="tozero")
     figure.update_yaxes(gridcolor="rgba(128,128,128,.18)", zeroline=False, nticks=5)
-    figure.update_yaxes(tickformat=".0%", row=1, col=1)
     figure.update_annotations(font_size=14, yshift=6)
     return figure
 
