@@ -187,6 +187,22 @@ def test_without_a_compiler_or_the_instructions_answers_take_the_torch_path(
     monkeypatch.setattr("shutil.which", lambda _: "/bin/false")
     assert isinstance(decoder(2), LlamaDecoder)
     assert "could not be compiled" in caplog.records[-1].message
-    monkeypatch.setattr(library, "_unfit_cpu", lambda: "this processor has no avx2")
+    monkeypatch.setattr(library, "NARROW", {"avx2", "avx3"})
     assert isinstance(decoder(3), LlamaDecoder)
-    assert "no avx2" in caplog.records[-1].message
+    assert "no avx3" in caplog.records[-1].message
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert isinstance(decoder(4), LlamaDecoder)
+    assert "no kernel for Linux on riscv64" in caplog.records[-1].message
+
+
+@torch.inference_mode()
+def test_vectors_of_eight_floats_compute_what_those_of_sixteen_do(
+    gridded: dict[str, Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "WIDE", {"nothing has this"})
+    ids = torch.randint(3, 200, (71,), generator=torch.Generator().manual_seed(4))
+    for kind, backbone in gridded.items():
+        elsewhere = load_backbone(resolve_model(str(backbone.folder.path), tmp_path), dtype="float32")
+        torch.testing.assert_close(
+            logits_of(native(elsewhere), ids), logits_of(native(backbone), ids), rtol=0, atol=2e-2, msg=kind
+        )

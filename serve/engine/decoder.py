@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from serve.engine.lora_bank import LoraBank
     from serve.policy.base import Backbone
+    from serve.records import Sampling
 
 KINDS = ("native", "lean", "general")
 """From fast to universal: llama.c, the same in torch, transformers' own forward."""
@@ -47,6 +49,11 @@ class Decoder(Protocol):
 
     def forward(self, token_ids: Tensor, cache: Any) -> Tensor:
         """Token ids (rows, T) that follow what the decoder's own cache holds → logits of the last one (rows, V)."""
+
+    def draw(
+        self, logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> tuple[list[int], list[float]]:
+        """One token a row, as `serve.engine.sampling.draw`."""
 
     def settle(self) -> bool:
         """Do one more piece of preparation that only makes it faster; False when there is none left."""

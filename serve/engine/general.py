@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from serve.engine.lora_bank import LoraBank
+from serve.engine.sampling import draw
 from serve.engine.slots import KeyValues, PromptCache, Slots
 from serve.errors import ModelError
 from serve.policy.base import Backbone
@@ -16,7 +17,7 @@ from serve.policy.base import Backbone
 class GeneralDecoder:
     """transformers' forward on a view of the backbone, whose linears are the bank's."""
 
-    prompt, slots = PromptCache, Slots
+    prompt, slots, draw = PromptCache, Slots, staticmethod(draw)
 
     def __init__(self, backbone: Backbone, *, places: int, max_rank: int) -> None:
         self.context_length = _context_length(backbone)

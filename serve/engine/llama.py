@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from serve.engine.lora_bank import BankLinear, LoraBank
+from serve.engine.sampling import draw
 from serve.engine.slots import PromptCache, Slots
 from serve.errors import ModelError
 
@@ -91,7 +92,7 @@ class _Layer:
 class LlamaDecoder:
     """The lean forward pass over a backbone's weights, with the bank's linears."""
 
-    prompt, slots = PromptCache, Slots
+    prompt, slots, draw = PromptCache, Slots, staticmethod(draw)
 
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
         """Raises ModelError for weights that are broken or missing."""

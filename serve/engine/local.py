@@ -25,7 +25,6 @@ from serve.engine import CandidateRequest, Token
 from serve.engine.decoder import Decoder, Prompt, Running, open_decoder
 from serve.engine.generation import Candidate, LocalGeneration
 from serve.engine.lora_weights import LoraWeights, check_tensors, read_adapter
-from serve.engine.sampling import draw
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy import chat
 from serve.records import BASE_VERSION, FinishReason, Message, Sampling
@@ -342,8 +341,9 @@ class LocalEngine:
     def _emit(self, rows: Sequence[Candidate], logits: Tensor) -> None:
         """Draw each row's next token, hand it out, and finish the rows that end with it."""
         self._step += 1
-        drawn = draw(logits, [c.generation.sampling for c in rows], [c.random.random() for c in rows])
-        for candidate, token_id, logprob in zip(rows, *(t.tolist() for t in drawn), strict=True):
+        sampling = [c.generation.sampling for c in rows]
+        drawn = self._decoder.draw(logits, sampling, [c.random.random() for c in rows])
+        for candidate, token_id, logprob in zip(rows, *drawn, strict=True):
             if logprob != logprob:  # NaN
                 self._finish(candidate, "error", f"version {candidate.version} computed numbers that are not finite")
                 continue

@@ -13,31 +13,28 @@ GREEDY_BELOW = 1e-4
 """Temperatures below this are greedy: dividing by them would overflow and change nothing."""
 
 
-def draw(logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """One token a row: logits (N, V), ways of sampling, numbers in [0, 1) → token ids (N,), log-probabilities (N,).
+def draw(logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
+    """One token a row: logits (N, V), ways of sampling, numbers in [0, 1) → N token ids, N log-probabilities.
 
     The log-probability is the token's at the row's temperature (at 1 when greedy), before top-k and top-p.
     """
-    temperatures = torch.tensor([1.0 if _is_greedy(s) else s.temperature for s in sampling], device=logits.device)
+    temperatures = torch.tensor([1.0 if is_greedy(s) else s.temperature for s in sampling], device=logits.device)
     logprobs = torch.log_softmax(logits.float() / temperatures[:, None], dim=-1)  # (N, V)
     tokens = logprobs.argmax(dim=-1)
     u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
-    drawn = [i for i, s in enumerate(sampling) if not _is_greedy(s)]
-    whole = [i for i in drawn if not _is_filtered(sampling[i])]
-    filtered = [i for i in drawn if _is_filtered(sampling[i])]
+    drawn = [i for i, s in enumerate(sampling) if not is_greedy(s)]
+    filtered = [i for i in drawn if 0 < sampling[i].top_k < logits.shape[-1] or sampling[i].top_p < 1]
+    whole = [i for i in drawn if i not in filtered]
     if whole:
         tokens[whole] = _invert(logprobs[whole].exp(), u[whole])
     if filtered:
         tokens[filtered] = _draw_filtered(logprobs[filtered].exp(), [sampling[i] for i in filtered], u[filtered])
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+    return tokens.tolist(), logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
 
 
-def _is_greedy(sampling: Sampling) -> bool:
+def is_greedy(sampling: Sampling) -> bool:
+    """The likeliest token is taken."""
     return sampling.temperature < GREEDY_BELOW
-
-
-def _is_filtered(sampling: Sampling) -> bool:
-    return sampling.top_k > 0 or sampling.top_p < 1
 
 
 def _invert(probabilities: Tensor, u: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, byref
 from pathlib import Path
@@ -20,9 +21,11 @@ from serve.engine.lora_weights import LoraWeights
 from serve.engine.native import library, narrow
 from serve.engine.native.blocks import BlockPrompt, BlockSlots
 from serve.engine.native.narrow import Packed
+from serve.engine.sampling import is_greedy
 
 if TYPE_CHECKING:
     from serve.policy.base import Backbone
+    from serve.records import Sampling
 
 LINEARS: tuple[tuple[str, ...], ...] = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -119,6 +122,10 @@ class NativeDecoder:
             _matrix(self._packed.matrices[head]),
         )
         self._block_size = code.hustings_block(byref(self._model))
+        self._threads = torch.get_num_threads()
+        self._team = code.hustings_team(self._threads)
+        self._weights = torch.empty(0)
+        weakref.finalize(self, code.hustings_disband, self._team)
 
     def prompt(self, rows: int, capacity: int) -> BlockPrompt:
         """Keys and values of a prompt of `capacity` tokens that so many versions read."""
@@ -144,21 +151,36 @@ class NativeDecoder:
         width = max(len(s.blocks) for s in cache.sequences)
         table = torch.tensor([s.addresses(width) for s in cache.sequences])
         logits = torch.empty(rows, self._vocabulary)
-        threads = torch.get_num_threads()
-        needed = self._code.hustings_scratch(byref(self._model), rows * tokens, threads)
+        needed = self._code.hustings_scratch(self._team, byref(self._model), rows * tokens)
         if needed > len(self._scratch) or len(self._scratch) > 16 * needed:
             self._scratch = torch.empty(needed)
         step = library.Step(
-            threads,
             rows * tokens,
             rows,
             width,
             *(t.data_ptr() for t in (ids, positions, sequences, places, table, logits, self._scratch)),
         )
-        self._code.hustings_step(byref(self._model), byref(step))
+        self._code.hustings_step(self._team, byref(self._model), byref(step))
         for sequence in cache.sequences:
             sequence.length += tokens
         return logits
+
+    def draw(
+        self, logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]
+    ) -> tuple[list[int], list[float]]:
+        """See `serve.engine.sampling.draw`."""
+        logits = logits.contiguous()
+        rows, vocabulary = logits.shape
+        temperatures = torch.tensor([0.0 if is_greedy(s) else s.temperature for s in sampling])
+        top_p = torch.tensor([s.top_p for s in sampling], dtype=torch.float32)
+        top_k = torch.tensor([min(s.top_k, vocabulary) for s in sampling], dtype=torch.int32)
+        u = torch.tensor(uniforms, dtype=torch.float64)
+        tokens, logprobs = torch.empty(rows, dtype=torch.int32), torch.empty(rows)
+        if len(self._weights) < self._threads * 4 * vocabulary:
+            self._weights = torch.empty(self._threads * 4 * vocabulary)
+        arrays = (logits, temperatures, top_p, top_k, u, tokens, logprobs, self._weights)
+        self._code.hustings_draw(self._team, byref(library.Draw(rows, vocabulary, *(a.data_ptr() for a in arrays))))
+        return tokens.tolist(), logprobs.tolist()
 
     def settle(self) -> bool:
         """There is nothing left to prepare."""

@@ -1,4 +1,4 @@
-"""llama.c, compiled for this machine when it is first needed, and its structs.
+"""The C files beside this one, compiled for this machine when they are first needed, and their structs.
 
 The object is cached by its source, its flags and its compiler: a start finds it, an update makes a new one.
 """
@@ -17,8 +17,12 @@ import tempfile
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("llama.c")
-FLAGS = ("-O3", "-march=x86-64-v3", "-mf16c", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+FOLDER = Path(__file__).parent
+SOURCES = ("llama.c", "draw.c", "team.c")
+FLAGS = ("-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
+NARROW = frozenset({"avx2", "fma", "f16c"})
+WIDE = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"})
+"""What vectors of 8 and of 16 floats need, as /proc/cpuinfo names it."""
 COMPILE_TIMEOUT = 120.0
 
 logger = logging.getLogger(__name__)
@@ -68,57 +72,80 @@ class Step(Structure):
     """What one call computes; llama.c says how long each array is."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("threads", "rows", "outputs", "width")),
+        *((name, c_int32) for name in ("rows", "outputs", "width")),
         *((name, c_void_p) for name in ("tokens", "positions", "sequences", "places", "blocks", "logits", "scratch")),
+    ]
+
+
+class Draw(Structure):
+    """One token for each row; draw.c says how long each array is."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("rows", "vocabulary")),
+        *(
+            (name, c_void_p)
+            for name in (
+                "logits",
+                "temperatures",
+                "top_p",
+                "top_k",
+                "uniforms",
+                "tokens",
+                "logprobs",
+                "scratch",
+            )
+        ),
     ]
 
 
 @functools.cache
 def load_library(cache_dir: Path) -> ctypes.CDLL | None:
     """The compiled step; None, with a line in the log, where it cannot be had."""
-    if (reason := _unfit_cpu()) is not None:
-        logger.info("answers take the slower path: %s", reason)
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        logger.info("answers take the slower path: no kernel for %s on %s", platform.system(), platform.machine())
         return None
+    processor = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    if missing := sorted(NARROW - processor):
+        logger.info("answers take the slower path: this processor has no %s", ", ".join(missing))
+        return None
+    wide = ("-march=x86-64-v4", "-mavx512vnni") if processor >= WIDE else ("-march=x86-64-v3",)
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         logger.warning(
             "answers take the slower path: there is no C compiler (on Debian: apt-get install gcc libc6-dev)"
         )
         return None
-    key = hashlib.sha256(repr((SOURCE.read_bytes(), FLAGS, compiler, Path(compiler).stat().st_mtime_ns)).encode())
+    files = [file.read_bytes() for file in sorted(FOLDER.glob("*.[ch]"))]
+    key = hashlib.sha256(repr((files, FLAGS, wide, compiler, Path(compiler).stat().st_mtime_ns)).encode())
     target = cache_dir / "native" / f"llama-{key.hexdigest()[:16]}.so"
     try:
         if not target.is_file():
-            _compile(compiler, target)
-        import torch  # noqa: F401  # its OpenMP comes first, so that both share one pool of threads
-
+            _compile([compiler, *FLAGS, *wide], target)
         library = ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("answers take the slower path: llama.c could not be compiled (%s)", _last_line(error))
+        logger.warning("answers take the slower path: the C files could not be compiled (%s)", _last_line(error))
         return None
-    library.hustings_scratch.argtypes = [POINTER(Model), c_int32, c_int32]
+    library.hustings_team.argtypes = [c_int32]
+    library.hustings_team.restype = c_void_p
+    library.hustings_disband.argtypes = [c_void_p]
+    library.hustings_disband.restype = None
+    library.hustings_scratch.argtypes = [c_void_p, POINTER(Model), c_int32]
     library.hustings_scratch.restype = c_int64
     library.hustings_block.argtypes = [POINTER(Model)]
     library.hustings_block.restype = c_int64
-    library.hustings_step.argtypes = [POINTER(Model), POINTER(Step)]
+    library.hustings_step.argtypes = [c_void_p, POINTER(Model), POINTER(Step)]
     library.hustings_step.restype = None
+    library.hustings_draw.argtypes = [c_void_p, POINTER(Draw)]
+    library.hustings_draw.restype = None
     return library
 
 
-def _unfit_cpu() -> str | None:
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return f"there is no kernel for {platform.system()} on {platform.machine()}"
-    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    missing = sorted({"avx2", "fma", "f16c"} - flags)
-    return f"this processor has no {', '.join(missing)}" if missing else None
-
-
-def _compile(compiler: str, target: Path) -> None:
+def _compile(command: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=target.parent) as folder:
         partial = Path(folder) / target.name
-        command = [compiler, *FLAGS, str(SOURCE), "-lm", "-o", str(partial)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT)
+        whole = [*command, *(str(FOLDER / source) for source in SOURCES), "-lm", "-o", str(partial)]
+        subprocess.run(whole, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT)
         partial.replace(target)
 
 

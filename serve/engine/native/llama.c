@@ -12,18 +12,18 @@
 
        block: [layers][kv_heads] { keys [head_dim][32], values [32][head_dim to 32] }
 */
-#include <immintrin.h>
-#include <math.h>
-#include <omp.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-enum { PANEL = 16, GROUP = 32, BLOCK = 32, TILE = 4 };
+#include "team.h"
+#include "vector.h"
+
+enum { PANEL = 16, GROUP = 32, BLOCK = 32 };
+enum { SIDES = PANEL / LANES, TILE = LANES / 2 };   /* vectors of a panel; rows multiplied at once */
+enum { TOGETHER = 4 };                            /* rows of one sequence that attend at once */
 enum { INT4, INT8, BF16, FLOAT32 };
 enum { QKV, OUT, GATE_UP, DOWN, LINEARS };
 
-typedef float f8 __attribute__((vector_size(32)));
 typedef uint16_t half;
 
 /* Weights (panels · 16, groups · 32): panel by panel of 16 outputs, group by group of 32 inputs. */
@@ -55,7 +55,7 @@ typedef struct {
 } Model;
 
 typedef struct {
-  int32_t threads, rows, outputs; /* the first `outputs` rows want logits */
+  int32_t rows, outputs; /* the first `outputs` rows want logits */
   int32_t width;                  /* blocks in a sequence's table */
   const int32_t *tokens, *positions, *sequences, *places; /* [rows] */
   half *const *blocks;                                    /* [sequences][width] */
@@ -72,45 +72,25 @@ typedef struct {
   int16_t *q;
 } Rows;
 
-static inline f8 load(const float *at) { return _mm256_loadu_ps(at); }
-static inline void store(float *at, f8 v) { _mm256_storeu_ps(at, v); }
-static inline f8 all(float v) { return _mm256_set1_ps(v); }
-
-static inline float sum_of(f8 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
-
-static inline float max_of(f8 v) {
-  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
-
 static void round_group(const Rows *rows, int row, int group) {
+  enum { VECTORS = GROUP / LANES };
   size_t at = (size_t)row * rows->groups + group;
   const float *x = rows->x + at * GROUP;
-  f8 sign = all(-0.0f), v[4], largest = all(0), total = all(0);
-  for (int i = 0; i < 4; i++) {
-    v[i] = load(x + 8 * i);
-    largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, v[i]));
+  vec v[VECTORS], largest = all(0), total = all(0), sum = all(0);
+  for (int i = 0; i < VECTORS; i++) {
+    v[i] = load(x + LANES * i);
+    largest = larger(largest, absolute(v[i]));
     total += v[i];
   }
   float scale = max_of(largest) / 32767.0f;
-  f8 inverse = all(scale > 0 ? 1.0f / scale : 0.0f);
-  __m256i q[4];
-  for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(v[i] * inverse);
-  __m256i sums = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-  int32_t s[8], sum = 0;
-  _mm256_storeu_si256((__m256i *)s, sums);
-  for (int i = 0; i < 8; i++) sum += s[i];
-  for (int i = 0; i < 2; i++) {
-    __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[2 * i], q[2 * i + 1]), 0xD8);
-    _mm256_storeu_si256((__m256i *)(rows->q + at * GROUP + 16 * i), narrow);
+  vec inverse = all(scale > 0 ? 1.0f / scale : 0.0f);
+  for (int i = 0; i < VECTORS; i++) {
+    vec q = nearest(v[i] * inverse);
+    sum += q; /* exact: 32 whole numbers of 15 bits */
+    store_shorts(rows->q + at * GROUP + LANES * i, q);
   }
   rows->scale[at] = scale + 0.0f * sum_of(total); /* a NaN or an infinity must not vanish */
-  rows->sum[at] = scale * (float)sum;
+  rows->sum[at] = scale * sum_of(sum);
 }
 
 static void round_row(const Rows *rows, int row) {
@@ -119,32 +99,15 @@ static void round_row(const Rows *rows, int row) {
 
 static void normalise(const Rows *out, int row, const float *x, const float *weight, int dim, float eps) {
   float *y = out->x + (size_t)row * out->groups * GROUP;
-  f8 squares = all(0);
+  vec squares = all(0);
   int i = 0;
-  for (; i + 8 <= dim; i += 8) squares += load(x + i) * load(x + i);
+  for (; i + LANES <= dim; i += LANES) squares += load(x + i) * load(x + i);
   float sum = sum_of(squares);
   for (int j = i; j < dim; j++) sum += x[j] * x[j];
   float factor = 1.0f / sqrtf(sum / (float)dim + eps);
   for (i = 0; i < dim; i++) y[i] = x[i] * factor * weight[i];
   for (; i < out->groups * GROUP; i++) y[i] = 0;
   round_row(out, row);
-}
-
-/* exp to about 1e-7 relative; below -87 it is 0. */
-static inline f8 exponential(f8 x) {
-  f8 kept = _mm256_cmp_ps(x, all(-87.0f), _CMP_NLT_UQ); /* NaN stays NaN */
-  x = _mm256_min_ps(all(88.0f), x);                       /* (min gives its second operand for NaN) */
-  f8 n = _mm256_round_ps(x * all(1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  f8 r = x - n * all(0.693359375f) - n * all(-2.12194440e-4f);
-  f8 p = all(1.0f / 5040) * r + all(1.0f / 720);
-  p = p * r + all(1.0f / 120);
-  p = p * r + all(1.0f / 24);
-  p = p * r + all(1.0f / 6);
-  p = p * r + all(0.5f);
-  p = p * r + all(1.0f);
-  p = p * r + all(1.0f);
-  __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_and_ps(p * _mm256_castsi256_ps(power), kept);
 }
 
 /* ── linears ─────────────────────────────────────────────────────────────────────────────────────────────────────── */
@@ -163,91 +126,79 @@ static inline const uint8_t *panel_data(const Matrix *m, int panel) {
   return m->data + (size_t)panel * m->groups * group_bytes(m->kind);
 }
 
-static inline f8 halves(const void *at) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at)); }
-
-/* Compilers turn a chain of integer sums into a tree, and then run out of registers. */
-#define IN_ORDER(v) __asm__("" : "+x"(v))
-#define ALWAYS static inline __attribute__((always_inline))
-
-/* 16 weights as 16-bit integers: inputs 2·pair and 2·pair + 1 of 8 outputs, interleaved. `pair` is known when compiled. */
-ALWAYS __m256i int_weights(int kind, const uint8_t *data, int pair, int side) {
-  if (kind == INT8) return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(data + (2 * pair + side) * 16)));
-  __m256i four = _mm256_loadu_si256((const __m256i *)(data + ((pair / 4) * 2 + side) * 32)), low = _mm256_set1_epi16(15);
+/* LANES weights as pairs of 16-bit integers, inputs 2·pair and 2·pair + 1 of each output. `pair` is known when compiled. */
+ALWAYS ints int_weights(int kind, const uint8_t *data, int pair, int side) {
+  if (kind == INT8) return load_bytes(data + pair * GROUP + side * 2 * LANES);
+  ints four = load_ints(data + (pair / 4) * 2 * GROUP + side * 4 * LANES);
   switch (pair % 4) {
-    case 0: return _mm256_and_si256(four, low);
-    case 1: return _mm256_and_si256(_mm256_srli_epi16(four, 4), low);
-    case 2: return _mm256_and_si256(_mm256_srli_epi16(four, 8), low);
-    default: return _mm256_srli_epi16(four, 12);
+    case 0: return low_four_bits(four);
+    case 1: return low_four_bits(shifted(four, 4));
+    case 2: return low_four_bits(shifted(four, 8));
+    default: return shifted(four, 12);
   }
 }
 
 ALWAYS void int_tile(int kind, int tile, const uint8_t *data, const Rows *rows, int row, float (*out)[PANEL]) {
   const int16_t *q[TILE];
-  f8 total[TILE][2];
+  vec total[TILE][SIDES];
   for (int r = 0; r < tile; r++) {
     q[r] = rows->q + (size_t)(row + r) * rows->groups * GROUP;
-    total[r][0] = total[r][1] = all(0);
+    for (int side = 0; side < SIDES; side++) total[r][side] = all(0);
   }
   for (int g = 0; g < rows->groups; g++, data += group_bytes(kind)) {
-    __m256i sum[TILE][2];
-    for (int r = 0; r < tile; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    ints sum[TILE][SIDES];
+    for (int r = 0; r < tile; r++)
+      for (int side = 0; side < SIDES; side++) sum[r][side] = no_ints();
 #pragma GCC unroll 16
     for (int pair = 0; pair < GROUP / 2; pair++) {
-      __m256i left = int_weights(kind, data, pair, 0), right = int_weights(kind, data, pair, 1);
-#pragma GCC unroll 4
+      ints weights[SIDES];
+      for (int side = 0; side < SIDES; side++) weights[side] = int_weights(kind, data, pair, side);
+#pragma GCC unroll 8
       for (int r = 0; r < tile; r++) {
         int32_t two;
         memcpy(&two, q[r] + g * GROUP + 2 * pair, 4);
-        __m256i x = _mm256_set1_epi32(two);
-        sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(left, x));
-        sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(right, x));
-        IN_ORDER(sum[r][0]);
-        IN_ORDER(sum[r][1]);
+        ints x = all_ints(two);
+        for (int side = 0; side < SIDES; side++) sum[r][side] = add_products(sum[r][side], weights[side], x);
       }
     }
     const uint8_t *steps = data + code_bytes(kind);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < tile; r++) {
       size_t at = (size_t)(row + r) * rows->groups + g;
-      for (int side = 0; side < 2; side++) {
-        f8 scale = halves(steps + 16 * side) * all(rows->scale[at]);
-        total[r][side] += _mm256_cvtepi32_ps(sum[r][side]) * scale;
-        if (kind == INT4) total[r][side] += halves(steps + 32 + 16 * side) * all(rows->sum[at]);
+      for (int side = 0; side < SIDES; side++) {
+        vec scale = from_halves(steps + 2 * LANES * side) * all(rows->scale[at]);
+        total[r][side] += to_floats(sum[r][side]) * scale;
+        if (kind == INT4) total[r][side] += from_halves(steps + 2 * (PANEL + LANES * side)) * all(rows->sum[at]);
       }
     }
   }
   for (int r = 0; r < tile; r++)
-    for (int side = 0; side < 2; side++) store(out[row + r] + 8 * side, total[r][side]);
+    for (int side = 0; side < SIDES; side++) store(out[row + r] + LANES * side, total[r][side]);
 }
 
 ALWAYS void float_tile(int kind, int tile, const uint8_t *data, const Rows *rows, int row, float (*out)[PANEL]) {
   const float *x[TILE];
-  f8 total[TILE][2];
+  vec total[TILE][SIDES];
   for (int r = 0; r < tile; r++) {
     x[r] = rows->x + (size_t)(row + r) * rows->groups * GROUP;
-    total[r][0] = total[r][1] = all(0);
+    for (int side = 0; side < SIDES; side++) total[r][side] = all(0);
   }
-  for (int k = 0; k < rows->groups * GROUP; k++) {
-    f8 w[2];
-    for (int side = 0; side < 2; side++) {
-      if (kind == FLOAT32) {
-        w[side] = load((const float *)data + k * PANEL + 8 * side);
-      } else {
-        __m128i narrow = _mm_loadu_si128((const __m128i *)(data + (k * PANEL + 8 * side) * 2));
-        w[side] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
-      }
+  for (int k = 0; k < rows->groups * GROUP; k++)
+    for (int side = 0; side < SIDES; side++) {
+      int at = k * PANEL + LANES * side;
+      vec w = kind == FLOAT32 ? load((const float *)data + at) : from_bfloats(data + 2 * at);
+#pragma GCC unroll 8
+      for (int r = 0; r < tile; r++) total[r][side] += w * all(x[r][k]);
     }
-    for (int r = 0; r < tile; r++)
-      for (int side = 0; side < 2; side++) total[r][side] += w[side] * all(x[r][k]);
-  }
   for (int r = 0; r < tile; r++)
-    for (int side = 0; side < 2; side++) store(out[row + r] + 8 * side, total[r][side]);
+    for (int side = 0; side < SIDES; side++) store(out[row + r] + LANES * side, total[r][side]);
 }
 
-/* The loop over rows, compiled for each kind and each size of a tile. */
+/* The loop over rows, compiled for each kind and some sizes of a tile. */
 #define TILES(name, tile, kind)                                                                    \
   static void name(const uint8_t *data, const Rows *rows, int from, int to, float (*out)[PANEL]) { \
     for (; from + TILE <= to; from += TILE) tile(kind, TILE, data, rows, from, out);               \
+    for (; TILE > 4 && from + 4 <= to; from += 4) tile(kind, 4, data, rows, from, out);            \
     switch (to - from) {                                                                           \
       case 3: tile(kind, 3, data, rows, from, out); break;                                         \
       case 2: tile(kind, 2, data, rows, from, out); break;                                         \
@@ -302,12 +253,13 @@ static int padded(int n, int to) { return (n + to - 1) / to * to; }
 typedef struct {
   int dim, query, kv, qkv, rank, value_width, span;
   size_t head_halves; /* of a block, one head of one layer */
+  int tiles_count, *tile_start; /* runs of up to TOGETHER rows of one sequence; the end of the last one follows */
   float *x;           /* [rows][dim] the residual stream */
   float *qkv_out;     /* [rows][qkv] */
   float *lora;        /* [rows][rank] A·x */
   Rows normed, seen, gated;
   float (*tiles)[PANEL]; /* [threads][2][rows] */
-  float *scores;         /* [threads][heads of a group][span] */
+  float *attention;      /* [threads] queries, what they see and scores of TOGETHER rows */
   float *end;
 } Work;
 
@@ -326,6 +278,12 @@ static Rows take_rows(float **scratch, int rows, int width) {
   return r;
 }
 
+/* Floats that TOGETHER rows need to attend with the query heads of one key head. */
+static size_t attention_floats(const Model *m, const Work *w) {
+  size_t queries = (size_t)TOGETHER * (m->heads / m->kv_heads);
+  return (queries * (m->head_dim + w->value_width + w->span) + 15) / 16 * 16;
+}
+
 static Work plan(const Model *m, int rows, int threads, float *scratch) {
   Work w = {.dim = padded(m->dim, GROUP), .query = padded(m->heads * m->head_dim, PANEL)};
   w.kv = padded(m->kv_heads * m->head_dim, PANEL);
@@ -341,19 +299,31 @@ static Work plan(const Model *m, int rows, int threads, float *scratch) {
   w.seen = take_rows(&scratch, rows, padded(m->heads * m->head_dim, GROUP));
   w.gated = take_rows(&scratch, rows, m->layer->linear[DOWN].groups * GROUP);
   w.tiles = (float(*)[PANEL])take(&scratch, (size_t)threads * 2 * rows * PANEL);
-  w.scores = take(&scratch, (size_t)threads * (m->heads / m->kv_heads) * w.span);
+  w.attention = take(&scratch, (size_t)threads * attention_floats(m, &w));
+  w.tile_start = (int *)take(&scratch, rows + 1);
   w.end = scratch;
   return w;
+}
+
+static void group_rows(const Step *s, Work *w) {
+  int count = 0;
+  for (int row = 0; row < s->rows; row++) {
+    int start = count > 0 ? w->tile_start[count - 1] : 0;
+    if (count == 0 || s->sequences[row] != s->sequences[start] || row - start == TOGETHER) w->tile_start[count++] = row;
+  }
+  w->tile_start[count] = s->rows;
+  w->tiles_count = count;
 }
 
 /* This thread's share of n pieces. */
 #define SHARE(i, n) \
   for (int i = (int)((int64_t)(n) * thread / threads), i##_end = (int)((int64_t)(n) * (thread + 1) / threads); i < i##_end; i++)
-#define BARRIER _Pragma("omp barrier")
+#define BARRIER team_wait(team)
 
 /* A·x of every row whose version has a LoRA here. A piece is one panel of one run of rows of the same version. */
-static void lora_down(const Lora *lora, const int32_t *places, int rows, const Rows *x, const Work *w, int thread, int threads) {
+static void lora_down(const Lora *lora, const int32_t *places, int rows, const Rows *x, const Work *w, Team *team, int thread) {
   if (lora == NULL) return;
+  int threads = team->threads;
   for (int from = 0, to; from < rows; from = to) {
     for (to = from + 1; to < rows && places[to] == places[from];) to++;
     const Matrix *a = &lora[places[from]].a;
@@ -374,20 +344,19 @@ static void lora_up(const Lora *lora, const int32_t *places, int rows, int part,
     const Lora *l = lora + places[r];
     if (l->a.data == NULL) continue;
     const float *h = w->lora + (size_t)r * w->rank + part * l->rank, *b = l->b + (size_t)panel * l->rank * PANEL;
-    f8 left = load(out[r]), right = load(out[r] + 8);
-    for (int k = 0; k < l->rank; k++, b += PANEL) {
-      left += load(b) * all(h[k]);
-      right += load(b + 8) * all(h[k]);
+    for (int side = 0; side < PANEL; side += LANES) {
+      vec total = load(out[r] + side);
+      for (int k = 0; k < l->rank; k++) total += load(b + k * PANEL + side) * all(h[k]);
+      store(out[r] + side, total);
     }
-    store(out[r], left);
-    store(out[r] + 8, right);
   }
 }
 
 /* The residual stream += a linear of `in`, each row with its LoRA. */
-static void add_linear(const Layer *l, int linear, const Step *s, int rows, const Rows *in, const Work *w, int thread, int threads) {
+static void add_linear(const Layer *l, int linear, const Step *s, int rows, const Rows *in, const Work *w, Team *team, int thread) {
+  int threads = team->threads;
   float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;
-  lora_down(l->lora[linear], s->places, rows, in, w, thread, threads);
+  lora_down(l->lora[linear], s->places, rows, in, w, team, thread);
   SHARE(p, l->linear[linear].panels) {
     multiply(&l->linear[linear], p, in, 0, rows, tile);
     lora_up(l->lora[linear], s->places, rows, 0, p, w, tile);
@@ -407,26 +376,35 @@ static void rotate(float *x, const float *angles, int head_dim) {
   }
 }
 
-/* out[head][0..31] += Σ_i weight[head][i] · rows[i][0..31], for up to three heads at once. */
+/* out[head][0..31] += Σ_i weight[head][i] · rows[i][0..31], for a few heads at once. */
 ALWAYS void mix_heads(int heads, int n, const float *weight, int weight_stride, const half *rows, int stride, float *out, int out_stride) {
-  f8 total[3][4];
+  enum { VECTORS = GROUP / LANES };
+  vec total[12][VECTORS];
   for (int h = 0; h < heads; h++)
-    for (int v = 0; v < 4; v++) total[h][v] = load(out + h * out_stride + 8 * v);
+    for (int v = 0; v < VECTORS; v++) total[h][v] = load(out + h * out_stride + LANES * v);
   for (int i = 0; i < n; i++) {
-    f8 row[4];
-    for (int v = 0; v < 4; v++) row[v] = halves(rows + (size_t)i * stride + 8 * v);
+    vec row[VECTORS];
+    for (int v = 0; v < VECTORS; v++) row[v] = from_halves(rows + (size_t)i * stride + LANES * v);
+#pragma GCC unroll 12
     for (int h = 0; h < heads; h++)
-      for (int v = 0; v < 4; v++) total[h][v] += row[v] * all(weight[h * weight_stride + i]);
+      for (int v = 0; v < VECTORS; v++) total[h][v] += row[v] * all(weight[h * weight_stride + i]);
   }
   for (int h = 0; h < heads; h++)
-    for (int v = 0; v < 4; v++) store(out + h * out_stride + 8 * v, total[h][v]);
+    for (int v = 0; v < VECTORS; v++) store(out + h * out_stride + LANES * v, total[h][v]);
 }
 
 static void mix(int heads, int n, const float *weight, int weight_stride, const half *rows, int stride, float *out, int out_stride) {
-  for (; heads >= 3; heads -= 3, weight += 3 * weight_stride, out += 3 * out_stride)
-    mix_heads(3, n, weight, weight_stride, rows, stride, out, out_stride);
-  if (heads == 2) mix_heads(2, n, weight, weight_stride, rows, stride, out, out_stride);
-  if (heads == 1) mix_heads(1, n, weight, weight_stride, rows, stride, out, out_stride);
+#define SOME(count) \
+  for (; heads >= count; heads -= count, weight += count * weight_stride, out += count * out_stride) \
+    mix_heads(count, n, weight, weight_stride, rows, stride, out, out_stride);
+  if (LANES == 16) {
+    SOME(12)
+    SOME(6)
+  }
+  SOME(3)
+  SOME(2)
+  SOME(1)
+#undef SOME
 }
 
 typedef struct {
@@ -450,47 +428,59 @@ static void remember(const Model *m, const Work *w, Cache cache, float *qkv, int
   for (int i = 0; i < n; i++) values[i] = _cvtss_sh(value[i], 0);
 }
 
-/* What the query heads that share one key head see: softmax(q·K / √d)·V over all positions up to the row's own. */
-static void attend(const Model *m, const Work *w, Cache cache, const float *queries, int position, float *scores, float *out) {
-  int n = m->head_dim, group = m->heads / m->kv_heads, seen = position + 1, blocks = (seen + BLOCK - 1) / BLOCK;
-  float mixed[group * w->value_width];
-  memset(mixed, 0, sizeof mixed);
-  for (int b = 0; b < blocks; b++) {
-    for (int h = 0; h < group; h++) memset(scores + h * w->span + b * BLOCK, 0, BLOCK * sizeof(float));
-    mix(group, n, queries, n, cache.table[b] + cache.at, BLOCK, scores + b * BLOCK, w->span);
+/* What some rows of a sequence see with the query heads that share one key head: softmax(q·K / √d)·V over all positions
+   up to the row's own. Positions that only another of the rows may see weigh exactly 0. */
+static void attend(const Model *m, const Step *s, const Work *w, int layer, int head, int from, int to, float *scratch) {
+  int n = m->head_dim, group = m->heads / m->kv_heads, first = head * group * n, count = (to - from) * group, blocks = 0;
+  Cache cache = cache_of(m, s, w, layer, from, head);
+  float *queries = scratch, *mixed = queries + count * n, *scores = mixed + (size_t)count * w->value_width;
+  for (int r = from; r < to; r++) {
+    memcpy(queries + (r - from) * group * n, w->qkv_out + (size_t)r * w->qkv + first, group * n * sizeof(float));
+    if (s->positions[r] / BLOCK >= blocks) blocks = s->positions[r] / BLOCK + 1;
   }
-  for (int h = 0; h < group; h++) {
-    float *score = scores + h * w->span, scale = 1.0f / sqrtf((float)n);
-    f8 largest = all(-INFINITY), total = all(0);
+  memset(mixed, 0, (size_t)count * w->value_width * sizeof(float));
+  for (int b = 0; b < blocks; b++) {
+    for (int h = 0; h < count; h++) memset(scores + (size_t)h * w->span + b * BLOCK, 0, BLOCK * sizeof(float));
+    mix(count, n, queries, n, cache.table[b] + cache.at, BLOCK, scores + b * BLOCK, w->span);
+  }
+  int last = 0;
+  for (int h = 0; h < count; h++) {
+    float *score = scores + (size_t)h * w->span, scale = 1.0f / sqrtf((float)n);
+    int seen = s->positions[from + h / group] + 1;
+    if (seen > last) last = seen;
+    vec largest = all(-INFINITY), total = all(0);
     for (int i = seen; i < blocks * BLOCK; i++) score[i] = -INFINITY;
-    for (int i = 0; i < blocks * BLOCK; i += 8) largest = _mm256_max_ps(largest, load(score + i));
-    f8 top = all(max_of(largest));
-    for (int i = 0; i < blocks * BLOCK; i += 8) {
-      f8 e = exponential((load(score + i) - top) * all(scale));
+    for (int i = 0; i < blocks * BLOCK; i += LANES) largest = larger(largest, load(score + i));
+    vec top = all(max_of(largest));
+    for (int i = 0; i < blocks * BLOCK; i += LANES) {
+      vec e = exponential((load(score + i) - top) * all(scale));
       total += e;
       store(score + i, e);
     }
-    f8 inverse = all(1.0f / sum_of(total));
-    for (int i = 0; i < blocks * BLOCK; i += 8) store(score + i, load(score + i) * inverse);
+    vec inverse = all(1.0f / sum_of(total));
+    for (int i = 0; i < blocks * BLOCK; i += LANES) store(score + i, load(score + i) * inverse);
   }
   for (int b = 0; b < blocks; b++) {
-    int tokens = seen - b * BLOCK < BLOCK ? seen - b * BLOCK : BLOCK;
+    int tokens = last - b * BLOCK < BLOCK ? last - b * BLOCK : BLOCK;
     const half *values = cache.table[b] + cache.at + (size_t)n * BLOCK;
     for (int v = 0; v < w->value_width; v += GROUP)
-      mix(group, tokens, scores + b * BLOCK, w->span, values + v, w->value_width, mixed + v, w->value_width);
+      mix(count, tokens, scores + b * BLOCK, w->span, values + v, w->value_width, mixed + v, w->value_width);
   }
-  for (int h = 0; h < group; h++) memcpy(out + h * n, mixed + h * w->value_width, n * sizeof(float));
+  for (int h = 0; h < count; h++) {
+    float *out = w->seen.x + (size_t)(from + h / group) * w->seen.groups * GROUP + first + h % group * n;
+    memcpy(out, mixed + (size_t)h * w->value_width, n * sizeof(float));
+  }
 }
 
-static void run_layer(const Model *m, const Step *s, const Work *w, int index, int thread, int threads) {
+static void run_layer(const Model *m, const Step *s, const Work *w, int index, Team *team, int thread) {
   const Layer *l = m->layer + index;
-  int rows = s->rows, group = m->heads / m->kv_heads;
+  int rows = s->rows, threads = team->threads;
   float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * rows, (*second)[PANEL] = tile + rows;
-  float *scores = w->scores + (size_t)thread * group * w->span;
+  float *attention = w->attention + (size_t)thread * attention_floats(m, w);
 
   SHARE(r, rows) normalise(&w->normed, r, w->x + (size_t)r * w->dim, l->attention_norm, m->dim, m->norm_eps);
   BARRIER;
-  lora_down(l->lora[QKV], s->places, rows, &w->normed, w, thread, threads);
+  lora_down(l->lora[QKV], s->places, rows, &w->normed, w, team, thread);
   SHARE(p, l->linear[QKV].panels) {
     multiply(&l->linear[QKV], p, &w->normed, 0, rows, tile);
     int part = p * PANEL < w->query ? 0 : p * PANEL < w->query + w->kv ? 1 : 2;
@@ -504,10 +494,9 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
   }
   BARRIER;
   if (index == m->layers - 1) rows = s->outputs; /* of the others only keys and values were wanted */
-  SHARE(i, rows * m->kv_heads) {
-    int r = i / m->kv_heads, head = i % m->kv_heads, first = head * group * m->head_dim;
-    float *out = w->seen.x + (size_t)r * w->seen.groups * GROUP;
-    attend(m, w, cache_of(m, s, w, index, r, head), w->qkv_out + (size_t)r * w->qkv + first, s->positions[r], scores, out + first);
+  SHARE(i, w->tiles_count * m->kv_heads) {
+    int from = w->tile_start[i / m->kv_heads], to = w->tile_start[i / m->kv_heads + 1];
+    if (from < rows) attend(m, s, w, index, i % m->kv_heads, from, to < rows ? to : rows, attention);
   }
   BARRIER;
   SHARE(r, rows) {
@@ -516,10 +505,10 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
     round_row(&w->seen, r);
   }
   BARRIER;
-  add_linear(l, OUT, s, rows, &w->seen, w, thread, threads);
+  add_linear(l, OUT, s, rows, &w->seen, w, team, thread);
   SHARE(r, rows) normalise(&w->normed, r, w->x + (size_t)r * w->dim, l->mlp_norm, m->dim, m->norm_eps);
   BARRIER;
-  lora_down(l->lora[GATE_UP], s->places, rows, &w->normed, w, thread, threads);
+  lora_down(l->lora[GATE_UP], s->places, rows, &w->normed, w, team, thread);
   SHARE(g, w->gated.groups) {
     for (int p = 2 * g; p < 2 * g + 2; p++) { /* panels of gate and up alternate */
       multiply(&l->linear[GATE_UP], 2 * p, &w->normed, 0, rows, tile);
@@ -527,22 +516,22 @@ static void run_layer(const Model *m, const Step *s, const Work *w, int index, i
       lora_up(l->lora[GATE_UP], s->places, rows, 0, 2 * p, w, tile);
       lora_up(l->lora[GATE_UP], s->places, rows, 1, 2 * p + 1, w, second);
       for (int r = 0; r < rows; r++)
-        for (int v = 0; v < PANEL; v += 8) {
-          f8 gate = load(tile[r] + v), one = all(1);
-          f8 silu = gate / (one + exponential(-gate));
+        for (int v = 0; v < PANEL; v += LANES) {
+          vec gate = load(tile[r] + v), one = all(1);
+          vec silu = gate / (one + exponential(-gate));
           store(w->gated.x + ((size_t)r * w->gated.groups * GROUP + p * PANEL + v), silu * load(second[r] + v));
         }
     }
     for (int r = 0; r < rows; r++) round_group(&w->gated, r, g);
   }
   BARRIER;
-  add_linear(l, DOWN, s, rows, &w->gated, w, thread, threads);
+  add_linear(l, DOWN, s, rows, &w->gated, w, team, thread);
 }
 
 /* Floats of scratch memory that a step of so many rows needs. */
-int64_t hustings_scratch(const Model *m, int32_t rows, int32_t threads) {
+int64_t hustings_scratch(const Team *team, const Model *m, int32_t rows) {
   float *none = (float *)(uintptr_t)64;
-  return plan(m, rows, threads, none).end - none;
+  return plan(m, rows, team->threads, none).end - none;
 }
 
 /* Half floats of a block. */
@@ -550,27 +539,40 @@ int64_t hustings_block(const Model *m) {
   return (int64_t)m->layers * m->kv_heads * (int64_t)plan(m, 0, 0, NULL).head_halves;
 }
 
-void hustings_step(const Model *m, const Step *s) {
-  int threads = s->threads;
-  Work work = plan(m, s->rows, threads, s->scratch), *w = &work;
-#pragma omp parallel num_threads(threads)
-  {
-    int thread = omp_get_thread_num();
-    SHARE(r, s->rows) {
-      float *x = w->x + (size_t)r * w->dim;
-      unpack(&m->embedding, s->tokens[r], x, m->dim);
-      for (int k = m->dim; k < w->dim; k++) x[k] = 0;
-    }
-    BARRIER;
-    for (int index = 0; index < m->layers; index++) run_layer(m, s, w, index, thread, threads);
-    SHARE(r, s->outputs) normalise(&w->normed, r, w->x + (size_t)r * w->dim, m->norm, m->dim, m->norm_eps);
-    BARRIER;
-    float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;
-    SHARE(p, m->head.panels) {
-      multiply(&m->head, p, &w->normed, 0, s->outputs, tile);
-      int width = m->vocabulary - p * PANEL < PANEL ? m->vocabulary - p * PANEL : PANEL;
-      for (int r = 0; r < s->outputs; r++)
-        memcpy(s->logits + (size_t)r * m->vocabulary + p * PANEL, tile[r], width * sizeof(float));
-    }
+typedef struct {
+  const Model *model;
+  const Step *step;
+  Team *team;
+  Work work;
+} Task;
+
+static void run_step(void *given, int thread) {
+  const Task *task = given;
+  const Model *m = task->model;
+  const Step *s = task->step;
+  const Work *w = &task->work;
+  Team *team = task->team;
+  int threads = team->threads;
+  SHARE(r, s->rows) {
+    float *x = w->x + (size_t)r * w->dim;
+    unpack(&m->embedding, s->tokens[r], x, m->dim);
+    for (int k = m->dim; k < w->dim; k++) x[k] = 0;
   }
+  BARRIER;
+  for (int index = 0; index < m->layers; index++) run_layer(m, s, w, index, team, thread);
+  SHARE(r, s->outputs) normalise(&w->normed, r, w->x + (size_t)r * w->dim, m->norm, m->dim, m->norm_eps);
+  BARRIER;
+  float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;
+  SHARE(p, m->head.panels) {
+    multiply(&m->head, p, &w->normed, 0, s->outputs, tile);
+    int width = m->vocabulary - p * PANEL < PANEL ? m->vocabulary - p * PANEL : PANEL;
+    for (int r = 0; r < s->outputs; r++)
+      memcpy(s->logits + (size_t)r * m->vocabulary + p * PANEL, tile[r], width * sizeof(float));
+  }
+}
+
+void hustings_step(Team *team, const Model *m, const Step *s) {
+  Task task = {m, s, team, plan(m, s->rows, team->threads, s->scratch)};
+  group_rows(s, &task.work);
+  team_run(team, run_step, &task);
 }

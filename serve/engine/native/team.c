@@ -1,0 +1,60 @@
+/* A team begins, its workers wait for work, it ends. */
+#include "team.h"
+
+enum { SPINS = 4000 }; /* pauses before a worker sleeps */
+
+typedef struct {
+  Team *team;
+  int number;
+} Member;
+
+static void *team_member(void *given) {
+  Member member = *(Member *)given;
+  Team *team = member.team;
+  free(given);
+  for (int seen = 0;; seen++) {
+    for (int i = 0; i < SPINS && atomic_load_explicit(&team->task, memory_order_acquire) == seen; i++) _mm_pause();
+    pthread_mutex_lock(&team->lock);
+    team->sleeping++;
+    while (atomic_load(&team->task) == seen && !team->ending) pthread_cond_wait(&team->wake, &team->lock);
+    team->sleeping--;
+    bool ending = team->ending;
+    pthread_mutex_unlock(&team->lock);
+    if (ending) return NULL;
+    team->work(team->argument, member.number);
+    team_wait(team);
+  }
+}
+
+/* Ends the workers; nobody may be using the team. */
+void hustings_disband(Team *team) {
+  pthread_mutex_lock(&team->lock);
+  team->ending = true;
+  pthread_cond_broadcast(&team->wake);
+  pthread_mutex_unlock(&team->lock);
+  for (int i = 1; i < team->threads; i++) pthread_join(team->workers[i], NULL);
+  pthread_cond_destroy(&team->wake);
+  pthread_mutex_destroy(&team->lock);
+  free(team->workers);
+  free(team);
+}
+
+/* A team of so many threads, the caller among them; fewer where no more can be had; NULL without memory. */
+Team *hustings_team(int32_t threads) {
+  Team *team = aligned_alloc(64, (sizeof(Team) + 63) / 64 * 64);
+  if (team == NULL) return NULL;
+  *team = (Team){.threads = 1, .workers = calloc(threads, sizeof(pthread_t))};
+  pthread_mutex_init(&team->lock, NULL);
+  pthread_cond_init(&team->wake, NULL);
+  for (int i = 1; i < threads && team->workers != NULL; i++) {
+    Member *member = malloc(sizeof *member);
+    if (member == NULL) break;
+    *member = (Member){team, i};
+    if (pthread_create(&team->workers[i], NULL, team_member, member) != 0) {
+      free(member);
+      break;
+    }
+    team->threads = i + 1;
+  }
+  return team;
+}
