@@ -185,6 +185,7 @@ def _load_engine(settings: Settings, base: ModelFolder) -> Engine:
         batch_rows=settings.batch_rows,
         queue_limit=settings.queue_limit,
         max_lora_rank=settings.max_lora_rank,
+        cache_tokens=settings.cache_tokens,
     )
 
 

@@ -70,7 +70,7 @@ def test_ragged_rows_of_several_versions_match_peft_row_by_row(
     for packed in (False, True):
         slots = decoder.slots()
         for version, ids in rows:
-            cache = decoder.prompt(1, len(ids))
+            cache = decoder.prompt([0], ids.tolist())
             decoder.bank.route([version])
             for chunk in ids.split(4):
                 logits = decoder.forward(chunk[None], cache)

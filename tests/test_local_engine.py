@@ -21,6 +21,7 @@ from serve.engine.decoder import KINDS
 from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
 from serve.engine.lora_weights import LoraWeights
+from serve.engine.native.blocks import BLOCK
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import Message, Sampling
@@ -209,6 +210,60 @@ def test_a_long_prompt_in_chunks_gives_the_same_answer(
     expected = generate(backbone.model, prompt, GREEDY.max_tokens)
     assert list(outputs[0].token_ids) == list(outputs[2].token_ids) == expected
     assert outputs[1].token_ids != outputs[0].token_ids
+
+
+def count_tokens(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens a row of each forward pass from here on."""
+    passed: list[int] = []
+    forward = engine._decoder.forward
+
+    def counted(token_ids: Tensor, cache: Any) -> Tensor:
+        passed.append(token_ids.shape[1])
+        return forward(token_ids, cache)
+
+    monkeypatch.setattr(engine._decoder, "forward", counted)
+    return passed
+
+
+@pytest.mark.usefixtures("no_eos")
+def test_the_next_turn_computes_only_what_is_new_and_says_the_same(
+    make_engine: MakeEngine, adapters: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembering, plain = make_engine(cache_tokens=1000), make_engine()
+    for engine in (remembering, plain):
+        engine.load(1, adapters[1])
+    sampling = Sampling(max_tokens=40, temperature=1.0)
+    prompt = prompt_of(remembering, "Tell me a story that is long enough to fill some blocks of tokens.")
+    first = answer(remembering, prompt, (1, 1), (1, 2), sampling=sampling)
+    talk = [*prompt, *first[1].token_ids, *prompt_of(remembering, "And then?")]
+    passed = count_tokens(remembering, monkeypatch)
+    again = answer(remembering, talk, (1, 3), (1, 4), sampling=sampling)
+    assert again == answer(plain, talk, (1, 3), (1, 4), sampling=sampling)
+    known = (len(prompt) + 40 - 1) // BLOCK * BLOCK
+    assert passed[0] == len(talk) - known < len(talk) / 2
+
+    passed.clear()  # another version knows nothing of it, and both go from the beginning
+    assert answer(remembering, talk, (0, 3), (1, 3), sampling=sampling) == answer(
+        plain, talk, (0, 3), (1, 3), sampling=sampling
+    )
+    assert passed[0] == len(talk)
+
+
+@pytest.mark.usefixtures("no_eos")
+def test_weights_that_replace_others_do_not_go_on_from_their_past(
+    make_engine: MakeEngine, adapters: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(cache_tokens=1000)
+    prompt = prompt_of(engine, "Tell me a story that is long enough to fill some blocks of tokens.")
+    sampling = Sampling(max_tokens=5, temperature=0.0)
+    answers = []
+    for version in (1, 2, 1):
+        tensors = load_file(adapters[version] / "adapter_model.safetensors")
+        engine.load_tensors(7, tensors, scaling=2.0)
+        passed = count_tokens(engine, monkeypatch)
+        answers.append(answer(engine, prompt, (7, 0), sampling=sampling)[0].logprobs)
+        assert passed[0] == len(prompt)
+    assert answers[0] == answers[2] != answers[1]
 
 
 def test_sync_and_async_iteration_and_result_tell_the_same(engine: LocalEngine) -> None:

@@ -86,7 +86,7 @@ def native(backbone: Backbone) -> NativeDecoder:
 
 def logits_of(decoder: NativeDecoder, ids: Tensor, version: int = 0, chunk: int = 1000) -> Tensor:
     """Of the last token of ids (T,), read in chunks."""
-    cache = decoder.prompt(1, len(ids))
+    cache = decoder.prompt([version], ids.tolist())
     decoder.bank.route([version])
     logits = torch.empty(0)
     for piece in ids.split(chunk):
@@ -122,7 +122,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch_and_any_chunks(
     alone = [logits_of(decoder, torch.cat((p, f[None])), v) for p, f, v in zip(prompts, follow, versions, strict=True)]
     slots = decoder.slots()
     for prompt, version in zip(prompts, versions, strict=True):
-        cache = decoder.prompt(1, len(prompt))
+        cache = decoder.prompt([0], prompt.tolist())
         decoder.bank.route([version])
         for piece in prompt.split(7):
             decoder.forward(piece[None], cache)
@@ -137,7 +137,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch_and_any_chunks(
 def test_forks_share_full_blocks_and_part_ways(gridded: dict[str, Backbone]) -> None:
     decoder = native(gridded["int4"])
     prompt = torch.arange(3, 3 + 2 * BLOCK + 5)
-    cache = decoder.prompt(1, len(prompt))
+    cache = decoder.prompt([0], prompt.tolist())
     decoder.bank.route([0])
     decoder.forward(prompt[None], cache)
     slots = decoder.slots()
@@ -162,7 +162,7 @@ def test_a_version_without_finite_weights_spoils_no_other_row(gridded: dict[str,
     assert decoder.bank.install(1, weights, keep=0)
     ids = torch.arange(3, 12)
     assert logits_of(decoder, ids, 1).isnan().all()
-    cache = decoder.prompt(2, len(ids))
+    cache = decoder.prompt([0, 1], ids.tolist())
     decoder.bank.route([0, 1])
     both = decoder.forward(ids.expand(2, -1), cache)
     assert torch.equal(both[0], logits_of(decoder, ids))

@@ -41,11 +41,17 @@ class Decoder(Protocol):
     context_length: int
     """Tokens of prompt and answer together."""
 
-    def prompt(self, rows: int, capacity: int) -> Any:
-        """A `Prompt` of `capacity` tokens that so many versions read."""
+    def prompt(self, versions: Sequence[int], tokens: Sequence[int]) -> Any:
+        """A `Prompt` of these tokens, a row for each version; its beginning, if known, is in already."""
 
     def slots(self) -> Any:
         """An empty `Running`."""
+
+    def keep(self, cache: Any, row: int, version: int, tokens: Sequence[int]) -> None:
+        """What a row of a prompt or of the running ones holds may be remembered for prompts that begin alike."""
+
+    def forget(self, version: int) -> None:
+        """A version's weights have been replaced: remember nothing of it."""
 
     def forward(self, token_ids: Tensor, cache: Any) -> Tensor:
         """Token ids (rows, T) that follow what the decoder's own cache holds → logits of the last one (rows, V)."""
@@ -59,8 +65,12 @@ class Decoder(Protocol):
         """Do one more piece of preparation that only makes it faster; False when there is none left."""
 
 
-def open_decoder(backbone: Backbone, *, places: int, max_rank: int, kind: str | None = None) -> Decoder:
+def open_decoder(
+    backbone: Backbone, *, places: int, max_rank: int, cache_tokens: int = 0, kind: str | None = None
+) -> Decoder:
     """The fastest decoder that computes this model, or the one of `kind` if it does.
+
+    `cache_tokens` of earlier prompts and answers are kept, where the decoder can.
 
     Raises ModelError for a model that none can decode.
     """
@@ -75,7 +85,7 @@ def open_decoder(backbone: Backbone, *, places: int, max_rank: int, kind: str | 
         if code is not None:
             from serve.engine.native.decoder import NativeDecoder
 
-            return NativeDecoder(code, shape, backbone, places=places, max_rank=max_rank)
+            return NativeDecoder(code, shape, backbone, places=places, max_rank=max_rank, cache_tokens=cache_tokens)
     if shape is not None:
         return LlamaDecoder(shape, backbone, places=places, max_rank=max_rank)
     from serve.engine.general import GeneralDecoder

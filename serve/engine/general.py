@@ -9,15 +9,15 @@ from transformers import Cache
 
 from serve.engine.lora_bank import LoraBank
 from serve.engine.sampling import draw
-from serve.engine.slots import KeyValues, PromptCache, Slots
+from serve.engine.slots import KeyValues, PlainCaches
 from serve.errors import ModelError
 from serve.policy.base import Backbone
 
 
-class GeneralDecoder:
+class GeneralDecoder(PlainCaches):
     """transformers' forward on a view of the backbone, whose linears are the bank's."""
 
-    prompt, slots, draw = PromptCache, Slots, staticmethod(draw)
+    draw = staticmethod(draw)
 
     def __init__(self, backbone: Backbone, *, places: int, max_rank: int) -> None:
         self.context_length = _context_length(backbone)

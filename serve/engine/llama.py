@@ -19,7 +19,7 @@ from torch import Tensor
 
 from serve.engine.lora_bank import BankLinear, LoraBank
 from serve.engine.sampling import draw
-from serve.engine.slots import PromptCache, Slots
+from serve.engine.slots import PlainCaches
 from serve.errors import ModelError
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ class _Layer:
     down: BankLinear
 
 
-class LlamaDecoder:
+class LlamaDecoder(PlainCaches):
     """The lean forward pass over a backbone's weights, with the bank's linears."""
 
-    prompt, slots, draw = PromptCache, Slots, staticmethod(draw)
+    draw = staticmethod(draw)
 
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
         """Raises ModelError for weights that are broken or missing."""

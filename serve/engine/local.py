@@ -32,8 +32,10 @@ from serve.records import BASE_VERSION, FinishReason, Message, Sampling
 if TYPE_CHECKING:
     from serve.policy.base import Backbone
 
-PREFILL_TOKENS = 256
-"""Prompt tokens a turn of the loop, about: a long prompt must not stop the others' streams."""
+PREFILL_TOKENS = 512
+"""Prompt tokens a turn of the loop, about, while nobody else is answered."""
+PREFILL_BESIDE = 64
+"""The same beside running answers: no stream may stand still for more than 100 ms."""
 INSTALL_TIMEOUT = 30.0
 """Seconds that a new adapter waits for a place when all have requests in flight."""
 CLOSE_TIMEOUT = 10.0
@@ -57,7 +59,7 @@ class _Prefill:
     def __init__(self, generation: LocalGeneration, decoder: Decoder) -> None:
         self.generation = generation
         self.versions = sorted({c.version for c in generation.live()})
-        self.cache: Prompt = decoder.prompt(len(self.versions), len(generation.prompt))
+        self.cache: Prompt = decoder.prompt(self.versions, generation.prompt)
 
 
 class LocalEngine:
@@ -71,10 +73,12 @@ class LocalEngine:
         queue_limit: int = 64,
         max_lora_rank: int = 64,
         places: int | None = None,
+        cache_tokens: int = 0,
         decoder: str | None = None,
     ) -> None:
         """`batch_rows` decode at once, `queue_limit` requests wait, `places` versions (base included) are resident.
 
+        Of earlier prompts and answers, keys and values of `cache_tokens` are kept for prompts that begin with them.
         `decoder` is one of `decoder.KINDS`, by default the fastest that fits. Raises ModelError.
         """
         places = batch_rows + 2 if places is None else places
@@ -84,7 +88,9 @@ class LocalEngine:
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._batch_rows = batch_rows
         self._queue_limit = queue_limit
-        self._decoder = open_decoder(backbone, places=places, max_rank=max_lora_rank, kind=decoder)
+        self._decoder = open_decoder(
+            backbone, places=places, max_rank=max_lora_rank, cache_tokens=cache_tokens, kind=decoder
+        )
         self._bank = self._decoder.bank
 
         # Shared with the callers, under the lock (as is the bank's bookkeeping):
@@ -276,6 +282,8 @@ class LocalEngine:
                 except Exception as error:  # noqa: BLE001  # handed to the one who waits for it
                     install.done.set_exception(error)
                 else:
+                    if install.replace:
+                        self._decoder.forget(install.version)
                     install.done.set_result(None)
                 self._installs.remove(install)
 
@@ -300,11 +308,11 @@ class LocalEngine:
                 self._prefills.append(prefill)
 
     def _prefill(self) -> None:
-        budget = PREFILL_TOKENS
+        budget = limit = PREFILL_BESIDE if self._rows else PREFILL_TOKENS
         while self._prefills and budget > 0:
             prefill = self._prefills[0]
             prompt, versions = prefill.generation.prompt, prefill.versions
-            chunk = prompt[prefill.cache.length :][: max(1, PREFILL_TOKENS // len(versions))]
+            chunk = prompt[prefill.cache.length :][: max(1, limit // len(versions))]
             try:
                 self._bank.route(versions)
                 logits = self._decoder.forward(torch.tensor([chunk] * len(versions)), prefill.cache)
@@ -324,6 +332,8 @@ class LocalEngine:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""
         joining = prefill.generation.live()
         sources = [prefill.versions.index(c.version) for c in joining]
+        for row, version in enumerate(prefill.versions):
+            self._decoder.keep(prefill.cache, row, version, prefill.generation.prompt)
         self._emit(joining, logits[sources])
         for candidate, source in zip(joining, sources, strict=True):
             if candidate.finish_reason is None:
@@ -378,7 +388,12 @@ class LocalEngine:
 
     def _remove_finished(self) -> None:
         for row in reversed(range(len(self._rows))):
-            if self._rows[row].finish_reason is not None:
+            candidate = self._rows[row]
+            if candidate.finish_reason is not None:
+                if candidate.finish_reason != "error":
+                    self._decoder.keep(
+                        self._slots, row, candidate.version, candidate.generation.prompt + candidate.token_ids
+                    )
                 self._slots.remove(row)
                 self._rows[row] = self._rows[-1]
                 self._rows.pop()

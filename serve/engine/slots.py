@@ -8,6 +8,7 @@ nothing is padded or shifted. Memory is taken at the first write: only the model
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -156,6 +157,22 @@ class Slots:
                 new_span = old_span if span <= old_span else -(-span // BLOCK) * BLOCK
                 tensors[index] = old.new_zeros(new_rows, old.shape[1], new_span, old.shape[3])
                 tensors[index][:old_rows, :, :old_span] = old
+
+
+class PlainCaches:
+    """A decoder's caches where nothing of earlier prompts is kept."""
+
+    slots = Slots
+
+    def prompt(self, versions: Sequence[int], tokens: Sequence[int]) -> PromptCache:
+        """A prompt, from its first token."""
+        return PromptCache(len(versions), len(tokens))
+
+    def keep(self, cache: PromptCache | Slots, row: int, version: int, tokens: Sequence[int]) -> None:
+        """Nothing is kept."""
+
+    def forget(self, version: int) -> None:
+        """There is nothing to forget."""
 
 
 def _reserved(like: Tensor, capacity: int) -> Tensor:

@@ -37,8 +37,9 @@ class BlockSequence:
 class BlockPrompt:
     """A prompt on its way through the model, a sequence for each version that reads it."""
 
-    def __init__(self, rows: int) -> None:
-        self.sequences = [BlockSequence() for _ in range(rows)]
+    def __init__(self, sequences: list[BlockSequence]) -> None:
+        """All of the same length."""
+        self.sequences = sequences
 
     @property
     def length(self) -> int:

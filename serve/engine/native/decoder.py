@@ -19,8 +19,9 @@ from serve.engine.llama import LlamaShape, Weights
 from serve.engine.lora_bank import LoraBank
 from serve.engine.lora_weights import LoraWeights
 from serve.engine.native import library, narrow
-from serve.engine.native.blocks import BlockPrompt, BlockSlots
+from serve.engine.native.blocks import BLOCK, BlockPrompt, BlockSequence, BlockSlots
 from serve.engine.native.narrow import Packed
+from serve.engine.native.prefixes import Prefixes
 from serve.engine.sampling import is_greedy
 
 if TYPE_CHECKING:
@@ -86,11 +87,13 @@ class NativeDecoder:
         *,
         places: int,
         max_rank: int,
+        cache_tokens: int = 0,
     ) -> None:
-        """Raises ModelError for weights that are broken or missing."""
+        """`cache_tokens` of earlier prompts and answers are kept. Raises ModelError for broken or missing weights."""
         self.context_length = shape.context_length
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=torch.float32, device=torch.device("cpu"))
         self._code = code
+        self._prefixes = Prefixes(cache_tokens)
         self._packed = _read_packed(backbone, shape)
         self._scratch = torch.empty(0)
         self._layers = (library.Layer * shape.layers)()
@@ -127,13 +130,24 @@ class NativeDecoder:
         self._weights = torch.empty(0)
         weakref.finalize(self, code.hustings_disband, self._team)
 
-    def prompt(self, rows: int, capacity: int) -> BlockPrompt:
-        """Keys and values of a prompt of `capacity` tokens that so many versions read."""
-        return BlockPrompt(rows)
+    def prompt(self, versions: Sequence[int], tokens: Sequence[int]) -> BlockPrompt:
+        """A prompt that these versions read; what all of them know of its beginning is in already."""
+        known = [self._prefixes.find(version, tokens[:-1]) for version in versions]  # the last one's logits are wanted
+        blocks = min(len(k) for k in known)
+        return BlockPrompt([BlockSequence(k[:blocks], blocks * BLOCK) for k in known])
 
     def slots(self) -> BlockSlots:
         """Keys and values of the rows that decode together."""
         return BlockSlots()
+
+    def keep(self, cache: BlockPrompt | BlockSlots, row: int, version: int, tokens: Sequence[int]) -> None:
+        """Remember what a row holds: another prompt may begin with these tokens."""
+        sequence = cache.sequences[row]
+        self._prefixes.keep(version, tokens[: sequence.length], sequence.blocks)
+
+    def forget(self, version: int) -> None:
+        """The version's weights are others now."""
+        self._prefixes.forget(version)
 
     def forward(self, token_ids: Tensor, cache: BlockPrompt | BlockSlots) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
