@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps -r
 
-.PHONY: run install test check slow faults bench screenshots lock
+.PHONY: run install test check slow faults bench screenshots peers lock
 
 run: .venv/.installed
 	@exec $(BIN)/python app.py $(ARGS)
@@ -25,6 +25,11 @@ slow faults bench: .venv/.installed-dev
 
 screenshots: .venv/.installed-dev
 	$(BIN)/python docs/screenshots.py
+
+# What benchmarks/serving.py compares with, in an environment of its own (llama.cpp compiles for some minutes).
+peers:
+	$(PYTHON) -m venv .peers/llama
+	.peers/llama/bin/pip install --quiet llama-cpp-python==0.3.36
 
 # Pins every dependency with its hashes, for all Python versions; an existing pin stays as long as it fits.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"

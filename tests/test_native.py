@@ -206,3 +206,54 @@ def test_vectors_of_eight_floats_compute_what_those_of_sixteen_do(
         torch.testing.assert_close(
             logits_of(native(elsewhere), ids), logits_of(native(backbone), ids), rtol=0, atol=2e-2, msg=kind
         )
+
+
+@torch.inference_mode()
+def test_another_version_goes_on_from_the_trunk_bit_for_bit(gridded: dict[str, Backbone], tmp_path: Path) -> None:
+    backbone = gridded["int4"]
+    remembering = open_decoder(backbone, places=4, max_rank=8, cache_tokens=1000, kind="native")
+    assert isinstance(remembering, NativeDecoder)
+    plain = native(backbone)
+    for version, layers in ((1, (2, 3)), (2, (3,)), (3, (1, 2))):
+        folder = tiny.write_adapter(tmp_path / str(version), backbone.folder.path, rank=4, layers=layers, seed=version)
+        weights = read_adapter(folder, plain.bank.shapes, max_rank=8, dtype=torch.float32)
+        for decoder in (remembering, plain) if version < 3 else ():
+            assert decoder.bank.install(version, weights, keep=0)
+    ids = torch.randint(3, 200, (3 * BLOCK + 9,), generator=torch.Generator().manual_seed(6))
+
+    def read(versions: list[int], tokens: Tensor) -> tuple[Tensor, list[int]]:
+        """Logits (versions, V), and how long the prompt was after each pass."""
+        cache = remembering.prompt(versions, tokens.tolist())
+        lengths, logits = [cache.length], torch.empty(0)
+        while cache.length < len(tokens):
+            remembering.bank.route(versions)
+            piece = tokens[cache.length : cache.length + 40]
+            logits = remembering.forward(piece.expand(len(versions), -1), cache)
+            lengths.append(cache.length)
+        for row, version in enumerate(versions):
+            remembering.keep(cache, row, version, tokens.tolist())
+        return logits, lengths
+
+    def expected(versions: list[int], tokens: Tensor) -> Tensor:
+        return torch.stack([logits_of(plain, tokens, version) for version in versions])
+
+    read([0], ids[:-20])  # two blocks
+    logits, lengths = read([1], ids)
+    assert lengths == [0, 40, 64, 104, 105]  # up to 64 the upper layers alone
+    assert torch.equal(logits, expected([1], ids))
+    logits, lengths = read([0, 2, 1], ids)  # 0 knows two blocks, 2 none, 1 three
+    assert lengths == [0, 40, 80, 96, 105]
+    assert torch.equal(logits, expected([0, 2, 1], ids))
+    logits, lengths = read([2], ids)
+    assert lengths == [96, 105]
+    assert torch.equal(logits, expected([2], ids))
+
+    weights = read_adapter(tmp_path / "3", plain.bank.shapes, max_rank=8, dtype=torch.float32)
+    for decoder in (remembering, plain):
+        assert decoder.bank.install(3, weights, keep=0)
+    logits, lengths = read([3], ids)  # it changes a layer of what was the trunk
+    assert lengths[0] == 0 and lengths[1] == 40
+    assert torch.equal(logits, expected([3], ids))
+    logits, lengths = read([1], ids)
+    assert lengths == [0, 40, 80, 96, 105]
+    assert torch.equal(logits, expected([1], ids))

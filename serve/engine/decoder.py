@@ -54,7 +54,10 @@ class Decoder(Protocol):
         """A version's weights have been replaced: remember nothing of it."""
 
     def forward(self, token_ids: Tensor, cache: Any) -> Tensor:
-        """Token ids (rows, T) that follow what the decoder's own cache holds → logits of the last one (rows, V)."""
+        """Token ids (rows, T) that follow what the decoder's own cache holds → logits of the last one (rows, V).
+
+        Of a prompt it may take fewer tokens than it is given; its length tells.
+        """
 
     def draw(
         self, logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]

@@ -111,7 +111,7 @@ def resolve_model(source: str, cache_dir: Path) -> ModelFolder:
     Raises ModelError, naming the fix, when there is nothing usable there.
     """
     if source == DEFAULT_MODEL:
-        return _convert_gguf(_default_gguf(), cache_dir)
+        return _convert_gguf(default_gguf(), cache_dir)
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -180,7 +180,7 @@ def _naming_what_is_broken(folder: ModelFolder) -> Iterator[None]:
         ) from error
 
 
-def _default_gguf() -> Path:
+def default_gguf() -> Path:
     spec = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE)
     found = sorted(Path(next(iter(spec.submodule_search_locations or []))).glob("*.gguf")) if spec else []
     if not found:

@@ -15,9 +15,11 @@ BLOCK = 32
 class BlockSequence:
     """One row's blocks, and how many tokens are in them."""
 
-    def __init__(self, blocks: list[Tensor] | None = None, length: int = 0) -> None:
-        self.blocks = blocks or []
+    def __init__(self, blocks: list[Tensor], length: int, trunk: int) -> None:
+        """Of the first `length` tokens all is there. The states lie above `trunk` layers."""
+        self.blocks = blocks
         self.length = length
+        self.trunk = trunk
 
     def reserve(self, length: int, block_size: int) -> None:
         """Make room for so many tokens; `block_size` counts half floats."""
@@ -27,7 +29,9 @@ class BlockSequence:
     def fork(self) -> BlockSequence:
         """Another sequence that begins as this one: full blocks are shared, the last one is copied."""
         full = self.length // BLOCK
-        return BlockSequence(self.blocks[:full] + [block.clone() for block in self.blocks[full:]], self.length)
+        return BlockSequence(
+            self.blocks[:full] + [block.clone() for block in self.blocks[full:]], self.length, self.trunk
+        )
 
     def addresses(self, width: int) -> list[int]:
         """Where the blocks lie, filled up with zeros."""
@@ -37,9 +41,10 @@ class BlockSequence:
 class BlockPrompt:
     """A prompt on its way through the model, a sequence for each version that reads it."""
 
-    def __init__(self, sequences: list[BlockSequence]) -> None:
-        """All of the same length."""
+    def __init__(self, sequences: list[BlockSequence], trunk_length: int = 0) -> None:
+        """All of the same length; the trunk's part is there for `trunk_length` tokens."""
         self.sequences = sequences
+        self.trunk_length = trunk_length
 
     @property
     def length(self) -> int:

@@ -39,6 +39,10 @@ ALTERNATING = 2
 """Of gate and up, the panels alternate."""
 
 
+TRUNK, TOP = 2, 3
+"""Of the layers, these thirds are taken for the trunk until an adapter changes a lower one: training's default."""
+
+
 class NativeLinear:
     """The LoRA table of one linear of llama.c; the bank writes it."""
 
@@ -94,6 +98,7 @@ class NativeDecoder:
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=torch.float32, device=torch.device("cpu"))
         self._code = code
         self._prefixes = Prefixes(cache_tokens)
+        self._trunk = shape.layers * TRUNK // TOP
         self._packed = _read_packed(backbone, shape)
         self._scratch = torch.empty(0)
         self._layers = (library.Layer * shape.layers)()
@@ -132,9 +137,16 @@ class NativeDecoder:
 
     def prompt(self, versions: Sequence[int], tokens: Sequence[int]) -> BlockPrompt:
         """A prompt that these versions read; what all of them know of its beginning is in already."""
-        known = [self._prefixes.find(version, tokens[:-1]) for version in versions]  # the last one's logits are wanted
-        blocks = min(len(k) for k in known)
-        return BlockPrompt([BlockSequence(k[:blocks], blocks * BLOCK) for k in known])
+        self._find_trunk()
+        before = tokens[:-1]  # the last one's logits are wanted
+        own = [self._prefixes.find(version, before) for version in versions]
+        shared = self._prefixes.find_any(before) if self._trunk > 0 else []
+        whole = min(len(blocks) for blocks in own)
+        sequences = [
+            BlockSequence(blocks[:whole] + [block.clone() for block in shared[whole:]], whole * BLOCK, self._trunk)
+            for blocks in own
+        ]
+        return BlockPrompt(sequences, max(whole, len(shared)) * BLOCK)
 
     def slots(self) -> BlockSlots:
         """Keys and values of the rows that decode together."""
@@ -143,14 +155,32 @@ class NativeDecoder:
     def keep(self, cache: BlockPrompt | BlockSlots, row: int, version: int, tokens: Sequence[int]) -> None:
         """Remember what a row holds: another prompt may begin with these tokens."""
         sequence = cache.sequences[row]
-        self._prefixes.keep(version, tokens[: sequence.length], sequence.blocks)
+        if sequence.trunk == self._trunk:  # its states lie where others look for them
+            self._prefixes.keep(version, tokens[: sequence.length], sequence.blocks)
 
     def forget(self, version: int) -> None:
         """The version's weights are others now."""
         self._prefixes.forget(version)
 
+    def _find_trunk(self) -> None:
+        """An adapter may change a lower layer than any before; then the states that are kept are of no use."""
+        changed = (index for index, layer in enumerate(self._layers) if any(layer.lora))
+        trunk = min(self._trunk, next(changed, self._trunk))
+        if trunk < self._trunk:
+            self._trunk = trunk
+            self._prefixes.clear()
+
     def forward(self, token_ids: Tensor, cache: BlockPrompt | BlockSlots) -> Tensor:
-        """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
+        """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V).
+
+        Of tokens whose trunk is known only the upper layers are computed; the pass ends with them, without logits.
+        """
+        first, trunk = 0, self._trunk
+        if isinstance(cache, BlockPrompt):
+            trunk = cache.sequences[0].trunk
+            if cache.trunk_length > cache.length:
+                first = trunk
+                token_ids = token_ids[:, : cache.trunk_length - cache.length]
         rows, tokens = token_ids.shape
         if not 0 <= int(token_ids.min()) <= int(token_ids.max()) < self._vocabulary:
             raise IndexError(f"a token id is outside the model's vocabulary of {self._vocabulary}")
@@ -164,13 +194,16 @@ class NativeDecoder:
         ids = token_ids.flip(1).t().to(torch.int32).contiguous()
         width = max(len(s.blocks) for s in cache.sequences)
         table = torch.tensor([s.addresses(width) for s in cache.sequences])
-        logits = torch.empty(rows, self._vocabulary)
+        outputs = 0 if first > 0 else rows
+        logits = torch.empty(outputs, self._vocabulary)
         needed = self._code.hustings_scratch(self._team, byref(self._model), rows * tokens)
         if needed > len(self._scratch) or len(self._scratch) > 16 * needed:
             self._scratch = torch.empty(needed)
         step = library.Step(
             rows * tokens,
-            rows,
+            outputs,
+            first,
+            trunk,
             width,
             *(t.data_ptr() for t in (ids, positions, sequences, places, table, logits, self._scratch)),
         )

@@ -72,7 +72,7 @@ class Step(Structure):
     """What one call computes; llama.c says how long each array is."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("rows", "outputs", "width")),
+        *((name, c_int32) for name in ("rows", "outputs", "first", "trunk", "width")),
         *((name, c_void_p) for name in ("tokens", "positions", "sequences", "places", "blocks", "logits", "scratch")),
     ]
 

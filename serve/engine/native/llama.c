@@ -10,7 +10,10 @@
 
    Keys and values are half floats in blocks of 32 tokens that any sequence may share:
 
-       block: [layers][kv_heads] { keys [head_dim][32], values [32][head_dim to 32] }
+       block: [layers][kv_heads] { keys [head_dim][32], values [32][head_dim to 32] }, then floats: states [32][dim to 32]
+
+   States are the residual stream where the trunk ends, below the lowest layer that any version changes. With them and the
+   trunk's keys and values, which are the same for all versions, another version computes only its upper layers.
 */
 #include <stddef.h>
 #include <string.h>
@@ -56,6 +59,7 @@ typedef struct {
 
 typedef struct {
   int32_t rows, outputs; /* the first `outputs` rows want logits */
+  int32_t first, trunk;  /* begin at this layer: 0, or `trunk` from the states there; `trunk` layers are below the states */
   int32_t width;                  /* blocks in a sequence's table */
   const int32_t *tokens, *positions, *sequences, *places; /* [rows] */
   half *const *blocks;                                    /* [sequences][width] */
@@ -416,6 +420,12 @@ static Cache cache_of(const Model *m, const Step *s, const Work *w, int layer, i
   return (Cache){s->blocks + (size_t)s->sequences[row] * s->width, ((size_t)layer * m->kv_heads + head) * w->head_halves};
 }
 
+/* A row's place among the states. */
+static float *state_of(const Model *m, const Step *s, const Work *w, int row) {
+  half *block = s->blocks[(size_t)s->sequences[row] * s->width + s->positions[row] / BLOCK];
+  return (float *)(block + (size_t)m->layers * m->kv_heads * w->head_halves) + (size_t)(s->positions[row] % BLOCK) * w->dim;
+}
+
 /* Turn a row's queries and one key, and keep key and value. */
 static void remember(const Model *m, const Work *w, Cache cache, float *qkv, int head, int position) {
   int n = m->head_dim, group = m->heads / m->kv_heads, spot = position % BLOCK;
@@ -536,7 +546,8 @@ int64_t hustings_scratch(const Team *team, const Model *m, int32_t rows) {
 
 /* Half floats of a block. */
 int64_t hustings_block(const Model *m) {
-  return (int64_t)m->layers * m->kv_heads * (int64_t)plan(m, 0, 0, NULL).head_halves;
+  Work w = plan(m, 0, 0, NULL);
+  return (int64_t)m->layers * m->kv_heads * (int64_t)w.head_halves + 2 * BLOCK * w.dim;
 }
 
 typedef struct {
@@ -555,11 +566,19 @@ static void run_step(void *given, int thread) {
   int threads = team->threads;
   SHARE(r, s->rows) {
     float *x = w->x + (size_t)r * w->dim;
+    if (s->first > 0) {
+      memcpy(x, state_of(m, s, w, r), w->dim * sizeof(float));
+      continue;
+    }
     unpack(&m->embedding, s->tokens[r], x, m->dim);
     for (int k = m->dim; k < w->dim; k++) x[k] = 0;
   }
   BARRIER;
-  for (int index = 0; index < m->layers; index++) run_layer(m, s, w, index, team, thread);
+  for (int index = s->first; index < m->layers; index++) {
+    if (index == s->trunk && s->first == 0)
+      SHARE(r, s->rows) memcpy(state_of(m, s, w, r), w->x + (size_t)r * w->dim, w->dim * sizeof(float));
+    run_layer(m, s, w, index, team, thread);
+  }
   SHARE(r, s->outputs) normalise(&w->normed, r, w->x + (size_t)r * w->dim, m->norm, m->dim, m->norm_eps);
   BARRIER;
   float(*tile)[PANEL] = w->tiles + (size_t)thread * 2 * s->rows;

@@ -2,7 +2,8 @@
 
 A tree for each version: a node is one full block, its place in the tree the tokens before it. The next turn of a
 conversation begins with all that was said, so only what is new goes through the model. What is found is what would be
-computed, bit for bit. The least recently used blocks go first, and never before those that follow them.
+computed, bit for bit. What only another version has computed is found too: its trunk part is the same for all. The
+least recently used blocks go first, and never before those that follow them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Prefixes:
         self._touch(path)
         return [node.block for node in path if node.block is not None]
 
+    def find_any(self, tokens: Sequence[int]) -> list[Tensor]:
+        """The blocks of the longest beginning that any version has computed."""
+        return max((self.find(version, tokens) for version in self._roots), key=len, default=[])
+
     def keep(self, version: int, tokens: Sequence[int], blocks: Sequence[Tensor]) -> None:
         """Remember a sequence's full blocks; they are never written again."""
         node = self._roots.setdefault(version, _Node(None, (), None))
@@ -72,6 +77,11 @@ class Prefixes:
             node = waiting.pop()
             self._used.pop(node, None)
             waiting.extend(node.children.values())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._roots.clear()
+        self._used.clear()
 
     def _touch(self, path: Sequence[_Node]) -> None:
         for node in reversed(path):
