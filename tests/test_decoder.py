@@ -60,7 +60,7 @@ def test_ragged_rows_of_several_versions_match_peft_row_by_row(
         )
         models[version] = PeftModel.from_pretrained(backbone.view(), str(folder))
         weights = read_adapter(folder, decoder.bank.shapes, max_rank=8, dtype=torch.float32)
-        assert decoder.bank.install(version, weights, keep=0)
+        assert decoder.bank.install(version, decoder.bank.prepare(weights), keep=0)
 
     generator = torch.Generator().manual_seed(5)
     rows = [

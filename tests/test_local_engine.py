@@ -20,7 +20,7 @@ from serve.engine import CandidateRequest, Engine, Event, Finished, Generation, 
 from serve.engine.decoder import KINDS
 from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
-from serve.engine.lora_weights import LoraWeights
+from serve.engine.lora_bank import Prepared
 from serve.engine.native.blocks import BLOCK
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy.base import Backbone, load_backbone, resolve_model
@@ -547,9 +547,7 @@ def test_memory_that_ends_while_a_prompt_joins_breaks_no_later_one(
 
 def test_a_waiting_adapter_is_found_by_identity() -> None:
     """Weights are tensors, which have no plain truth to compare by."""
-    first, second = (
-        local._Install(1, LoraWeights({"q": (torch.ones(2), torch.ones(2))}), True, Future()) for _ in range(2)
-    )
+    first, second = (local._Install(1, Prepared([torch.ones(2)]), True, Future()) for _ in range(2))
     assert [first, second].index(second) == 1
 
 

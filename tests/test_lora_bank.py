@@ -91,8 +91,8 @@ def _edit_tensors(folder: Path, edit: dict[str, Tensor], drop: tuple[str, ...] =
 
 def test_each_row_is_answered_by_its_own_adapter_whatever_its_rank(bank: LoraBank, linear: BankLinear) -> None:
     one, two = _lora(2, seed=1), _lora(5, seed=2)
-    assert bank.install(1, one, keep=0)
-    assert bank.install(2, two, keep=0)
+    assert bank.install(1, bank.prepare(one), keep=0)
+    assert bank.install(2, bank.prepare(two), keep=0)
     bank.route([2, 0, 1])
     x = torch.randn(3, 2, 4)
     expected = torch.stack([_expected(linear, row, lora) for row, lora in zip(x, (two, None, one), strict=True)])
@@ -104,7 +104,7 @@ def test_a_batch_of_one_version_takes_the_path_without_gather(
     bank: LoraBank, linear: BankLinear, version: int, seed: int
 ) -> None:
     for installed in (1, 2):
-        bank.install(installed, _lora(installed + 1, seed=installed), keep=0)
+        bank.install(installed, bank.prepare(_lora(installed + 1, seed=installed)), keep=0)
     bank.route([version, version])
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(linear(x), _expected(linear, x, _lora(version + 1, seed)))
@@ -112,36 +112,36 @@ def test_a_batch_of_one_version_takes_the_path_without_gather(
 
 def test_no_memory_is_taken_before_an_adapter_touches_a_linear(bank: LoraBank, linear: BankLinear) -> None:
     assert linear.stack is None
-    bank.install(1, _lora(2, seed=1), keep=0)
+    bank.install(1, bank.prepare(_lora(2, seed=1)), keep=0)
     assert linear.stack is not None
     assert linear.stack.a.shape == (2, 2, 4)
 
 
 def test_the_least_recently_used_idle_version_gives_up_its_place(bank: LoraBank) -> None:
-    bank.install(1, _lora(2, seed=1), keep=0)
-    bank.install(2, _lora(2, seed=2), keep=0)
+    bank.install(1, bank.prepare(_lora(2, seed=1)), keep=0)
+    bank.install(2, bank.prepare(_lora(2, seed=2)), keep=0)
     bank.acquire(1)  # now 2 is the one used longest ago
     bank.release(1)
-    assert bank.install(3, _lora(3, seed=3), keep=0)
+    assert bank.install(3, bank.prepare(_lora(3, seed=3)), keep=0)
     assert [bank.is_resident(v) for v in (0, 1, 2, 3)] == [True, True, False, True]
 
 
 def test_what_serves_and_what_has_requests_in_flight_is_not_evicted(bank: LoraBank) -> None:
-    bank.install(1, _lora(2, seed=1), keep=0)
-    bank.install(2, _lora(2, seed=2), keep=0)
+    bank.install(1, bank.prepare(_lora(2, seed=1)), keep=0)
+    bank.install(2, bank.prepare(_lora(2, seed=2)), keep=0)
     bank.acquire(2)
-    assert not bank.install(3, _lora(2, seed=3), keep=1)
+    assert not bank.install(3, bank.prepare(_lora(2, seed=3)), keep=1)
     assert bank.is_resident(1)
     assert bank.is_resident(2)
     bank.release(2)
-    assert bank.install(3, _lora(2, seed=3), keep=1)
+    assert bank.install(3, bank.prepare(_lora(2, seed=3)), keep=1)
     assert not bank.is_resident(2)
 
 
 def test_a_place_keeps_nothing_of_the_version_before(bank: LoraBank, linear: BankLinear) -> None:
-    bank.install(1, _lora(8, seed=1), keep=0)
-    bank.install(2, _lora(2, seed=2), keep=0)
-    bank.install(3, _lora(1, seed=3), keep=0)  # into the place of 1, with a lower rank
+    bank.install(1, bank.prepare(_lora(8, seed=1)), keep=0)
+    bank.install(2, bank.prepare(_lora(2, seed=2)), keep=0)
+    bank.install(3, bank.prepare(_lora(1, seed=3)), keep=0)  # into the place of 1, with a lower rank
     bank.route([3, 2])
     x = torch.randn(2, 1, 4)
     expected = torch.stack([_expected(linear, row, _lora(r, s)) for row, r, s in zip(x, (1, 2), (3, 2), strict=True)])
@@ -149,11 +149,11 @@ def test_a_place_keeps_nothing_of_the_version_before(bank: LoraBank, linear: Ban
 
 
 def test_weights_are_replaced_in_place_only_while_unused(bank: LoraBank, linear: BankLinear) -> None:
-    bank.install(1, _lora(2, seed=1), keep=0)
+    bank.install(1, bank.prepare(_lora(2, seed=1)), keep=0)
     bank.acquire(1)
-    assert not bank.install(1, _lora(2, seed=9), keep=0)
+    assert not bank.install(1, bank.prepare(_lora(2, seed=9)), keep=0)
     bank.release(1)
-    assert bank.install(1, _lora(2, seed=9), keep=0)
+    assert bank.install(1, bank.prepare(_lora(2, seed=9)), keep=0)
     bank.route([1])
     x = torch.randn(1, 1, 4)
     torch.testing.assert_close(linear(x), _expected(linear, x, _lora(2, seed=9)))
@@ -167,8 +167,8 @@ def test_parts_of_a_fused_linear_keep_their_own_adapters() -> None:
     assert bank.shapes == {"q": (4, 4), "k": (2, 4), "v": (2, 4)}
     both = LoraWeights({"q": (torch.randn(3, 4), torch.randn(4, 3)), "v": (torch.randn(1, 4), torch.randn(2, 1))})
     lone = LoraWeights({"k": (torch.randn(2, 4), torch.randn(2, 2))})
-    bank.install(1, both, keep=0)
-    bank.install(2, lone, keep=0)
+    bank.install(1, bank.prepare(both), keep=0)
+    bank.install(2, bank.prepare(lone), keep=0)
     for routed in ([1, 2], [1, 1], [2, 2], [0, 1]):
         bank.route(routed)
         for row, version in enumerate(routed):

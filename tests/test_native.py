@@ -114,7 +114,7 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch_and_any_chunks(
     for version in (1, 2):
         folder = tiny.write_adapter(tmp_path / str(version), gridded[kind].folder.path, rank=4, seed=version)
         weights = read_adapter(folder, decoder.bank.shapes, max_rank=8, dtype=torch.float32)
-        assert decoder.bank.install(version, weights, keep=0)
+        assert decoder.bank.install(version, decoder.bank.prepare(weights), keep=0)
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(3, 200, (n,), generator=generator) for n in (5, 33, 64, 2, 17, 40)]
     versions = [0, 1, 2, 1, 0, 2]
@@ -159,7 +159,7 @@ def test_a_version_without_finite_weights_spoils_no_other_row(gridded: dict[str,
     weights = read_adapter(folder, decoder.bank.shapes, max_rank=8, dtype=torch.float32)
     for a, _ in weights.layers.values():
         a[0, 0] = torch.nan
-    assert decoder.bank.install(1, weights, keep=0)
+    assert decoder.bank.install(1, decoder.bank.prepare(weights), keep=0)
     ids = torch.arange(3, 12)
     assert logits_of(decoder, ids, 1).isnan().all()
     cache = decoder.prompt([0, 1], ids.tolist())
@@ -218,7 +218,7 @@ def test_another_version_goes_on_from_the_trunk_bit_for_bit(gridded: dict[str, B
         folder = tiny.write_adapter(tmp_path / str(version), backbone.folder.path, rank=4, layers=layers, seed=version)
         weights = read_adapter(folder, plain.bank.shapes, max_rank=8, dtype=torch.float32)
         for decoder in (remembering, plain) if version < 3 else ():
-            assert decoder.bank.install(version, weights, keep=0)
+            assert decoder.bank.install(version, decoder.bank.prepare(weights), keep=0)
     ids = torch.randint(3, 200, (3 * BLOCK + 9,), generator=torch.Generator().manual_seed(6))
 
     def read(versions: list[int], tokens: Tensor) -> tuple[Tensor, list[int]]:
@@ -250,7 +250,7 @@ def test_another_version_goes_on_from_the_trunk_bit_for_bit(gridded: dict[str, B
 
     weights = read_adapter(tmp_path / "3", plain.bank.shapes, max_rank=8, dtype=torch.float32)
     for decoder in (remembering, plain):
-        assert decoder.bank.install(3, weights, keep=0)
+        assert decoder.bank.install(3, decoder.bank.prepare(weights), keep=0)
     logits, lengths = read([3], ids)  # it changes a layer of what was the trunk
     assert lengths[0] == 0 and lengths[1] == 40
     assert torch.equal(logits, expected([3], ids))

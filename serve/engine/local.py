@@ -24,6 +24,7 @@ from torch import Tensor
 from serve.engine import CandidateRequest, Token
 from serve.engine.decoder import Decoder, Prompt, Running, open_decoder
 from serve.engine.generation import Candidate, LocalGeneration
+from serve.engine.lora_bank import Prepared
 from serve.engine.lora_weights import LoraWeights, check_tensors, read_adapter
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy import chat
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 512
 """Prompt tokens a turn of the loop, about, while nobody else is answered."""
-PREFILL_BESIDE = 64
-"""The same beside running answers: no stream may stand still for more than 100 ms."""
+PREFILL_BESIDE = 16
+"""The same beside running answers, or as many as there are rows: then no stream stands still for longer than about two
+steps, and with a few rows for some 20 ms."""
 INSTALL_TIMEOUT = 30.0
 """Seconds that a new adapter waits for a place when all have requests in flight."""
 CLOSE_TIMEOUT = 10.0
@@ -48,7 +50,7 @@ class _Install:
     """An adapter that waits to be written between two steps."""
 
     version: int
-    weights: LoraWeights
+    adapter: Prepared
     replace: bool
     done: Future[None]
 
@@ -215,7 +217,7 @@ class LocalEngine:
             raise NotFound(f"version {version} is not loaded; load it first")
 
     def _install(self, version: int, weights: LoraWeights, *, replace: bool) -> None:
-        install = _Install(version, weights, replace, Future())
+        install = _Install(version, self._bank.prepare(weights), replace, Future())
         with self._work:
             if self._closing:
                 raise Unavailable("the engine is stopping; try again when the server is back")
@@ -277,7 +279,7 @@ class LocalEngine:
             for install in list(self._installs):
                 try:
                     resident = not install.replace and self._bank.is_resident(install.version)
-                    if not resident and not self._bank.install(install.version, install.weights, keep=self._serving):
+                    if not resident and not self._bank.install(install.version, install.adapter, keep=self._serving):
                         continue
                 except Exception as error:  # noqa: BLE001  # handed to the one who waits for it
                     install.done.set_exception(error)
@@ -308,7 +310,7 @@ class LocalEngine:
                 self._prefills.append(prefill)
 
     def _prefill(self) -> None:
-        budget = limit = PREFILL_BESIDE if self._rows else PREFILL_TOKENS
+        budget = limit = max(PREFILL_BESIDE, len(self._rows)) if self._rows else PREFILL_TOKENS
         while self._prefills and budget > 0:
             prefill = self._prefills[0]
             prompt, versions = prefill.generation.prompt, prefill.versions

@@ -15,7 +15,7 @@ import functools
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from serve.engine.lora_weights import LoraWeights
 from serve.records import BASE_VERSION
+
+Piece = tuple[int, Tensor, Tensor]
+"""One part's first row of the output, its A (rank, in) and its B (out, rank)."""
 
 
 @dataclass
@@ -61,8 +64,8 @@ class Stack:
         b[:old_places, :, :old_rank] = self.b
         self.a, self.b = a, b
 
-    def write(self, place: int, pieces: Sequence[tuple[int, Tensor, Tensor]]) -> None:
-        """Put one adapter's weights at a place: (first row of the output, A, B) each; none leave zeros.
+    def write(self, place: int, pieces: Sequence[Piece]) -> None:
+        """Put one adapter's weights at a place; none leave zeros.
 
         Pieces stand one below the other in A and as blocks of a diagonal in B, so that each part of a fused linear
         gets what it would get alone.
@@ -94,11 +97,21 @@ class Linear(Protocol):
     shapes: dict[str, tuple[int, int]]
     """(out, in) of each part by its name in the base."""
 
-    def reserve(self, places: int, weights: LoraWeights) -> None:
-        """Make room for so many places and for what an adapter has for this linear."""
+    def prepare(self, weights: LoraWeights) -> Any:
+        """What an adapter has for this linear, laid out as `write` takes it. Any thread may call it."""
 
-    def write(self, place: int, weights: LoraWeights) -> None:
-        """Put an adapter's weights for this linear at a place, or zeros."""
+    def reserve(self, places: int, prepared: Any) -> None:
+        """Make room for so many places and for this."""
+
+    def write(self, place: int, prepared: Any) -> None:
+        """Put it at a place."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An adapter as the linears of one bank take it, in their order."""
+
+    by_linear: Sequence[Any]
 
 
 class BankLinear(nn.Module):
@@ -131,26 +144,27 @@ class BankLinear(nn.Module):
         rows = x.reshape(len(self.routing.places), -1, x.shape[-1])
         return out + self.stack.delta(rows, self.routing).view_as(out)
 
-    def reserve(self, places: int, weights: LoraWeights) -> None:
-        """Make room for so many places and for what an adapter has for this linear."""
-        rank = sum(len(weights.layers[name][0]) for name in self.shapes if name in weights.layers)
-        if self.stack is None and rank:
-            in_features = next(iter(self.shapes.values()))[1]
-            a, _ = next(weights.layers[name] for name in self.shapes if name in weights.layers)
-            self.stack = Stack(in_features, sum(out for out, _ in self.shapes.values()), like=a)
-        if self.stack is not None:
-            self.stack.reserve(places, rank)
-
-    def write(self, place: int, weights: LoraWeights) -> None:
-        """Put an adapter's weights for this linear at a place, or zeros."""
-        if self.stack is None:
-            return
+    def prepare(self, weights: LoraWeights) -> list[Piece]:
+        """The parts that the adapter changes."""
         pieces, first = [], 0
         for name, (out_features, _) in self.shapes.items():
             if name in weights.layers:
                 pieces.append((first, *weights.layers[name]))
             first += out_features
-        self.stack.write(place, pieces)
+        return pieces
+
+    def reserve(self, places: int, prepared: Sequence[Piece]) -> None:
+        """Make room for so many places and for this."""
+        if self.stack is None and prepared:
+            in_features = next(iter(self.shapes.values()))[1]
+            self.stack = Stack(in_features, sum(out for out, _ in self.shapes.values()), like=prepared[0][1])
+        if self.stack is not None:
+            self.stack.reserve(places, sum(len(a) for _, a, _ in prepared))
+
+    def write(self, place: int, prepared: Sequence[Piece]) -> None:
+        """Put an adapter's weights for this linear at a place, or zeros."""
+        if self.stack is not None:
+            self.stack.write(place, prepared)
 
     def pack(self, *, release: bool) -> None:
         """Lay the weight out as oneDNN likes it for small batches: 1.3 to 2.4 times the decode speed in float32.
@@ -224,7 +238,12 @@ class LoraBank:
         """That candidate has ended."""
         self._in_flight[version] -= 1
 
-    def install(self, version: int, weights: LoraWeights, *, keep: int) -> bool:
+    def prepare(self, weights: LoraWeights) -> Prepared:
+        """An adapter laid out for `install`: all that takes long, so that it can be done beside the decode thread."""
+        with torch.inference_mode():
+            return Prepared([linear.prepare(weights) for linear in self.linears])
+
+    def install(self, version: int, adapter: Prepared, *, keep: int) -> bool:
         """Write a version's weights at its own place, a free one, or that of the least recently used one.
 
         False, with nothing changed, while every such place has requests in flight. `keep` (what serves) is not evicted.
@@ -233,12 +252,13 @@ class LoraBank:
         if place is None:
             return False
         top = max(place, *self._place.values()) if self._place else place
-        for linear in self.linears:  # all the room first: if memory ends here, nothing is lost
-            linear.reserve(top + 1, weights)
+        parts = list(zip(self.linears, adapter.by_linear, strict=True))
+        for linear, prepared in parts:  # all the room first: if memory ends here, nothing is lost
+            linear.reserve(top + 1, prepared)
         if evicted is not None:
             del self._place[evicted]
-        for linear in self.linears:
-            linear.write(place, weights)
+        for linear, prepared in parts:
+            linear.write(place, prepared)
         self._place[version] = place
         self._place.move_to_end(version)
         return True

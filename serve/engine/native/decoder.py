@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, byref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,17 @@ TRUNK, TOP = 2, 3
 """Of the layers, these thirds are taken for the trunk until an adapter changes a lower one: training's default."""
 
 
+@dataclass(frozen=True)
+class NativeLora:
+    """One version's LoRA at one linear."""
+
+    a: Packed
+    """float32 of parts · rank outputs."""
+    b: Tensor
+    """(panels, rank, 16)"""
+    rank: int
+
+
 class NativeLinear:
     """The LoRA table of one linear of llama.c; the bank writes it."""
 
@@ -52,19 +64,14 @@ class NativeLinear:
         self._layer = layer
         self._number = number
         self._table = (library.Lora * places)()
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[int, NativeLora] = {}
 
-    def reserve(self, places: int, weights: LoraWeights) -> None:
-        """The table has all its places from the start."""
-
-    def write(self, place: int, weights: LoraWeights) -> None:
-        """Put an adapter's weights for this linear at a place, or none."""
+    def prepare(self, weights: LoraWeights) -> NativeLora | None:
+        """The adapter's matrices as llama.c reads them; None where it changes nothing."""
         pairs = [weights.layers.get(name) for name in self.shapes]
         rank = max((len(pair[0]) for pair in pairs if pair is not None), default=0)
         if rank == 0:
-            self._table[place] = library.Lora()
-            self._kept.pop(place, None)
-            return
+            return None
         halves_a, halves_b = [], []
         for (out_features, in_features), pair in zip(self.shapes.values(), pairs, strict=True):
             a, b = torch.zeros(rank, in_features), torch.zeros(out_features, rank)
@@ -72,12 +79,22 @@ class NativeLinear:
                 a[: len(pair[0])], b[:, : len(pair[0])] = pair
             halves_a.append(a)
             halves_b.append(b)
-        matrix_a = narrow.pack_float(torch.cat(halves_a))
         # (panels, 16, rank) → (panels, rank, 16)
-        matrix_b = narrow.in_panels(halves_b, alternate=self._number == ALTERNATING).transpose(1, 2).contiguous()
-        self._kept[place] = (matrix_a.data, matrix_b)
-        self._table[place] = library.Lora(_matrix(matrix_a), matrix_b.data_ptr(), rank)
-        self._layer.lora[self._number] = addressof(self._table)
+        panels_b = narrow.in_panels(halves_b, alternate=self._number == ALTERNATING).transpose(1, 2).contiguous()
+        return NativeLora(narrow.pack_float(torch.cat(halves_a)), panels_b, rank)
+
+    def reserve(self, places: int, prepared: NativeLora | None) -> None:
+        """The table has all its places from the start."""
+
+    def write(self, place: int, prepared: NativeLora | None) -> None:
+        """Put an adapter's weights for this linear at a place, or none."""
+        if prepared is None:
+            self._table[place] = library.Lora()
+            self._kept.pop(place, None)
+        else:
+            self._kept[place] = prepared
+            self._table[place] = library.Lora(_matrix(prepared.a), prepared.b.data_ptr(), prepared.rank)
+            self._layer.lora[self._number] = addressof(self._table)
 
 
 class NativeDecoder:
