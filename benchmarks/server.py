@@ -60,6 +60,12 @@ class Server:
                 self.__exit__()
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of the server's process, while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def __exit__(self, *_: object) -> None:
         if self._process is None:
             return

@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     """Answers decoded together; a comparison has at least two."""
     queue_limit: Count = 64
     """Requests that may wait for a place in the batch; more are refused."""
-    cache_tokens: int = Field(default=8192, ge=0)
+    cache_tokens: int = Field(default=6144, ge=0)
     """Tokens of earlier prompts and answers whose keys and values are kept for the next turn; 0 keeps none."""
     max_lora_rank: Count = 64
     """Highest rank of an adapter that can be loaded."""

@@ -310,15 +310,16 @@ class LocalEngine:
                 self._prefills.append(prefill)
 
     def _prefill(self) -> None:
-        budget = limit = max(PREFILL_BESIDE, len(self._rows)) if self._rows else PREFILL_TOKENS
-        while self._prefills and budget > 0:
+        """A bounded piece of the waiting prompts; a smaller one as soon as somebody is being answered."""
+        spent = 0
+        while self._prefills and spent < (limit := self._prefill_limit()):
             prefill = self._prefills[0]
             prompt, versions = prefill.generation.prompt, prefill.versions
             chunk = prompt[prefill.cache.length :][: max(1, limit // len(versions))]
             try:
                 self._bank.route(versions)
                 logits = self._decoder.forward(torch.tensor([chunk] * len(versions)), prefill.cache)
-                budget -= len(chunk) * len(versions)
+                spent += len(chunk) * len(versions)
                 if prefill.cache.length == len(prompt):
                     self._prefills.popleft()
                     self._join(prefill, logits)
@@ -329,6 +330,9 @@ class LocalEngine:
                 self._remove_finished()
                 if not self._rows:
                     self._slots = self._decoder.slots()
+
+    def _prefill_limit(self) -> int:
+        return max(PREFILL_BESIDE, len(self._rows)) if self._rows else PREFILL_TOKENS
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""
