@@ -119,6 +119,11 @@ class LiveAnswers:
         """All drafts are complete and recorded."""
         return self._task.done()
 
+    @property
+    def place(self) -> int:
+        """Its place in line: 1 is answered next; 0 when it is being answered or has ended."""
+        return self._generation.place
+
     async def events(self) -> AsyncIterator[Event]:
         """Everything from the beginning, then what comes, to the end."""
         seen = 0

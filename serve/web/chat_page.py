@@ -194,24 +194,30 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             token = watching[view] = object()
             done = asyncio.ensure_future(live.wait())
             before: object = None
+            told = 0  # the place in line that the note names
             scene = await talks.scene(voter, place)
             try:
                 while not live.done:
                     await asyncio.wait({done}, timeout=TICK)
-                    now = [(draft.text, draft.finish_reason) for draft in live.drafts]
+                    in_line = live.place
+                    now = in_line, [(draft.text, draft.finish_reason) for draft in live.drafts]
                     if watching.get(view) is not token:
                         return
                     if live.done or now == before:
                         continue
                     before = now
+                    update: Update = {} if in_line == told else {note: theme.note(_waiting(in_line))}
+                    told = in_line
                     if isinstance(live, LiveComparison) and not live.judged:
-                        yield theme.answers(panes, live.drafts)
+                        yield update | theme.answers(panes, live.drafts)
                         continue
                     if scene.asked:
                         scene = await talks.scene(voter, place)
                     if scene.writing is live:
-                        yield {history: _blocks(shown(scene))}
-                update = await ended(voter, place, live.error)
+                        update[history] = _blocks(shown(scene))
+                    if update:
+                        yield update
+                update = ({note: ""} if told else {}) | await ended(voter, place, live.error)
                 if watching.get(view) is token:
                     yield update
             finally:
@@ -407,6 +413,13 @@ def _chosen(vote: Any, choice: Choice) -> Any:
         return result
 
     return handler
+
+
+def _waiting(in_line: int) -> str:
+    """A place in line, in words."""
+    if in_line == 0:
+        return ""
+    return "Waiting in line: " + ("you are next." if in_line == 1 else f"{in_line - 1} before you.")
 
 
 def _blocks(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -7,13 +7,15 @@ import re
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from serve.engine import CandidateRequest
 from serve.feedback.store import Store
-from serve.records import Comparison
+from serve.records import Comparison, Message, Sampling
 from tests.browser.conftest import Site, breathe, say
 
 pytestmark = pytest.mark.browser
 
 QUESTION = "Why is the sky blue?"
+SKY = [Message("user", QUESTION)]
 
 
 def last_comparison(store: Store) -> Comparison:
@@ -249,6 +251,40 @@ def test_an_error_is_said_in_words_and_keeps_what_was_typed(chat: Page, site: Si
     site.engine.full = False
     chat.locator("#box textarea").press("Enter")
     asked(chat)
+
+
+@pytest.mark.parametrize("how", ["Always", "Never"])
+def test_whoever_waits_sees_the_place_in_line_until_the_answer_begins(chat: Page, site: Site, how: str) -> None:
+    site.engine.hold, site.engine.room = 0, 1
+    others = [site.engine.submit(site.engine.encode(SKY), [CandidateRequest(0, 1)], Sampling()) for _ in range(3)]
+    chat.get_by_label(how).check()
+    note = chat.locator("#note")
+    say(chat, QUESTION)
+    expect(note).to_have_text("Waiting in line: 2 before you.")
+    others[0].cancel()
+    expect(note).to_have_text("Waiting in line: 1 before you.")
+    chat.reload()
+    expect(note).to_have_text("Waiting in line: 1 before you.")
+    others[1].cancel()
+    expect(note).to_have_text("Waiting in line: you are next.")
+    site.engine.hold = 1
+    others[2].cancel()
+    expect(chat.locator("#answer-b, #history .bot").first).to_contain_text("v0")
+    expect(note).to_have_text("")
+    chat.get_by_label("Always").check()
+    site.engine.hold = None
+    expect(chat.locator("#answer-b, #history .bot").first).to_contain_text(QUESTION)
+
+
+def test_whoever_stops_in_line_is_no_longer_told_of_it(chat: Page, site: Site) -> None:
+    site.engine.hold, site.engine.room = 0, 1
+    other = site.engine.submit(site.engine.encode(SKY), [CandidateRequest(0, 1)], Sampling())
+    say(chat, QUESTION)
+    expect(chat.locator("#note")).to_have_text("Waiting in line: you are next.")
+    chat.get_by_role("button", name="Stop").click()
+    expect(chat.locator("#retry")).to_be_visible()
+    expect(chat.locator("#note")).to_have_text("")
+    other.cancel()
 
 
 def test_what_a_model_writes_cannot_run_in_the_page(chat: Page, site: Site) -> None:
