@@ -11,7 +11,7 @@ HustingsError
 │   ├── RunActive                     409  `run` is the run that is on
 │   └── NothingToLearn                409  says how many votes are missing
 ├── Expired                           410  the comparison is older than 24 h
-├── Unavailable (RuntimeError)        503  the engine is loading, full or stopping; try again
+├── Unavailable (RuntimeError)        503  the engine is loading, full, too slow or stopping; try again
 ├── AdapterError (ValueError)         422  an adapter that does not fit or is broken; the old version keeps serving
 └── StartupError (RuntimeError)            the server cannot start
     ├── ModelError                         missing or broken model
@@ -104,7 +104,7 @@ class Expired(HustingsError):
 
 
 class Unavailable(HustingsError, RuntimeError):
-    """The engine is loading, full or stopping."""
+    """The engine is loading, full, too slow or stopping."""
 
     status = 503
     code = "unavailable"

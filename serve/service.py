@@ -185,7 +185,9 @@ class Service:
         async def resample(again: Sequence[CandidateRequest]) -> Generation:
             return self.engine.submit(prompt, again, wanted)
 
-        live = LiveComparison(comparison, generation, self._record, resample, prompt_tokens=len(prompt))
+        live = LiveComparison(
+            comparison, generation, self._record, resample, prompt_tokens=len(prompt), timeout=self._timeout
+        )
         self._live[comparison.id] = live
         live.when_done(lambda: self._live.pop(comparison.id))
         self._follow(live, voter)
@@ -236,7 +238,14 @@ class Service:
                 await asyncio.to_thread(self.store.add_reply, ref, draft.answer_id)
 
         drafts = [Draft(i, i, r) for i, r in zip(ids, requests, strict=True)]
-        live = LiveAnswers(drafts, generation, record, prompt_tokens=len(prompt), conversation_id=ref.conversation_id)
+        live = LiveAnswers(
+            drafts,
+            generation,
+            record,
+            prompt_tokens=len(prompt),
+            timeout=self._timeout,
+            conversation_id=ref.conversation_id,
+        )
         self._follow(live, voter)
         return live
 
@@ -261,7 +270,7 @@ class Service:
         requests = [CandidateRequest(version, first) for version in versions]
         drafts = [Draft(side, None, request) for side, request in zip(("left", "right"), requests, strict=True)]
         generation = self.engine.submit(prompt, requests, wanted)
-        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt))
+        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt), timeout=self._timeout)
         self._follow(live, "")
         return live
 
@@ -431,6 +440,10 @@ class Service:
         return await asyncio.to_thread(exchange.import_lines, self.store, lines, format)
 
     # ---- inside
+
+    @property
+    def _timeout(self) -> float:
+        return self.settings.answer_timeout.total_seconds()
 
     async def _encode(self, messages: Sequence[Message], sampling: Sampling) -> list[int]:
         check_messages(messages)

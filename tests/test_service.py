@@ -395,6 +395,49 @@ def test_a_generation_that_dies_ends_its_drafts_instead_of_hanging(world: Make) 
     assert (live.drafts[0].text, live.drafts[0].finish_reason) == ("half", "error")
 
 
+def test_an_answer_that_takes_too_long_is_stopped_told_and_recorded_as_far_as_it_came(world: Make) -> None:
+    w = world(FakeEngine(hold=2), answer_timeout="0.2s")
+
+    async def talk() -> tuple[LiveComparison, list[Any]]:
+        live = await w.service.compare("anna", ASK)
+        return live, [event async for event in live.events()]
+
+    live, events = run(talk())
+    assert isinstance(live.error, Unavailable)
+    (told,) = (i for i, event in enumerate(events) if isinstance(event, Failure))
+    assert "0.2 s" in str(events[told].error) and "answer_timeout" in str(events[told].error)
+    assert {event.finish_reason for event in events[told + 1 :] if isinstance(event, End)} == {"cancelled"}
+    stored = w.store.comparison(live.comparison.id, "anna").candidates
+    assert [(c.answer.finish_reason, len(c.answer.token_ids)) for c in stored] == [("cancelled", 2)] * 2
+
+
+def test_answers_drawn_once_more_have_no_more_time_than_others(world: Make) -> None:
+    w = world(FakeEngine(lambda version, seed, prompt: ["same"], delay=0.15), answer_timeout="0.4s")
+
+    async def talk() -> LiveComparison:
+        live = await w.service.compare("anna", ASK)
+        await live.wait()
+        return live
+
+    live = run(talk())
+    assert len(w.engine.generations) == 2
+    assert sorted(draft.finish_reason or "" for draft in live.drafts) == ["cancelled", "stop"]
+
+
+def test_an_answer_that_ended_in_time_is_left_alone(world: Make) -> None:
+    w = world(answer_timeout="0.1s")
+
+    async def talk() -> LiveAnswers:
+        live = await w.service.answer("anna", ASK)
+        await live.wait()
+        await asyncio.sleep(0.2)
+        return live
+
+    live = run(talk())
+    assert live.error is None
+    assert not w.engine.generations[0].cancelled
+
+
 def test_nothing_is_recorded_when_the_engine_refuses(world: Make) -> None:
     w = world()
     w.engine.full = True

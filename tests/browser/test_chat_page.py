@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
@@ -285,6 +286,17 @@ def test_whoever_stops_in_line_is_no_longer_told_of_it(chat: Page, site: Site) -
     expect(chat.locator("#retry")).to_be_visible()
     expect(chat.locator("#note")).to_have_text("")
     other.cancel()
+
+
+def test_an_answer_that_takes_too_long_says_so_and_what_is_there_can_be_judged(chat: Page, site: Site) -> None:
+    usual = site.service.settings
+    site.service.settings = usual.model_copy(update={"answer_timeout": timedelta(seconds=1)})
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#note .problem")).to_contain_text("had not ended after 1 s")
+    site.service.settings = usual
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_contain_text("v0 says")
 
 
 def test_what_a_model_writes_cannot_run_in_the_page(chat: Page, site: Site) -> None:
