@@ -81,9 +81,17 @@ def check_messages(messages: Sequence[Message]) -> None:
     check_text(messages[-1].content, "the prompt")
     for message in messages:
         _check_unicode(message.content)
-    size = sum(len(message.content.encode()) for message in messages)
-    if size > MAX_BYTES:
-        raise InvalidInput(f"the messages are {size:,} bytes long; {MAX_BYTES:,} are allowed")
+
+
+def size_of(messages: Sequence[Message]) -> int:
+    """Bytes."""
+    return sum(len(message.content.encode()) for message in messages)
+
+
+def check_size(messages: Sequence[Message]) -> None:
+    """As much as is kept at once."""
+    if size_of(messages) > MAX_BYTES:
+        raise InvalidInput(f"the messages are {size_of(messages):,} bytes long; {MAX_BYTES:,} are allowed")
 
 
 def check_text(text: str, what: str) -> None:

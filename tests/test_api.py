@@ -173,6 +173,20 @@ def test_a_prompt_that_cannot_be_used_is_refused(busy: Web, anyone: TestClient, 
     assert rows(busy, "voters") == before
 
 
+def test_a_talk_that_is_too_long_is_answered_without_its_oldest_turns_if_asked(anyone: TestClient) -> None:
+    messages = [
+        {"role": "user", "content": "x" * 1000},
+        {"role": "assistant", "content": "y" * 1000},
+        *ASK["messages"],
+    ]
+    for body in ({}, {"truncation": "disabled"}):
+        refused = anyone.post("/api/comparisons", json={"messages": messages, **body})
+        assert code(refused, 422) == "prompt_too_long"
+        assert '"truncation": "auto"' in refused.json()["error"]["message"]
+    assert compared(anyone, messages=messages, truncation="auto")["messages"] == messages
+    assert code(anyone.post("/api/comparisons", json={**ASK, "truncation": "some"}), 422) == "invalid_input"
+
+
 def test_half_a_character_is_refused(anyone: TestClient) -> None:
     headers = {"Content-Type": "application/json"}
     body = json.dumps({**ASK, "conversation_id": "\ud800"})

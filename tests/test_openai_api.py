@@ -145,6 +145,17 @@ def test_limits_reach_the_engine(server: Server, client: openai.OpenAI) -> None:
     assert (second.max_tokens, second.stop, second.temperature) == (7, ("a", "b"), 0.0)
 
 
+def test_a_talk_that_is_too_long_is_answered_without_its_oldest_turns_if_asked(
+    server: Server, client: openai.OpenAI
+) -> None:
+    long: list[Any] = [{"role": "user", "content": "x" * 2000}, {"role": "assistant", "content": "y"}, *ASK]
+    with pytest.raises(openai.UnprocessableEntityError, match="truncation"):
+        client.chat.completions.create(model="hustings", messages=long)
+    answer = client.chat.completions.create(model="hustings", messages=long, extra_body={"truncation": "auto"})
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(server.web.engine.encode([Message("user", ASK[0]["content"])]))
+
+
 def test_messages_may_come_in_parts_and_from_developers(server: Server, client: openai.OpenAI) -> None:
     parts: list[Any] = [
         {"role": "developer", "content": "Be brief."},

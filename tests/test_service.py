@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from serve.errors import (
     PromptTooLong,
     Unavailable,
 )
+from serve.feedback.ballots import ballots
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
@@ -30,6 +34,7 @@ from serve.records import Judgement, Message
 from serve.service import Service
 from serve.settings import Settings
 from tests.fakes import FakeEngine, publish
+from tests.scenes import assistant, user
 
 ASK = [Message("user", "Why is the sea blue?")]
 
@@ -488,6 +493,51 @@ def test_what_is_out_of_bounds_is_refused_naming_it(
 def test_a_prompt_too_long_names_both_figures(world: Make) -> None:
     with pytest.raises(PromptTooLong, match=r"2006 tokens .* 256.* 2048"):
         run(world().service.compare("anna", [Message("user", "x" * 2000)]))
+
+
+LONG_TALK = [user("x" * 1000), assistant("y" * 900), user("And the sky?"), assistant("Blue."), user("And at night?")]
+
+
+@pytest.mark.parametrize("asking", [True, False])
+def test_a_talk_that_is_too_long_is_read_in_part_if_asked_and_recorded_whole(
+    world: Make, tmp_path: Path, asking: bool
+) -> None:
+    w = world()
+    ask = w.service.compare if asking else w.service.answer
+
+    async def talk() -> LiveAnswers:
+        with pytest.raises(PromptTooLong) as refused:
+            await ask("anna", LONG_TALK)
+        assert refused.value.oldest_can_go
+        live: LiveAnswers = await ask("anna", LONG_TALK, truncation="auto")
+        await live.wait()
+        return live
+
+    live = run(talk())
+    assert live.prompt_tokens == len(w.engine.encode(LONG_TALK[2:]))
+    assert live.conversation_id is not None
+    turns = w.store.conversation(live.conversation_id, "anna")
+    assert [turn.message for turn in turns[:5]] == LONG_TALK
+
+
+def test_training_sees_of_a_long_talk_what_the_model_saw(world: Make, tmp_path: Path) -> None:
+    w = world()
+
+    async def talk() -> None:
+        live = await w.service.compare("anna", LONG_TALK, truncation="auto")
+        await live.wait()
+        await w.service.vote("anna", live.comparison.id, first(live))
+
+    run(talk())
+    w.store.create_run("operator", ["reward"], {})
+    w.store.snapshot(1, tmp_path / "snapshot.db")
+    with closing(sqlite3.connect(tmp_path / "snapshot.db")) as db:
+        (asked,) = db.execute("SELECT id, messages FROM prompts WHERE asked > 0").fetchall()
+        assert db.execute("SELECT prompt_id FROM votes").fetchall() == [(asked[0],)]
+    assert [message["content"] for message in json.loads(asked[1])] == ["And the sky?", "Blue.", "And at night?"]
+    with w.store.reading() as record:
+        (ballot,) = ballots(record)
+    assert list(ballot.messages) == LONG_TALK[2:]
 
 
 def test_only_operators_name_versions(world: Make) -> None:

@@ -19,6 +19,7 @@ from serve.live import Delta, End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
 from serve.secrets import Secrets
 from serve.service import Service, Training
+from serve.truncation import Truncation
 from serve.web import faults
 from serve.web.identity import end_session, forget_voter, guarded, require_operator, set_session
 from serve.web.login import is_right
@@ -67,6 +68,7 @@ class ComparisonBody(_Body):
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    truncation: Truncation = "disabled"
     versions: list[_Number] | None = None
     """Who answers; for operators."""
 
@@ -143,6 +145,7 @@ def _voters(service: Service) -> APIRouter:
             sampling=SamplingRequest(body.max_tokens, body.temperature, body.top_p),
             seed=body.seed,
             versions=body.versions,
+            truncation=body.truncation,
             operator=request.state.operator,
         )
         if "text/event-stream" in request.headers.get("accept", ""):

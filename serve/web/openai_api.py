@@ -19,6 +19,7 @@ from serve.limits import SamplingRequest
 from serve.live import Delta, End, Failure, LiveAnswers
 from serve.records import Message, Role
 from serve.service import Service
+from serve.truncation import Truncation
 from serve.web import faults
 from serve.web.streams import event_stream, events_with_pings, sse, wait_or_cancel
 
@@ -72,6 +73,8 @@ class ChatBody(BaseModel):
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0)
+    truncation: Truncation | None = None
+    """Of OpenAI's Responses API: `auto` leaves out the oldest turns where the prompt is too long."""
 
     def sampling(self) -> SamplingRequest:
         """What is asked of the sampling."""
@@ -112,6 +115,7 @@ def create(service: Service) -> FastAPI:
             seed=body.seed,
             n=1 if body.n is None else body.n,
             operator=request.state.operator,
+            truncation=body.truncation or "disabled",
         )
         completion = _Completion(live, body)
         if body.stream:

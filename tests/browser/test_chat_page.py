@@ -299,6 +299,36 @@ def test_an_answer_that_takes_too_long_says_so_and_what_is_there_can_be_judged(c
     expect(chat.locator("#history .bot")).to_contain_text("v0 says")
 
 
+def test_a_talk_that_is_too_long_may_go_on_without_its_oldest_turns(chat: Page, site: Site) -> None:
+    chat.get_by_label("Never").check()
+    oldest = f"Tell me of {'the sea ' * 120}"
+    say(chat, oldest)
+    expect(chat.locator("#edit")).to_be_visible()
+    say(chat, "And rain?")
+    expect(chat.locator("#note .problem")).to_contain_text("longer than the model can read at once")
+    expect(chat.locator("#history .user")).to_have_count(1)
+    site.engine.hold = 2
+    chat.get_by_role("button", name="Go on without the oldest turns").click()
+    expect(chat.locator("#note")).to_contain_text("without its oldest turns")
+    expect(chat.locator("#offer")).to_be_hidden()
+    expect(chat.locator("#box textarea")).to_have_value("")
+    site.engine.hold = None
+    expect(chat.locator("#history .bot").last).to_contain_text("And rain?")
+    expect(chat.locator("#history .user").first).to_contain_text("Tell me of the sea")
+    expect(chat.locator("#edit")).to_be_visible()
+    chat.get_by_label("Always").check()
+    say(chat, "And snow?")
+    asked(chat)
+    expect(chat.locator("#offer")).to_be_hidden()
+    assert last_comparison(site.store).messages[0].content == oldest
+    chat.click("#vote-bad")
+    chat.reload()
+    chat.click("#retry")
+    expect(chat.locator("#note .problem")).to_contain_text("longer than the model can read at once")
+    chat.click("#forget")
+    asked(chat)
+
+
 def test_what_a_model_writes_cannot_run_in_the_page(chat: Page, site: Site) -> None:
     site.engine.script = lambda version, seed, prompt: [f"{seed} <img src=x onerror='window.hacked=1'>", "<b>bold</b>"]
     say(chat, "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>")
