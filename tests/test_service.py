@@ -479,6 +479,8 @@ def last_events(engine: FakeEngine) -> list[Any]:
         (ASK, {"sampling": SamplingRequest(temperature=2.1)}, "temperature"),
         (ASK, {"sampling": SamplingRequest(temperature=float("nan"))}, "temperature"),
         (ASK, {"sampling": SamplingRequest(top_p=0.0)}, "top_p"),
+        (ASK, {"sampling": SamplingRequest(top_k=-1)}, "top_k"),
+        (ASK, {"sampling": SamplingRequest(top_k=1_000_001)}, "top_k"),
         (ASK, {"sampling": SamplingRequest(stop=("",))}, "stop"),
         (ASK, {"versions": [0, 0, 0], "k": 2, "operator": True}, "versions"),
     ],

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve.errors import Unauthorized
-from serve.limits import SamplingRequest
+from serve.limits import SamplingRequest, stop_texts
 from serve.live import Delta, End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
 from serve.secrets import Secrets
@@ -67,6 +67,8 @@ class ComparisonBody(_Body):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    stop: str | list[str] | None = None
     seed: int | None = None
     truncation: Truncation = "disabled"
     versions: list[_Number] | None = None
@@ -142,7 +144,7 @@ def _voters(service: Service) -> APIRouter:
             k=body.k,
             conversation_id=body.conversation_id,
             share=body.share,
-            sampling=SamplingRequest(body.max_tokens, body.temperature, body.top_p),
+            sampling=SamplingRequest(body.max_tokens, body.temperature, body.top_p, stop_texts(body.stop), body.top_k),
             seed=body.seed,
             versions=body.versions,
             truncation=body.truncation,

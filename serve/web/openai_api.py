@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from serve.errors import NotFound, Unavailable
-from serve.limits import SamplingRequest
+from serve.limits import SamplingRequest, stop_texts
 from serve.live import Delta, End, Failure, LiveAnswers
 from serve.records import Message, Role
 from serve.service import Service
@@ -68,6 +68,8 @@ class ChatBody(BaseModel):
     max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    """Not OpenAI's, but what other servers call it; 0 is off."""
     logprobs: bool | None = None
     top_logprobs: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
@@ -79,8 +81,7 @@ class ChatBody(BaseModel):
     def sampling(self) -> SamplingRequest:
         """What is asked of the sampling."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingRequest(limit, self.temperature, self.top_p, stop)
+        return SamplingRequest(limit, self.temperature, self.top_p, stop_texts(self.stop), self.top_k)
 
 
 def create(service: Service) -> FastAPI:
