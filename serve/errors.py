@@ -2,7 +2,7 @@
 
 HustingsError
 ├── InvalidInput (ValueError)         422  what was sent cannot be used; `line` where it came from a file
-│   └── PromptTooLong                 422  counted in tokens
+│   └── PromptTooLong                 422  counted in tokens; `oldest_can_go`: without its oldest turns it would fit
 ├── Unauthorized (PermissionError)    401  no or wrong operator token
 ├── Forbidden (PermissionError)       403  known, but not allowed (foreign origin, operators only)
 ├── NotFound (LookupError)            404  unknown, or not yours
@@ -11,7 +11,7 @@ HustingsError
 │   ├── RunActive                     409  `run` is the run that is on
 │   └── NothingToLearn                409  says how many votes are missing
 ├── Expired                           410  the comparison is older than 24 h
-├── Unavailable (RuntimeError)        503  the engine is loading, full or stopping; try again
+├── Unavailable (RuntimeError)        503  the engine is loading, full, too slow or stopping; try again
 ├── AdapterError (ValueError)         422  an adapter that does not fit or is broken; the old version keeps serving
 └── StartupError (RuntimeError)            the server cannot start
     ├── ModelError                         missing or broken model
@@ -44,6 +44,10 @@ class PromptTooLong(InvalidInput):
     """The prompt and the answer do not fit the model's context."""
 
     code = "prompt_too_long"
+
+    def __init__(self, message: str, *, oldest_can_go: bool = False) -> None:
+        super().__init__(message)
+        self.oldest_can_go = oldest_can_go
 
 
 class Unauthorized(HustingsError, PermissionError):
@@ -104,7 +108,7 @@ class Expired(HustingsError):
 
 
 class Unavailable(HustingsError, RuntimeError):
-    """The engine is loading, full or stopping."""
+    """The engine is loading, full, too slow or stopping."""
 
     status = 503
     code = "unavailable"

@@ -12,6 +12,8 @@ from serve.settings import Settings
 MAX_CANDIDATES = 6
 MAX_BYTES = 200_000
 """Of all messages together: what is longer is refused before it is counted in tokens."""
+MAX_TOP_K = 1_000_000
+"""More than any vocabulary has."""
 MAX_SEED = 2**63 - 1 - 2 * MAX_CANDIDATES
 """SQLite's integers, with room for the seeds that follow from one."""
 
@@ -24,6 +26,7 @@ class SamplingRequest:
     temperature: float | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = ()
+    top_k: int | None = None
 
     @property
     def empty(self) -> bool:
@@ -37,17 +40,25 @@ def fill_in(request: SamplingRequest | None, settings: Settings) -> Sampling:
     max_tokens = settings.max_tokens if request.max_tokens is None else request.max_tokens
     temperature = settings.temperature if request.temperature is None else request.temperature
     top_p = settings.top_p if request.top_p is None else request.top_p
+    top_k = request.top_k or 0
     if max_tokens < 1:
         raise InvalidInput(f"max_tokens must be at least 1, not {max_tokens}")
     if not 0 <= temperature <= 2:
         raise InvalidInput(f"temperature must be between 0 and 2, not {temperature}")
     if not 0 < top_p <= 1:
         raise InvalidInput(f"top_p must be above 0 and at most 1, not {top_p}")
+    if not 0 <= top_k <= MAX_TOP_K:
+        raise InvalidInput(f"top_k must be between 0, which is off, and {MAX_TOP_K:,}, not {top_k}")
     if len(request.stop) > 4 or not all(request.stop):
         raise InvalidInput("stop takes up to 4 texts, none of them empty")
     for text in request.stop:
         _check_unicode(text)
-    return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=request.stop)
+    return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=request.stop)
+
+
+def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One text or several, as both APIs take them."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def check_number(n: int) -> None:
@@ -81,9 +92,17 @@ def check_messages(messages: Sequence[Message]) -> None:
     check_text(messages[-1].content, "the prompt")
     for message in messages:
         _check_unicode(message.content)
-    size = sum(len(message.content.encode()) for message in messages)
-    if size > MAX_BYTES:
-        raise InvalidInput(f"the messages are {size:,} bytes long; {MAX_BYTES:,} are allowed")
+
+
+def size_of(messages: Sequence[Message]) -> int:
+    """Bytes."""
+    return sum(len(message.content.encode()) for message in messages)
+
+
+def check_size(messages: Sequence[Message]) -> None:
+    """As much as is kept at once."""
+    if size_of(messages) > MAX_BYTES:
+        raise InvalidInput(f"the messages are {size_of(messages):,} bytes long; {MAX_BYTES:,} are allowed")
 
 
 def check_text(text: str, what: str) -> None:

@@ -98,9 +98,13 @@ class LiveAnswers:
         record: Record,
         *,
         prompt_tokens: int,
+        timeout: float,
         conversation_id: str | None = None,
     ) -> None:
-        """Starts pumping at once; needs a running event loop. `drafts` are in the generation's order."""
+        """Starts pumping at once; needs a running event loop. `drafts` are in the generation's order.
+
+        `timeout` seconds later, whatever has not ended is stopped.
+        """
         self.conversation_id = conversation_id
         self.prompt_tokens = prompt_tokens
         self.drafts = tuple(drafts)
@@ -109,6 +113,7 @@ class LiveAnswers:
         self._generation = generation
         self._streaming = list(self.drafts)  # generation index → draft
         self._cancelled: set[str] = set()
+        self._timeout = timeout
         self._log: list[Event] = []
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._run())
@@ -118,6 +123,11 @@ class LiveAnswers:
     def done(self) -> bool:
         """All drafts are complete and recorded."""
         return self._task.done()
+
+    @property
+    def place(self) -> int:
+        """Its place in line: 1 is answered next; 0 when it is being answered or has ended."""
+        return self._generation.place
 
     async def events(self) -> AsyncIterator[Event]:
         """Everything from the beginning, then what comes, to the end."""
@@ -153,6 +163,7 @@ class LiveAnswers:
         return self.drafts
 
     async def _run(self) -> None:
+        clock = asyncio.get_running_loop().call_later(self._timeout, self._run_out)
         try:
             await self._write()
         except Exception:  # the boundary of this request: whoever watches is told, the log has the trace
@@ -162,6 +173,20 @@ class LiveAnswers:
             for draft in self.drafts:
                 if draft.finish_reason is None:
                     await self._finish(draft, "error")
+        finally:
+            clock.cancel()
+
+    def _run_out(self) -> None:
+        """The time is over: what was written so far is kept, and its place is free for others."""
+        if all(draft.finish_reason is not None for draft in self.drafts):
+            return
+        self._fail(
+            Unavailable(
+                f"the answer had not ended after {self._timeout:g} s and was stopped; ask for a shorter one, try again "
+                "when fewer people wait, or let the operator raise answer_timeout"
+            )
+        )
+        self.cancel()
 
     async def _write(self) -> None:
         async for draft, reason in self._pump():
@@ -216,6 +241,7 @@ class LiveComparison(LiveAnswers):
         resample: Callable[[Sequence[CandidateRequest]], Awaitable[Generation]],
         *,
         prompt_tokens: int,
+        timeout: float,
     ) -> None:
         """`resample` submits the same prompt once more."""
         self._comparison = comparison
@@ -226,7 +252,12 @@ class LiveComparison(LiveAnswers):
             Draft(c.id, c.answer.id, CandidateRequest(c.answer.version, c.answer.seed)) for c in comparison.candidates
         ]
         super().__init__(
-            drafts, generation, record, prompt_tokens=prompt_tokens, conversation_id=comparison.conversation_id
+            drafts,
+            generation,
+            record,
+            prompt_tokens=prompt_tokens,
+            timeout=timeout,
+            conversation_id=comparison.conversation_id,
         )
 
     @property

@@ -177,6 +177,13 @@ class Version:
     """Of its adapter's manifest, which holds the hashes of the files."""
 
 
+def without_oldest(messages: Sequence[Message], dropped: int) -> tuple[Message, ...]:
+    """Messages without the first `dropped` of those that are no system messages."""
+    said = [i for i, message in enumerate(messages) if message.role != "system"]
+    gone = set(said[:dropped])
+    return tuple(message for i, message in enumerate(messages) if i not in gone)
+
+
 def prompt_text(messages: Sequence[Message]) -> str:
     """The last user turn, for lists and logs."""
     return next((m.content for m in reversed(messages) if m.role == "user"), "")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve.engine import CandidateRequest, Engine, Generation
-from serve.errors import Forbidden, HustingsError, PromptTooLong, Unavailable
+from serve.errors import Forbidden, HustingsError, Unavailable
 from serve.feedback import exchange
 from serve.feedback.entries import (
     ConversationSummary,
@@ -24,7 +24,16 @@ from serve.feedback.entries import (
     PromptRef,
 )
 from serve.feedback.store import Store
-from serve.limits import SamplingRequest, check_count, check_messages, check_number, check_seed, check_text, fill_in
+from serve.limits import (
+    SamplingRequest,
+    check_count,
+    check_messages,
+    check_number,
+    check_seed,
+    check_size,
+    check_text,
+    fill_in,
+)
 from serve.live import Draft, LiveAnswers, LiveComparison
 from serve.records import (
     BASE_VERSION,
@@ -39,6 +48,7 @@ from serve.records import (
     Version,
     VoteReceipt,
 )
+from serve.truncation import Reading, Truncation, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,18 +152,20 @@ class Service:
         versions: Sequence[int] | None = None,
         operator: bool = False,
         asked: float = 1.0,
+        truncation: Truncation = "disabled",
     ) -> LiveComparison:
         """Ask for a vote: K answers to the prompt, in random order.
 
         `versions` names who answers (operators only) and then sets K; `asked` is the probability with which the
-        server chose to ask at all. Raises InvalidInput, PromptTooLong, NotFound, Forbidden, Unavailable.
+        server chose to ask at all. With `truncation` `auto` a prompt that is too long is read without its oldest turns;
+        the record keeps it whole. Raises InvalidInput, PromptTooLong, NotFound, Forbidden, Unavailable.
         """
         if versions is not None and not operator:
             raise Forbidden("only operators may name versions; leave `versions` out, or log in")
         k = check_count(k, versions)
         check_seed(seed)
         wanted = fill_in(sampling, self.settings)
-        prompt = await self._encode(messages, wanted)
+        prompt = await self._read(messages, wanted, truncation)
         if versions is None:
             drawn, probability = await self._draw(k)
         else:
@@ -164,7 +176,7 @@ class Service:
         requests = [CandidateRequest(version, first + i) for i, version in enumerate(drawn)]
         self._rng.shuffle(requests)
 
-        generation = self.engine.submit(prompt, requests, wanted)
+        generation = self.engine.submit(prompt.token_ids, requests, wanted)
         try:
             await self._leave_open(voter, conversation_id)
             comparison = await asyncio.to_thread(
@@ -177,15 +189,18 @@ class Service:
                 share=share,
                 evidence=versions is None and seed is None and (sampling is None or sampling.empty),
                 probability=None if probability is None else asked * probability,
+                dropped=prompt.dropped,
             )
         except BaseException:
             generation.cancel()
             raise
 
         async def resample(again: Sequence[CandidateRequest]) -> Generation:
-            return self.engine.submit(prompt, again, wanted)
+            return self.engine.submit(prompt.token_ids, again, wanted)
 
-        live = LiveComparison(comparison, generation, self._record, resample, prompt_tokens=len(prompt))
+        live = LiveComparison(
+            comparison, generation, self._record, resample, prompt_tokens=len(prompt.token_ids), timeout=self._timeout
+        )
         self._live[comparison.id] = live
         live.when_done(lambda: self._live.pop(comparison.id))
         self._follow(live, voter)
@@ -203,28 +218,36 @@ class Service:
         conversation_id: str | None = None,
         share: bool = False,
         operator: bool = False,
+        truncation: Truncation = "disabled",
     ) -> LiveAnswers:
         """Answers without asking for a vote. With `n` 1 the answer becomes the conversation's next message.
 
-        `version` None is what serves; only operators may name one. Raises as `compare`.
+        `version` None is what serves; only operators may name one. `truncation` and what is raised are as in `compare`.
         """
         if version is not None and not operator:
             raise Forbidden("only operators may name versions; ask for the model `hustings`, or log in")
         check_number(n)
         check_seed(seed)
         wanted = fill_in(sampling, self.settings)
-        prompt = await self._encode(messages, wanted)
+        prompt = await self._read(messages, wanted, truncation)
         if version is None:
             version = self.engine.serving
         else:
             await asyncio.to_thread(self._load, version)
         first = self._rng.getrandbits(32) if seed is None else seed
         requests = [CandidateRequest(version, first + i) for i in range(n)]
-        generation = self.engine.submit(prompt, requests, wanted)
+        generation = self.engine.submit(prompt.token_ids, requests, wanted)
         try:
             await self._leave_open(voter, conversation_id)
             ref, ids = await asyncio.to_thread(
-                self._store_answers, voter, messages, requests, wanted, conversation_id=conversation_id, share=share
+                self._store_answers,
+                voter,
+                messages,
+                requests,
+                wanted,
+                conversation_id=conversation_id,
+                share=share,
+                dropped=prompt.dropped,
             )
         except BaseException:
             generation.cancel()
@@ -236,7 +259,14 @@ class Service:
                 await asyncio.to_thread(self.store.add_reply, ref, draft.answer_id)
 
         drafts = [Draft(i, i, r) for i, r in zip(ids, requests, strict=True)]
-        live = LiveAnswers(drafts, generation, record, prompt_tokens=len(prompt), conversation_id=ref.conversation_id)
+        live = LiveAnswers(
+            drafts,
+            generation,
+            record,
+            prompt_tokens=len(prompt.token_ids),
+            timeout=self._timeout,
+            conversation_id=ref.conversation_id,
+        )
         self._follow(live, voter)
         return live
 
@@ -254,14 +284,14 @@ class Service:
         """
         check_seed(seed)
         wanted = fill_in(sampling, self.settings)
-        prompt = await self._encode(messages, wanted)
+        prompt = await self._read(messages, wanted, "disabled")
         for version in sorted(set(versions)):
             await asyncio.to_thread(self._load, version)
         first = self._rng.getrandbits(32) if seed is None else seed
         requests = [CandidateRequest(version, first) for version in versions]
         drafts = [Draft(side, None, request) for side, request in zip(("left", "right"), requests, strict=True)]
-        generation = self.engine.submit(prompt, requests, wanted)
-        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt))
+        generation = self.engine.submit(prompt.token_ids, requests, wanted)
+        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt.token_ids), timeout=self._timeout)
         self._follow(live, "")
         return live
 
@@ -329,6 +359,7 @@ class Service:
         Raises InvalidInput, NotFound.
         """
         check_messages(messages)
+        check_size(messages)
         check_text(answer, "the answer")
         return await asyncio.to_thread(
             self.store.add_demonstration, voter, messages, answer, conversation_id=conversation_id
@@ -432,16 +463,13 @@ class Service:
 
     # ---- inside
 
-    async def _encode(self, messages: Sequence[Message], sampling: Sampling) -> list[int]:
+    @property
+    def _timeout(self) -> float:
+        return self.settings.answer_timeout.total_seconds()
+
+    async def _read(self, messages: Sequence[Message], sampling: Sampling, truncation: Truncation) -> Reading:
         check_messages(messages)
-        engine = self.engine
-        prompt = await asyncio.to_thread(engine.encode, messages)
-        if len(prompt) + sampling.max_tokens > engine.context_length:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens and the answer may take {sampling.max_tokens}, but the model "
-                f"holds {engine.context_length} together; shorten the prompt or lower max_tokens"
-            )
-        return prompt
+        return await asyncio.to_thread(read, self.engine, messages, sampling.max_tokens, truncation)
 
     async def _draw(self, k: int) -> tuple[list[int], float]:
         """Which versions answer, and the probability of that choice: now and then a rival writes one of the answers."""
@@ -499,11 +527,12 @@ class Service:
         share: bool,
         evidence: bool,
         probability: float | None,
+        dropped: int,
     ) -> Comparison:
         prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
         candidates = [NewCandidate(request.version, request.seed) for request in requests]
         return self.store.create_comparison(
-            voter, prompt, candidates, sampling, evidence=evidence, probability=probability
+            voter, prompt, candidates, sampling, evidence=evidence, probability=probability, dropped=dropped
         )
 
     def _store_answers(
@@ -515,9 +544,12 @@ class Service:
         *,
         conversation_id: str | None,
         share: bool,
+        dropped: int,
     ) -> tuple[PromptRef, list[str]]:
         prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
-        answers = [self.store.create_answer(voter, prompt, r.version, r.seed, sampling) for r in requests]
+        answers = [
+            self.store.create_answer(voter, prompt, r.version, r.seed, sampling, dropped=dropped) for r in requests
+        ]
         return prompt, [answer.id for answer in answers]
 
     def _forget(self, voter: str) -> None:

@@ -126,6 +126,8 @@ class Settings(BaseSettings):
     """Requests that may wait for a place in the batch; more are refused."""
     cache_tokens: int = Field(default=6144, ge=0)
     """Tokens of earlier prompts and answers whose keys and values are kept for the next turn; 0 keeps none."""
+    answer_timeout: Annotated[timedelta, BeforeValidator(parse_interval)] = timedelta(minutes=10)
+    """An answer that has not ended so long after it was asked for, its wait in line included, is stopped."""
     max_lora_rank: Count = 64
     """Highest rank of an adapter that can be loaded."""
 

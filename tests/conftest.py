@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +14,9 @@ from serve.feedback.store import Store
 from serve.folder import DataFolder
 from tests import tiny
 from tests.scenes import Clock
+
+if TYPE_CHECKING:
+    from serve.engine.local import LocalEngine
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +37,25 @@ def make_adapter() -> Callable[..., Path]:
     A `scale` of 0.5 changes greedy answers of `tiny_model` at once.
     """
     return tiny.write_adapter
+
+
+@pytest.fixture
+def slow_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalEngine]:
+    """The real engine on `tiny_model` with room for two answers, which never end by themselves; a step takes 20 ms."""
+    from serve.engine.local import LocalEngine
+    from serve.policy.base import load_backbone, resolve_model
+
+    backbone = load_backbone(resolve_model(str(tiny_model), tiny_model / "cache"), dtype="float32")
+    engine = LocalEngine(replace(backbone, eos_token_ids=frozenset()), batch_rows=2)
+    forward = engine._decoder.forward
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return forward(*arguments)
+
+    monkeypatch.setattr(engine._decoder, "forward", slowly)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture

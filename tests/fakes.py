@@ -37,7 +37,8 @@ def some_words(version: int, seed: int, prompt: str) -> list[str]:
 class FakeEngine:
     """Implements `serve.engine.Engine` with scripted tokens; all candidates of a prompt share each decode step.
 
-    `delay` is the time of a step. With `hold` set, nothing is decoded beyond step `hold` until `release()`, but
+    `delay` is the time of a step. With `room` set, so many generations are decoded and the others wait in line, first
+    come, first served. With `hold` set, nothing is decoded beyond step `hold` until `release()`, but
     cancelling still works.
     """
 
@@ -51,6 +52,7 @@ class FakeEngine:
         self.serving = 0
         self.resident = {0}
         self.full = False
+        self.room: int | None = None
         self.fail_at: int | None = None
         """A decode step at which every candidate breaks off."""
         self.generations: list[FakeGeneration] = []
@@ -59,8 +61,15 @@ class FakeEngine:
 
     @property
     def waiting(self) -> int:
-        """Requests that are being answered; the fake has no queue."""
+        """Requests that are not answered to their end, in line or not."""
         return sum(not generation.done.is_set() for generation in self.generations)
+
+    def place_of(self, generation: FakeGeneration) -> int:
+        """How many must end before it is decoded."""
+        going = [g for g in self.generations if not g.done.is_set()]
+        if self.room is None or generation not in going:
+            return 0
+        return max(0, going.index(generation) + 1 - self.room)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """One token a byte."""
@@ -91,9 +100,7 @@ class FakeEngine:
                 raise NotFound(f"version {candidate.version} is not resident")
         text = self._prompts[tuple(prompt)]
         scripts = [list(self.script(c.version, c.seed, text)) for c in candidates]
-        generation = FakeGeneration(self, candidates, scripts, sampling)
-        self.generations.append(generation)
-        return generation
+        return FakeGeneration(self, candidates, scripts, sampling)
 
     def release(self) -> None:
         """Decode beyond `hold`."""
@@ -153,6 +160,7 @@ class FakeGeneration:
         self._engine = engine
         self._scripts = scripts
         self._events: list[Event] = []
+        engine.generations.append(self)
         threading.Thread(target=self._decode, daemon=True).start()
 
     def __iter__(self) -> Iterator[Event]:
@@ -169,6 +177,11 @@ class FakeGeneration:
             if done:
                 return
             await asyncio.sleep(0.001)
+
+    @property
+    def place(self) -> int:
+        """In line, 1 being next; 0 once it is decoded."""
+        return self._engine.place_of(self)
 
     def cancel(self, index: int | None = None) -> None:
         """Stop one or all."""
@@ -195,7 +208,7 @@ class FakeGeneration:
         for step in itertools.count(1):
             if not running:
                 break
-            while not (self._engine.may_decode(step) or self.cancelled & running):
+            while not ((self.place == 0 and self._engine.may_decode(step)) or self.cancelled & running):
                 time.sleep(0.001)
             time.sleep(self._engine.delay)
             for index in sorted(running):

@@ -159,6 +159,9 @@ def test_a_comparison_is_found_by_its_voter_alone(voter: TestClient, other: Test
         {**ASK, "k": 99},
         {**ASK, "temperature": 3},
         {**ASK, "top_p": 0},
+        {**ASK, "top_k": -1},
+        {**ASK, "top_k": 2**40},
+        {**ASK, "stop": [""]},
         {**ASK, "max_tokens": 0},
         {**ASK, "seed": -1},
         {**ASK, "seed": 2**70},
@@ -171,6 +174,30 @@ def test_a_prompt_that_cannot_be_used_is_refused(busy: Web, anyone: TestClient, 
     response = anyone.post("/api/comparisons", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert code(response, 422) in ("invalid_input", "prompt_too_long")
     assert rows(busy, "voters") == before
+
+
+def test_sampling_as_asked_reaches_the_engine_and_is_no_evidence(web: Web, voter: TestClient) -> None:
+    for body in ({"top_k": 5}, {"stop": "."}, {"stop": [".", "!"]}, {}):
+        comparison = compared(voter, **body)
+        voter.post(f"/api/comparisons/{comparison['id']}/vote", json=ranking(comparison))
+    asked = [(g.sampling.top_k, g.sampling.stop) for g in web.engine.generations]
+    assert asked == [(5, ()), (0, (".",)), (0, (".", "!")), (0, ())]
+    votes = voter.get("/api/me").json()["votes"]
+    assert [vote["evidence"] for vote in votes] == [False, False, False, True]
+
+
+def test_a_talk_that_is_too_long_is_answered_without_its_oldest_turns_if_asked(anyone: TestClient) -> None:
+    messages = [
+        {"role": "user", "content": "x" * 1000},
+        {"role": "assistant", "content": "y" * 1000},
+        *ASK["messages"],
+    ]
+    for body in ({}, {"truncation": "disabled"}):
+        refused = anyone.post("/api/comparisons", json={"messages": messages, **body})
+        assert code(refused, 422) == "prompt_too_long"
+        assert '"truncation": "auto"' in refused.json()["error"]["message"]
+    assert compared(anyone, messages=messages, truncation="auto")["messages"] == messages
+    assert code(anyone.post("/api/comparisons", json={**ASK, "truncation": "some"}), 422) == "invalid_input"
 
 
 def test_half_a_character_is_refused(anyone: TestClient) -> None:

@@ -364,6 +364,22 @@ def test_what_waits_is_counted_can_be_cancelled_and_is_bounded(make_engine: Make
     assert engine.waiting == 0
 
 
+@pytest.mark.usefixtures("no_eos")
+def test_a_place_in_line_moves_up_as_those_before_it_leave(make_engine: MakeEngine) -> None:
+    engine = make_engine(batch_rows=1)
+    prompt = prompt_of(engine, "Wait")
+    running = submit(engine, prompt, (0, 1), sampling=LONG)
+    next(iter(running))
+    waiting = [submit(engine, prompt, (0, seed), sampling=LONG) for seed in (1, 2, 3)]
+    assert [g.place for g in (running, *waiting)] == [0, 1, 2, 3]
+    waiting[1].cancel()
+    waiting[1].result(TIMEOUT)
+    assert [g.place for g in (running, *waiting)] == [0, 1, 0, 2]
+    running.cancel()
+    next(iter(waiting[0]))
+    assert [g.place for g in (running, *waiting)] == [0, 0, 0, 1]
+
+
 def test_what_cannot_be_answered_is_refused_at_once(engine: LocalEngine) -> None:
     prompt = prompt_of(engine, "Hi")
     room = engine.context_length - len(prompt)

@@ -135,14 +135,27 @@ def test_n_answers_have_seeds_of_their_own(client: openai.OpenAI) -> None:
 
 
 def test_limits_reach_the_engine(server: Server, client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="hustings", messages=ASK, max_tokens=1, stop="\n", top_p=0.9)
+    answer = client.chat.completions.create(
+        model="hustings", messages=ASK, max_tokens=1, stop="\n", top_p=0.9, extra_body={"top_k": 5}
+    )
     assert answer.choices[0].finish_reason == "length"
     client.chat.completions.create(
         model="hustings", messages=ASK, max_completion_tokens=7, max_tokens=1, stop=["a", "b"], temperature=0
     )
     first, second = (generation.sampling for generation in server.web.engine.generations[-2:])
-    assert (first.max_tokens, first.stop, first.top_p, first.temperature) == (1, ("\n",), 0.9, 0.8)
-    assert (second.max_tokens, second.stop, second.temperature) == (7, ("a", "b"), 0.0)
+    assert (first.max_tokens, first.stop, first.top_p, first.temperature, first.top_k) == (1, ("\n",), 0.9, 0.8, 5)
+    assert (second.max_tokens, second.stop, second.temperature, second.top_k) == (7, ("a", "b"), 0.0, 0)
+
+
+def test_a_talk_that_is_too_long_is_answered_without_its_oldest_turns_if_asked(
+    server: Server, client: openai.OpenAI
+) -> None:
+    long: list[Any] = [{"role": "user", "content": "x" * 2000}, {"role": "assistant", "content": "y"}, *ASK]
+    with pytest.raises(openai.UnprocessableEntityError, match="truncation"):
+        client.chat.completions.create(model="hustings", messages=long)
+    answer = client.chat.completions.create(model="hustings", messages=long, extra_body={"truncation": "auto"})
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(server.web.engine.encode([Message("user", ASK[0]["content"])]))
 
 
 def test_messages_may_come_in_parts_and_from_developers(server: Server, client: openai.OpenAI) -> None:

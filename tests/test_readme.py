@@ -65,6 +65,8 @@ def shown(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, timedelta):
+        if value < timedelta(hours=1):
+            return f"{value / timedelta(minutes=1):g}m"
         hours = value / timedelta(hours=1)
         return f"{hours:g}h" if hours <= 24 else f"{hours / 24:g}d"
     return str(value)

@@ -67,9 +67,16 @@ def test_a_record_of_the_first_release_keeps_its_rows(tmp_path: Path) -> None:
     old.execute(
         "INSERT INTO demonstrations VALUES ('d', 'anna', '[]', 'Hello.', 'voter', '2026-07-04T12:00:00.000000Z')"
     )
+    old.execute("INSERT INTO conversations VALUES ('c', 'anna', 'voter', '', NULL, '2026', '2026')")
+    old.execute(
+        "INSERT INTO messages (id, conversation_id, role, content, created) VALUES ('m', 'c', 'user', 'Hi', '')"
+    )
+    old.execute("INSERT INTO answers (id, prompt_id, created) VALUES ('a', 'm', '2026')")
     old.close()
     with Store.open(folder) as store:
         assert store.demonstrations_count() == 1
+        with store.reading() as db:
+            assert [tuple(row) for row in db.execute("SELECT id, dropped FROM answers")] == [("a", 0)]
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from serve.errors import (
     PromptTooLong,
     Unavailable,
 )
+from serve.feedback.ballots import ballots
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
@@ -30,6 +34,7 @@ from serve.records import Judgement, Message
 from serve.service import Service
 from serve.settings import Settings
 from tests.fakes import FakeEngine, publish
+from tests.scenes import assistant, user
 
 ASK = [Message("user", "Why is the sea blue?")]
 
@@ -395,6 +400,49 @@ def test_a_generation_that_dies_ends_its_drafts_instead_of_hanging(world: Make) 
     assert (live.drafts[0].text, live.drafts[0].finish_reason) == ("half", "error")
 
 
+def test_an_answer_that_takes_too_long_is_stopped_told_and_recorded_as_far_as_it_came(world: Make) -> None:
+    w = world(FakeEngine(hold=2), answer_timeout="0.2s")
+
+    async def talk() -> tuple[LiveComparison, list[Any]]:
+        live = await w.service.compare("anna", ASK)
+        return live, [event async for event in live.events()]
+
+    live, events = run(talk())
+    assert isinstance(live.error, Unavailable)
+    (told,) = (i for i, event in enumerate(events) if isinstance(event, Failure))
+    assert "0.2 s" in str(events[told].error) and "answer_timeout" in str(events[told].error)
+    assert {event.finish_reason for event in events[told + 1 :] if isinstance(event, End)} == {"cancelled"}
+    stored = w.store.comparison(live.comparison.id, "anna").candidates
+    assert [(c.answer.finish_reason, len(c.answer.token_ids)) for c in stored] == [("cancelled", 2)] * 2
+
+
+def test_answers_drawn_once_more_have_no_more_time_than_others(world: Make) -> None:
+    w = world(FakeEngine(lambda version, seed, prompt: ["same"], delay=0.15), answer_timeout="0.4s")
+
+    async def talk() -> LiveComparison:
+        live = await w.service.compare("anna", ASK)
+        await live.wait()
+        return live
+
+    live = run(talk())
+    assert len(w.engine.generations) == 2
+    assert sorted(draft.finish_reason or "" for draft in live.drafts) == ["cancelled", "stop"]
+
+
+def test_an_answer_that_ended_in_time_is_left_alone(world: Make) -> None:
+    w = world(answer_timeout="0.1s")
+
+    async def talk() -> LiveAnswers:
+        live = await w.service.answer("anna", ASK)
+        await live.wait()
+        await asyncio.sleep(0.2)
+        return live
+
+    live = run(talk())
+    assert live.error is None
+    assert not w.engine.generations[0].cancelled
+
+
 def test_nothing_is_recorded_when_the_engine_refuses(world: Make) -> None:
     w = world()
     w.engine.full = True
@@ -431,6 +479,8 @@ def last_events(engine: FakeEngine) -> list[Any]:
         (ASK, {"sampling": SamplingRequest(temperature=2.1)}, "temperature"),
         (ASK, {"sampling": SamplingRequest(temperature=float("nan"))}, "temperature"),
         (ASK, {"sampling": SamplingRequest(top_p=0.0)}, "top_p"),
+        (ASK, {"sampling": SamplingRequest(top_k=-1)}, "top_k"),
+        (ASK, {"sampling": SamplingRequest(top_k=1_000_001)}, "top_k"),
         (ASK, {"sampling": SamplingRequest(stop=("",))}, "stop"),
         (ASK, {"versions": [0, 0, 0], "k": 2, "operator": True}, "versions"),
     ],
@@ -445,6 +495,51 @@ def test_what_is_out_of_bounds_is_refused_naming_it(
 def test_a_prompt_too_long_names_both_figures(world: Make) -> None:
     with pytest.raises(PromptTooLong, match=r"2006 tokens .* 256.* 2048"):
         run(world().service.compare("anna", [Message("user", "x" * 2000)]))
+
+
+LONG_TALK = [user("x" * 1000), assistant("y" * 900), user("And the sky?"), assistant("Blue."), user("And at night?")]
+
+
+@pytest.mark.parametrize("asking", [True, False])
+def test_a_talk_that_is_too_long_is_read_in_part_if_asked_and_recorded_whole(
+    world: Make, tmp_path: Path, asking: bool
+) -> None:
+    w = world()
+    ask = w.service.compare if asking else w.service.answer
+
+    async def talk() -> LiveAnswers:
+        with pytest.raises(PromptTooLong) as refused:
+            await ask("anna", LONG_TALK)
+        assert refused.value.oldest_can_go
+        live: LiveAnswers = await ask("anna", LONG_TALK, truncation="auto")
+        await live.wait()
+        return live
+
+    live = run(talk())
+    assert live.prompt_tokens == len(w.engine.encode(LONG_TALK[2:]))
+    assert live.conversation_id is not None
+    turns = w.store.conversation(live.conversation_id, "anna")
+    assert [turn.message for turn in turns[:5]] == LONG_TALK
+
+
+def test_training_sees_of_a_long_talk_what_the_model_saw(world: Make, tmp_path: Path) -> None:
+    w = world()
+
+    async def talk() -> None:
+        live = await w.service.compare("anna", LONG_TALK, truncation="auto")
+        await live.wait()
+        await w.service.vote("anna", live.comparison.id, first(live))
+
+    run(talk())
+    w.store.create_run("operator", ["reward"], {})
+    w.store.snapshot(1, tmp_path / "snapshot.db")
+    with closing(sqlite3.connect(tmp_path / "snapshot.db")) as db:
+        (asked,) = db.execute("SELECT id, messages FROM prompts WHERE asked > 0").fetchall()
+        assert db.execute("SELECT prompt_id FROM votes").fetchall() == [(asked[0],)]
+    assert [message["content"] for message in json.loads(asked[1])] == ["And the sky?", "Blue.", "And at night?"]
+    with w.store.reading() as record:
+        (ballot,) = ballots(record)
+    assert list(ballot.messages) == LONG_TALK[2:]
 
 
 def test_only_operators_name_versions(world: Make) -> None:

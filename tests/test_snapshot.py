@@ -13,7 +13,7 @@ import pytest
 from serve.errors import NotFound
 from serve.feedback.exchange import import_lines
 from serve.feedback.snapshot import shipped_prompts
-from serve.feedback.store import SnapshotCounts, Store
+from serve.feedback.store import NewCandidate, SnapshotCounts, Store
 from serve.folder import DataFolder
 from serve.records import Judgement, Sampling
 from tests.scenes import Clock, assistant, compare, finish, open_comparison, prefer, ranking, say, user
@@ -61,6 +61,24 @@ def test_a_fresh_record_gives_the_shipped_prompts_and_the_defaults(store: Store,
     assert read.meta["max_tokens"] == "256"
     assert read.meta["temperature"] == "0.8"
     assert read.meta["serving"] == "0"
+
+
+def test_a_prompt_that_was_read_whole_and_in_part_is_two(store: Store, tmp_path: Path) -> None:
+    talk = [user("Hi."), assistant("Hello."), user("Why?")]
+    whole = compare(store, prompt=talk, texts=("a", "b"))
+    ref = store.record_prompt("anna", talk, conversation_id=whole.conversation_id)
+    store.add_vote(whole.id, "anna", ranking(whole, [0], [1]))
+    part = store.create_comparison("anna", ref, [NewCandidate(0, 1)] * 2, Sampling(), evidence=True, dropped=2)
+    for candidate, text in zip(part.candidates, "cd", strict=True):
+        finish(store, candidate.answer.id, text)
+    prefer(store, store.comparison(part.id, "anna"), 0)
+    read = Read(store, tmp_path)
+    prompts = {row["id"]: [m["content"] for m in json.loads(row["messages"])] for row in read.asked}
+    assert sorted(prompts.values()) == [["Hi.", "Hello.", "Why?"], ["Why?"]]
+    assert {read.said(vote)[0][0]: prompts[vote["prompt_id"]] for vote in read.votes} == {
+        "a": ["Hi.", "Hello.", "Why?"],
+        "c": ["Why?"],
+    }
 
 
 def test_a_ranking_keeps_its_groups_positions_and_tokens(store: Store, tmp_path: Path) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from serve.engine import CandidateRequest, Token
 from serve.errors import PromptTooLong, Unavailable
 from serve.live import LiveComparison
+from serve.records import Message, Sampling
 from serve.web.talks import Talks
 from tests.fakes import FakeEngine, Web
+
+if TYPE_CHECKING:
+    from serve.engine.local import LocalEngine
 
 
 @pytest.fixture
@@ -86,3 +91,30 @@ def test_answers_that_are_the_same_are_settled_by_the_server(tmp_path: Path) -> 
     with web.store.reading() as db:
         assert [row["source"] for row in db.execute("SELECT source FROM votes")] == ["server"]
     web.close()
+
+
+@pytest.mark.parametrize("in_line", [False, True], ids=["answered", "in line"])
+def test_stopping_gives_the_place_back_at_once(web: Web, slow_engine: LocalEngine, in_line: bool) -> None:
+    web.service.attach(slow_engine)
+    web.service.settings = web.settings.model_copy(update={"max_tokens": 800})  # 16 s
+    talks = Talks(web.service)
+    prompt = slow_engine.encode([Message("user", "Why is the sea blue?")])
+    pair = [CandidateRequest(0, 1), CandidateRequest(0, 2)]
+    other = slow_engine.submit(prompt, pair, Sampling(800)) if in_line else None
+
+    async def talk() -> None:
+        live = await talks.say("anna", "Why is the sea blue?", None, "always", share=False)
+        assert live is not None
+        assert live.conversation_id is not None
+        if not in_line:
+            async for _ in live.events():
+                if all(draft.deltas for draft in live.drafts):
+                    break
+        assert live.place == int(in_line)
+        await talks.stop("anna", live.conversation_id)
+        assert [draft.finish_reason for draft in live.drafts] == ["cancelled", "cancelled"]
+        assert slow_engine.waiting == 0
+
+    asyncio.run(asyncio.wait_for(talk(), 3))
+    if other is None:
+        assert isinstance(next(iter(slow_engine.submit(prompt, pair, Sampling(1)))), Token)

@@ -65,6 +65,10 @@ class Generation(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
+    @property
+    def place(self) -> int:
+        """Its place in line: 1 joins the batch next; 0 when it has joined or ended. Thread-safe."""
+
     def cancel(self, index: int | None = None) -> None:
         """Stop one candidate, or all; each ends with `cancelled` within a step. Thread-safe and idempotent."""
 

@@ -49,11 +49,13 @@ class LocalGeneration:
         sampling: Sampling,
         tokenizer: Tokenizer,
         wake_engine: Callable[[], None],
+        place_in_line: Callable[[LocalGeneration], int],
     ) -> None:
         self.prompt = list(prompt)
         self.sampling = sampling
         self.candidates = [Candidate(self, i, request, tokenizer) for i, request in enumerate(requests)]
         self._wake_engine = wake_engine
+        self._place_in_line = place_in_line
         self._changed = threading.Condition()
         self._events: deque[Event] = deque()
         self._unfinished = len(requests)
@@ -100,6 +102,11 @@ class LocalGeneration:
             if ended:
                 return
             await arrived.wait()
+
+    @property
+    def place(self) -> int:
+        """Its place in line: 1 joins the batch next; 0 when it has joined or ended. Thread-safe."""
+        return self._place_in_line(self)
 
     def cancel(self, index: int | None = None) -> None:
         """Stop one candidate, or all; each ends with `cancelled` within a step. Thread-safe and idempotent."""

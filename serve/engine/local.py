@@ -176,7 +176,7 @@ class LocalEngine:
         Raises InvalidInput, PromptTooLong, Unavailable (queue full, engine closed) or NotFound (version not resident).
         """
         self._check(prompt, candidates, sampling)
-        generation = LocalGeneration(prompt, candidates, sampling, self._tokenizer, self._wake)
+        generation = LocalGeneration(prompt, candidates, sampling, self._tokenizer, self._wake, self._place)
         with self._work:
             if self._closing:
                 raise Unavailable("the engine is stopping; try again when the server is back")
@@ -237,6 +237,10 @@ class LocalEngine:
     def _wake(self) -> None:
         with self._work:
             self._work.notify()
+
+    def _place(self, generation: LocalGeneration) -> int:
+        with self._work:
+            return next((place for place, waiting in enumerate(self._queue, 1) if waiting is generation), 0)
 
     # From here on: the decode thread.
 

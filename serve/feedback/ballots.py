@@ -21,7 +21,7 @@ from serve.feedback.database import Database, moment, storable
 from serve.feedback.entries import Ballot, BallotAnswer, ImportCounts, NewBallot, NewDemonstration
 from serve.feedback.voters import insert_demonstration, messages_json
 from serve.feedback.votes import NewVote, insert_vote
-from serve.records import Demonstration, Judgement, Message
+from serve.records import Demonstration, Judgement, Message, without_oldest
 
 IMPORTER = "imported"
 """The voter who owns what was imported; a dataset's own judges are `imported:NAME`."""
@@ -29,7 +29,7 @@ IMPORTER = "imported"
 BALLOTS = """
 SELECT votes.sequence, votes.id AS vote_id, votes.voter_id, verdict, ranking, strength, votes.evidence, votes.source,
     votes.created, prompt_id, candidates.id AS candidate_id, position, shown_text, shown_token_ids,
-    answers.id AS answer_id, text, token_ids, version, finish_reason, max_tokens, temperature
+    answers.id AS answer_id, dropped, text, token_ids, version, finish_reason, max_tokens, temperature
 FROM standing_votes AS votes
 JOIN candidates USING (comparison_id)
 JOIN answers ON answers.id = answer_id
@@ -55,7 +55,7 @@ def ballots(db: sqlite3.Connection) -> Iterator[Ballot]:
         yield Ballot(
             vote_id=vote["vote_id"],
             voter_id=vote["voter_id"],
-            messages=prompts[vote["prompt_id"]],
+            messages=without_oldest(prompts[vote["prompt_id"]], vote["dropped"]),
             answers=tuple(_answer_from(row) for row in rows),
             groups=groups,
             verdict=None if vote["ranking"] else vote["verdict"],

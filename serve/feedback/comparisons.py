@@ -63,11 +63,13 @@ class Comparisons(Votes):
         *,
         evidence: bool,
         probability: float | None = None,
+        dropped: int = 0,
     ) -> Comparison:
         """A comparison of answers that are still to be written, at the positions they are given in.
 
         An older comparison of this conversation that is still open gets a skip. `evidence` says that the server chose
-        versions, seeds and sampling; `probability` is the chance with which it drew these versions.
+        versions, seeds and sampling; `probability` is the chance with which it drew these versions. Of the prompt's
+        messages, system messages aside, the model does not read the `dropped` oldest.
         Raises NotFound for somebody else's prompt or an unknown version, InvalidInput for fewer than two candidates.
         """
         if len(candidates) < 2:
@@ -78,7 +80,8 @@ class Comparisons(Votes):
             require_prompt(db, voter_id, prompt)
             skip_open_comparisons(db, prompt.conversation_id, voter_id, prompt.message_id, stamp(now))
             answers = [
-                insert_answer(db, prompt.message_id, c.version, c.seed, sampling, stamp(now)).id for c in candidates
+                insert_answer(db, prompt.message_id, c.version, c.seed, sampling, stamp(now), dropped=dropped).id
+                for c in candidates
             ]
             comparison_id = insert_comparison(
                 db, voter_id, prompt.message_id, answers, now, evidence=evidence, probability=probability
@@ -87,8 +90,10 @@ class Comparisons(Votes):
 
         return self.writing(work)
 
-    def create_answer(self, voter_id: str, prompt: PromptRef, version: int, seed: int, sampling: Sampling) -> Answer:
-        """A single answer that nobody is asked to judge, still empty. Raises NotFound.
+    def create_answer(
+        self, voter_id: str, prompt: PromptRef, version: int, seed: int, sampling: Sampling, *, dropped: int = 0
+    ) -> Answer:
+        """A single answer that nobody is asked to judge, still empty; `dropped` as in a comparison. Raises NotFound.
 
         A comparison of this conversation that is still open gets a skip.
         """
@@ -97,7 +102,7 @@ class Comparisons(Votes):
             now = self._now()
             require_prompt(db, voter_id, prompt)
             skip_open_comparisons(db, prompt.conversation_id, voter_id, prompt.message_id, now)
-            return insert_answer(db, prompt.message_id, version, seed, sampling, now)
+            return insert_answer(db, prompt.message_id, version, seed, sampling, now, dropped=dropped)
 
         return self.writing(work)
 

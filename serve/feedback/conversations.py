@@ -110,15 +110,25 @@ def require_prompt(db: sqlite3.Connection, voter_id: str, prompt: PromptRef) -> 
 
 
 def insert_answer(
-    db: sqlite3.Connection, prompt_id: str, version: int, seed: int, sampling: Sampling, now: str
+    db: sqlite3.Connection,
+    prompt_id: str,
+    version: int,
+    seed: int,
+    sampling: Sampling,
+    now: str,
+    *,
+    dropped: int = 0,
 ) -> Answer:
-    """A new answer, still empty. Raises NotFound for a version that does not exist."""
+    """A new answer, still empty, to the prompt without its `dropped` oldest messages, system messages aside.
+
+    Raises NotFound for a version that does not exist.
+    """
     if not db.execute("SELECT 1 FROM versions WHERE number = ?", (version,)).fetchone():
         raise NotFound(f"there is no version {version}")
     answer = Answer(new_id(), version, "", (), (), seed, sampling, None)
     db.execute(
-        "INSERT INTO answers (id, prompt_id, version, seed, max_tokens, temperature, top_p, top_k, stop, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO answers (id, prompt_id, version, seed, max_tokens, temperature, top_p, top_k, stop, dropped,"
+        " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             answer.id,
             prompt_id,
@@ -129,6 +139,7 @@ def insert_answer(
             sampling.top_p,
             sampling.top_k,
             json.dumps(sampling.stop),
+            dropped,
             now,
         ),
     )

@@ -66,6 +66,7 @@ class Ballot:
     vote_id: str
     voter_id: str
     messages: tuple[Message, ...]
+    """The prompt as the model read it: without the turns that were too much for it."""
     answers: tuple[BallotAnswer, ...]
     groups: tuple[tuple[int, ...], ...] | None
     """Indices into `answers`, best group first; one group is a tie; None when the vote ranks nothing."""

@@ -211,6 +211,12 @@ def m001_the_record(db: Database) -> None:
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
+@migrations()
+def m002_prompts_read_in_part(db: Database) -> None:
+    """How many of the prompt's oldest messages, system messages aside, the model did not read for an answer."""
+    db.execute("ALTER TABLE answers ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to today's schema; each migration is applied whole or not at all.
 

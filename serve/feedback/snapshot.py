@@ -1,6 +1,7 @@
 """snapshot.db: what one training run may learn from, copied out of the record so that the run needs nothing else.
 
-prompts(id, messages, source, voter, asked)     source: voter, shipped or imported; equal prompts are one row
+prompts(id, messages, source, voter, asked)     source: voter, shipped or imported; equal prompts are one row;
+                                                messages as the model read them, see serve/truncation.py
 answers(id, prompt_id, text, token_ids, version, finish_reason, max_tokens, temperature)     as their voters saw them
 votes(id, prompt_id, voter, ranking, positions, strength, created)     standing rankings and ties; a tie is one group
 demonstrations(id, messages, answer, voter)
@@ -25,7 +26,7 @@ from serve.feedback.ballots import ballots, demonstrations, pseudonyms
 from serve.feedback.conversations import path_messages
 from serve.feedback.entries import Ballot, SnapshotCounts
 from serve.feedback.voters import messages_json
-from serve.records import Message, Sampling
+from serve.records import Message, Sampling, without_oldest
 
 SHIPPED_PROMPTS = Path(__file__).parent / "shipped" / "prompts.jsonl"
 
@@ -54,8 +55,11 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 ASKED = """
-SELECT messages.id, asked, source, voter_id FROM messages JOIN conversations ON conversations.id = conversation_id
-WHERE asked > 0 ORDER BY messages.rowid
+SELECT messages.id, asked, source, voter_id, coalesce(dropped, 0) AS dropped
+FROM messages
+JOIN conversations ON conversations.id = conversation_id
+LEFT JOIN (SELECT DISTINCT prompt_id, dropped FROM answers) ON prompt_id = messages.id
+WHERE asked > 0 ORDER BY messages.rowid, dropped
 """
 
 
@@ -130,7 +134,8 @@ class _Prompts:
             self._add(messages, "shipped", None, 0)
         for row in db.execute(ASKED).fetchall():
             voter = voters[row["voter_id"]] if row["source"] == "voter" else None
-            self._add(path_messages(db, row["id"]), row["source"], voter, row["asked"])
+            messages = without_oldest(path_messages(db, row["id"]), row["dropped"])
+            self._add(messages, row["source"], voter, row["asked"])
 
     def number(self, messages: tuple[Message, ...]) -> int:
         """The id of a prompt that was voted on."""

@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve.errors import Unauthorized
-from serve.limits import SamplingRequest
+from serve.limits import SamplingRequest, stop_texts
 from serve.live import Delta, End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
 from serve.secrets import Secrets
 from serve.service import Service, Training
+from serve.truncation import Truncation
 from serve.web import faults
 from serve.web.identity import end_session, forget_voter, guarded, require_operator, set_session
 from serve.web.login import is_right
@@ -66,7 +67,10 @@ class ComparisonBody(_Body):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    stop: str | list[str] | None = None
     seed: int | None = None
+    truncation: Truncation = "disabled"
     versions: list[_Number] | None = None
     """Who answers; for operators."""
 
@@ -140,9 +144,10 @@ def _voters(service: Service) -> APIRouter:
             k=body.k,
             conversation_id=body.conversation_id,
             share=body.share,
-            sampling=SamplingRequest(body.max_tokens, body.temperature, body.top_p),
+            sampling=SamplingRequest(body.max_tokens, body.temperature, body.top_p, stop_texts(body.stop), body.top_k),
             seed=body.seed,
             versions=body.versions,
+            truncation=body.truncation,
             operator=request.state.operator,
         )
         if "text/event-stream" in request.headers.get("accept", ""):

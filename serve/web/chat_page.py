@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
-from serve.errors import HustingsError, Unauthorized
+from serve.errors import HustingsError, PromptTooLong, Unauthorized
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Judgement, Message, Verdict, VoteReceipt
 from serve.service import Service
+from serve.truncation import Truncation
 from serve.web import theme
 from serve.web.talks import AskMe, Scene, Talks, shown
 
@@ -52,6 +53,8 @@ WELCOME = (
 KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
 ASK = f"Which answer is better? {KEYS}"
 LOADING = "The model is still loading. You can write already; it answers in a moment."
+TOO_LONG = "This talk has grown longer than the model can read at once."
+FORGETS = "The model reads this talk without its oldest turns; they stay in your history."
 SAME = "Both answers came out the same, so there is nothing to choose."
 
 _SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
@@ -73,6 +76,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         # What the browser holds: the ids of what it shows, and how this person likes the page.
         here = gr.Textbox(visible=False)
         asked = gr.Textbox(visible=False)
+        forgets = gr.Textbox(visible=False)  # the talk whose oldest turns may be left out
         likes = gr.BrowserState([settings.ask, False, True], storage_key="hustings", secret="none")  # noqa: S106
 
         with gr.Sidebar(elem_id="side", width=280):
@@ -135,6 +139,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
             with gr.Column(elem_id="dock"):
                 note = gr.HTML(elem_id="note")
+                with gr.Row(elem_id="offer", visible=False) as offer:
+                    forget = gr.Button("Go on without the oldest turns", size="sm", elem_id="forget")
                 with gr.Row(elem_id="votes", visible=False) as votes:
                     a_better = gr.Button("A is better", elem_id="vote-a", elem_classes="pick")
                     tie = gr.Button("Tie", elem_id="vote-tie", elem_classes="rest")
@@ -168,10 +174,26 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 after: gr.update(visible=scene.settled),
                 remedy: gr.update(visible=scene.stuck),
                 editor: gr.update(visible=False),
+                offer: gr.update(visible=False),
                 box: gr.update(stop_btn="Stop" if writing else False, submit_btn=not writing),
             } | (also or {})
 
-        everything = [here, asked, history, arena, *panes, votes, after, remedy, editor, box, note, talk_list]
+        everything = [
+            here,
+            asked,
+            history,
+            arena,
+            *panes,
+            votes,
+            after,
+            remedy,
+            editor,
+            offer,
+            forgets,
+            box,
+            note,
+            talk_list,
+        ]
 
         watching: dict[tuple[str, str | None], object] = {}  # who watches what is being written, in which page
         nothing: Update = {note: gr.skip()}  # Gradio empties the outputs of a generator that never yields
@@ -194,24 +216,30 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             token = watching[view] = object()
             done = asyncio.ensure_future(live.wait())
             before: object = None
+            told = 0  # the place in line that the note names
             scene = await talks.scene(voter, place)
             try:
                 while not live.done:
                     await asyncio.wait({done}, timeout=TICK)
-                    now = [(draft.text, draft.finish_reason) for draft in live.drafts]
+                    in_line = live.place
+                    now = in_line, [(draft.text, draft.finish_reason) for draft in live.drafts]
                     if watching.get(view) is not token:
                         return
                     if live.done or now == before:
                         continue
                     before = now
+                    update: Update = {} if in_line == told else {note: theme.note(_waiting(in_line))}
+                    told = in_line
                     if isinstance(live, LiveComparison) and not live.judged:
-                        yield theme.answers(panes, live.drafts)
+                        yield update | theme.answers(panes, live.drafts)
                         continue
                     if scene.asked:
                         scene = await talks.scene(voter, place)
                     if scene.writing is live:
-                        yield {history: _blocks(shown(scene))}
-                update = await ended(voter, place, live.error)
+                        update[history] = _blocks(shown(scene))
+                    if update:
+                        yield update
+                update = ({note: ""} if told else {}) | await ended(voter, place, live.error)
                 if watching.get(view) is token:
                     yield update
             finally:
@@ -221,20 +249,25 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         async def refused(place: str, error: HustingsError, request: gr.Request) -> Update:
             """The conversation as it stands after a turn that was not taken: what waited for a vote still does."""
             problem: Update = {note: theme.problem(error)}
+            if isinstance(error, PromptTooLong) and error.oldest_can_go:
+                problem = {note: theme.note(TOO_LONG, problem=True), offer: gr.update(visible=True)}
             try:
                 return show(await talks.scene(voter_of(request), place or None), problem)
             except HustingsError:
                 return problem
 
-        async def send(text: str, place: str, how: AskMe, share: bool, request: gr.Request) -> AsyncIterator[Update]:
+        async def send(
+            text: str, place: str, how: AskMe, share: bool, forgets: str, request: gr.Request
+        ) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
-                live = await talks.say(voter, text, place or None, how, share)
+                truncation, words = _truncation(place, forgets)
+                live = await talks.say(voter, text, place or None, how, share, truncation=truncation)
                 if live is None:
                     yield nothing
                     return
                 scene = await talks.scene(voter, live.conversation_id)
-                first = {note: "", talk_list: await listed(voter, live.conversation_id)}
+                first = {note: words, talk_list: await listed(voter, live.conversation_id)}
                 update = show(scene, also=first)
                 update[box] = gr.update(value="", stop_btn="Stop", submit_btn=False)
                 yield update
@@ -243,15 +276,24 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 yield await refused(place, error, request)
 
-        async def again(place: str, share: bool, request: gr.Request) -> AsyncIterator[Update]:
+        async def again(place: str, share: bool, forgets: str, request: gr.Request) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
-                live = await talks.retry(voter, place, share)
-                yield show(await talks.scene(voter, place), {note: ""})
+                truncation, words = _truncation(place, forgets)
+                live = await talks.retry(voter, place, share, truncation=truncation)
+                yield show(await talks.scene(voter, place), {note: words})
                 async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
-                yield {note: theme.problem(error)}
+                yield await refused(place, error, request)
+
+        async def go_on(text: str, place: str, how: AskMe, share: bool, request: gr.Request) -> AsyncIterator[Update]:
+            """What was refused as too long, once more: this talk's oldest turns may be left out from here on."""
+            turn = (
+                send(text, place, how, share, place, request) if text.strip() else again(place, share, place, request)
+            )
+            async for update in turn:
+                yield {forgets: place} | update
 
         async def vote(choice: Choice, place: str, comparison_id: str, request: gr.Request) -> Update:
             try:
@@ -361,7 +403,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             like.input(lambda *chosen: list(chosen), [how, share, keys], likes, **quick)
         keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
 
-        say = [box, here, how, share]
+        forget.click(go_on, [box, here, how, share], everything, **slow)
+        say = [box, here, how, share, forgets]
         box.submit(send, say, everything, trigger_mode="multiple", **slow)
         history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
         box.stop(stop, here, note, **quick)
@@ -374,7 +417,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         for choice, button in choices.items():
             button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
-        retry.click(again, [here, share], everything, **slow)
+        retry.click(again, [here, share, forgets], everything, **slow)
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)
         cancel.click(close_editor, here, everything, **quick)
@@ -407,6 +450,18 @@ def _chosen(vote: Any, choice: Choice) -> Any:
         return result
 
     return handler
+
+
+def _truncation(place: str, forgets: str) -> tuple[Truncation, str]:
+    """Whether a talk's oldest turns may be left out, and what the page says of it."""
+    return ("auto", theme.note(FORGETS)) if place and place == forgets else ("disabled", "")
+
+
+def _waiting(in_line: int) -> str:
+    """A place in line, in words."""
+    if in_line == 0:
+        return ""
+    return "Waiting in line: " + ("you are next." if in_line == 1 else f"{in_line - 1} before you.")
 
 
 def _blocks(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -15,10 +15,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from serve.errors import NotFound, Unavailable
-from serve.limits import SamplingRequest
+from serve.limits import SamplingRequest, stop_texts
 from serve.live import Delta, End, Failure, LiveAnswers
 from serve.records import Message, Role
 from serve.service import Service
+from serve.truncation import Truncation
 from serve.web import faults
 from serve.web.streams import event_stream, events_with_pings, sse, wait_or_cancel
 
@@ -67,17 +68,20 @@ class ChatBody(BaseModel):
     max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    """Not OpenAI's, but what other servers call it; 0 is off."""
     logprobs: bool | None = None
     top_logprobs: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0)
+    truncation: Truncation | None = None
+    """Of OpenAI's Responses API: `auto` leaves out the oldest turns where the prompt is too long."""
 
     def sampling(self) -> SamplingRequest:
         """What is asked of the sampling."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingRequest(limit, self.temperature, self.top_p, stop)
+        return SamplingRequest(limit, self.temperature, self.top_p, stop_texts(self.stop), self.top_k)
 
 
 def create(service: Service) -> FastAPI:
@@ -112,6 +116,7 @@ def create(service: Service) -> FastAPI:
             seed=body.seed,
             n=1 if body.n is None else body.n,
             operator=request.state.operator,
+            truncation=body.truncation or "disabled",
         )
         completion = _Completion(live, body)
         if body.stream:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serve.live import Event, LiveAnswers
 
@@ -24,16 +25,24 @@ def sse(data: Any, event: str | None = None) -> str:
 
 def event_stream(live: LiveAnswers, chunks: AsyncIterator[str], status: int = 200) -> StreamingResponse:
     """Send the chunks; a client that leaves ends the generation, unless a vote has chosen what shall finish."""
-
-    async def body() -> AsyncIterator[str]:
-        try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            live.abandon()
-
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(body(), status, headers, "text/event-stream")
+    return _Watched(live, chunks, status, headers)
+
+
+class _Watched(StreamingResponse):
+    """Ends the generation when it ends, even where the client had left before the first chunk was asked for."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, live: LiveAnswers, chunks: AsyncIterator[str], status: int, headers: dict[str, str]) -> None:
+        super().__init__(chunks, status, headers)
+        self._live = live
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._live.abandon()
 
 
 async def events_with_pings(live: LiveAnswers) -> AsyncIterator[Event | None]:

@@ -15,6 +15,7 @@ from serve.errors import InvalidInput
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Message
 from serve.service import Service
+from serve.truncation import Truncation
 
 if TYPE_CHECKING:
     from serve.feedback.entries import ConversationTurn
@@ -92,7 +93,14 @@ class Talks:
         return talks[0].id if talks else None
 
     async def say(
-        self, voter: str, text: str, conversation_id: str | None, how: AskMe, share: bool
+        self,
+        voter: str,
+        text: str,
+        conversation_id: str | None,
+        how: AskMe,
+        share: bool,
+        *,
+        truncation: Truncation = "disabled",
     ) -> LiveAnswers | None:
         """The voter's next turn. Typing on stops what is being written; the record skips what waits for a vote.
 
@@ -110,16 +118,28 @@ class Talks:
             scene = await self.scene(voter, conversation_id)
             asking, probability = self.service.should_ask(how)
             messages = (*scene.messages, *_any_answer(scene), Message("user", text))
-            return await self._ask(voter, messages, conversation_id, share, asking=asking, probability=probability)
+            return await self._ask(
+                voter,
+                messages,
+                conversation_id,
+                share,
+                asking=asking,
+                probability=probability,
+                truncation=truncation,
+            )
         finally:
             self._sending.discard(voter)
 
-    async def retry(self, voter: str, conversation_id: str, share: bool) -> LiveAnswers:
+    async def retry(
+        self, voter: str, conversation_id: str, share: bool, *, truncation: Truncation = "disabled"
+    ) -> LiveAnswers:
         """Two new answers to the last turn. Raises InvalidInput when it has one."""
         scene = await self.scene(voter, conversation_id)
         if not scene.stuck:
             raise InvalidInput("This turn has an answer already.")
-        return await self._ask(voter, scene.messages, conversation_id, share, asking=True, probability=1.0)
+        return await self._ask(
+            voter, scene.messages, conversation_id, share, asking=True, probability=1.0, truncation=truncation
+        )
 
     async def stop(self, voter: str, conversation_id: str) -> None:
         """End what is being written; what is there is kept."""
@@ -154,14 +174,22 @@ class Talks:
         *,
         asking: bool,
         probability: float,
+        truncation: Truncation,
     ) -> LiveAnswers:
         live: LiveAnswers
         if asking:
             live = await self.service.compare(
-                voter, messages, conversation_id=conversation_id, share=share, asked=probability
+                voter,
+                messages,
+                conversation_id=conversation_id,
+                share=share,
+                asked=probability,
+                truncation=truncation,
             )
         else:
-            live = await self.service.answer(voter, messages, conversation_id=conversation_id, share=share)
+            live = await self.service.answer(
+                voter, messages, conversation_id=conversation_id, share=share, truncation=truncation
+            )
         assert live.conversation_id is not None
         place = live.conversation_id
         self._writing[place] = live

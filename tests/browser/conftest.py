@@ -84,7 +84,7 @@ def site(running: Site) -> Iterator[Site]:
     """The server, with an engine that answers at once and differently each time; tests turn its knobs."""
     engine = running.engine
     yield running
-    engine.script, engine.delay, engine.hold, engine.full = some_words, 0.0, None, False
+    engine.script, engine.delay, engine.hold, engine.full, engine.room = some_words, 0.0, None, False, None
 
 
 @pytest.fixture

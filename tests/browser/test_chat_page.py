@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from serve.engine import CandidateRequest
 from serve.feedback.store import Store
-from serve.records import Comparison
+from serve.records import Comparison, Message, Sampling
 from tests.browser.conftest import Site, breathe, say
 
 pytestmark = pytest.mark.browser
 
 QUESTION = "Why is the sky blue?"
+SKY = [Message("user", QUESTION)]
 
 
 def last_comparison(store: Store) -> Comparison:
@@ -248,6 +251,81 @@ def test_an_error_is_said_in_words_and_keeps_what_was_typed(chat: Page, site: Si
     expect(chat.locator("#box textarea")).to_have_value(QUESTION)
     site.engine.full = False
     chat.locator("#box textarea").press("Enter")
+    asked(chat)
+
+
+@pytest.mark.parametrize("how", ["Always", "Never"])
+def test_whoever_waits_sees_the_place_in_line_until_the_answer_begins(chat: Page, site: Site, how: str) -> None:
+    site.engine.hold, site.engine.room = 0, 1
+    others = [site.engine.submit(site.engine.encode(SKY), [CandidateRequest(0, 1)], Sampling()) for _ in range(3)]
+    chat.get_by_label(how).check()
+    note = chat.locator("#note")
+    say(chat, QUESTION)
+    expect(note).to_have_text("Waiting in line: 2 before you.")
+    others[0].cancel()
+    expect(note).to_have_text("Waiting in line: 1 before you.")
+    chat.reload()
+    expect(note).to_have_text("Waiting in line: 1 before you.")
+    others[1].cancel()
+    expect(note).to_have_text("Waiting in line: you are next.")
+    site.engine.hold = 1
+    others[2].cancel()
+    expect(chat.locator("#answer-b, #history .bot").first).to_contain_text("v0")
+    expect(note).to_have_text("")
+    chat.get_by_label("Always").check()
+    site.engine.hold = None
+    expect(chat.locator("#answer-b, #history .bot").first).to_contain_text(QUESTION)
+
+
+def test_whoever_stops_in_line_is_no_longer_told_of_it(chat: Page, site: Site) -> None:
+    site.engine.hold, site.engine.room = 0, 1
+    other = site.engine.submit(site.engine.encode(SKY), [CandidateRequest(0, 1)], Sampling())
+    say(chat, QUESTION)
+    expect(chat.locator("#note")).to_have_text("Waiting in line: you are next.")
+    chat.get_by_role("button", name="Stop").click()
+    expect(chat.locator("#retry")).to_be_visible()
+    expect(chat.locator("#note")).to_have_text("")
+    other.cancel()
+
+
+def test_an_answer_that_takes_too_long_says_so_and_what_is_there_can_be_judged(chat: Page, site: Site) -> None:
+    usual = site.service.settings
+    site.service.settings = usual.model_copy(update={"answer_timeout": timedelta(seconds=1)})
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#note .problem")).to_contain_text("had not ended after 1 s")
+    site.service.settings = usual
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_contain_text("v0 says")
+
+
+def test_a_talk_that_is_too_long_may_go_on_without_its_oldest_turns(chat: Page, site: Site) -> None:
+    chat.get_by_label("Never").check()
+    oldest = f"Tell me of {'the sea ' * 120}"
+    say(chat, oldest)
+    expect(chat.locator("#edit")).to_be_visible()
+    say(chat, "And rain?")
+    expect(chat.locator("#note .problem")).to_contain_text("longer than the model can read at once")
+    expect(chat.locator("#history .user")).to_have_count(1)
+    site.engine.hold = 2
+    chat.get_by_role("button", name="Go on without the oldest turns").click()
+    expect(chat.locator("#note")).to_contain_text("without its oldest turns")
+    expect(chat.locator("#offer")).to_be_hidden()
+    expect(chat.locator("#box textarea")).to_have_value("")
+    site.engine.hold = None
+    expect(chat.locator("#history .bot").last).to_contain_text("And rain?")
+    expect(chat.locator("#history .user").first).to_contain_text("Tell me of the sea")
+    expect(chat.locator("#edit")).to_be_visible()
+    chat.get_by_label("Always").check()
+    say(chat, "And snow?")
+    asked(chat)
+    expect(chat.locator("#offer")).to_be_hidden()
+    assert last_comparison(site.store).messages[0].content == oldest
+    chat.click("#vote-bad")
+    chat.reload()
+    chat.click("#retry")
+    expect(chat.locator("#note .problem")).to_contain_text("longer than the model can read at once")
+    chat.click("#forget")
     asked(chat)
 
 
