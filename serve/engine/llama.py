@@ -95,7 +95,8 @@ class LlamaDecoder(PlainCaches):
     draw = staticmethod(draw)
 
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
-        """Raises ModelError for weights that are broken or missing."""
+        """Raises ModelError for weights that are broken or missing, or do not fit into memory."""
+        backbone.require_memory(backbone.dtype)
         weights = Weights(backbone, backbone.dtype)
         self.context_length = shape.context_length
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=backbone.dtype, device=torch.device("cpu"))

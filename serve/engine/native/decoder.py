@@ -24,6 +24,7 @@ from serve.engine.native.blocks import BLOCK, BlockPrompt, BlockSequence, BlockS
 from serve.engine.native.narrow import Packed
 from serve.engine.native.prefixes import Prefixes
 from serve.engine.sampling import is_greedy
+from serve.policy.memory import require_memory
 
 if TYPE_CHECKING:
     from serve.policy.base import Backbone
@@ -270,7 +271,10 @@ def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
 
     form = hashlib.sha256(Path(narrow.__file__).read_bytes()).hexdigest()[:8]
     file = backbone.folder.cache / "packed" / f"{backbone.folder.hash[:16]}-{form}.safetensors"
-    if not file.is_file():
+    if file.is_file():
+        require_memory(backbone.folder.name, file.stat().st_size, torch.device("cpu"))
+    else:
+        backbone.require_memory()  # packed, they are no larger than the files
         tensors, facts = _pack(Weights(backbone, torch.float32), shape)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
