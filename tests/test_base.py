@@ -114,6 +114,20 @@ def test_free_memory_is_the_kernels_or_the_cgroups_whichever_is_less(
     assert memory.available_memory(torch.device("cpu"), tmp_path) == free
 
 
+def test_a_gpu_is_taken_where_it_is_asked_for_and_holds_the_model(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**28, 2**33))
+    model = resolve_model(str(tiny_model), tmp_path)
+    assert load_backbone(model).device.type == "cpu"
+    backbone = load_backbone(model, device="auto")
+    assert (backbone.device.type, backbone.dtype) == ("cuda", torch.bfloat16)
+    with pytest.raises(ModelError, match=r"0\.2 GiB are free; .* CUDA_VISIBLE_DEVICES= to use the processor"):
+        open_decoder(backbone, places=3, max_rank=8)
+
+
 def test_the_default_model_missing_says_make_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "DEFAULT_MODEL_PACKAGE", "no_such_package_here")
     with pytest.raises(ModelError, match="make install"):

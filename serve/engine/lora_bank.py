@@ -42,7 +42,7 @@ class Routing:
 
     def set(self, places: Sequence[int], device: torch.device) -> None:
         """Route the next forward pass."""
-        self.places = torch.tensor(places, dtype=torch.long, device=device)
+        self.places = torch.tensor(places, dtype=torch.long).to(device)
         self.present = frozenset(places)
 
 

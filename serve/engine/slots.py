@@ -133,7 +133,7 @@ class Slots:
         assert tokens == 1
         rows, self._span = len(self._lengths), self.length + 1
         self._reserve(rows, self._span)
-        return self._look(torch.tensor(self._lengths, device=device), dtype)
+        return self._look(torch.tensor(self._lengths).to(device), dtype)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's new keys and values (rows, kv_heads, 1, head_dim) in → all up to the longest row out."""
