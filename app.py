@@ -181,7 +181,7 @@ def _load_engine(settings: Settings, base: ModelFolder) -> Engine:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return LocalEngine(
-        load_backbone(base, dtype=settings.dtype),
+        load_backbone(base, dtype=settings.dtype, device="auto"),
         batch_rows=settings.batch_rows,
         queue_limit=settings.queue_limit,
         max_lora_rank=settings.max_lora_rank,

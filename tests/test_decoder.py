@@ -16,10 +16,12 @@ from serve.engine.general import GeneralDecoder
 from serve.engine.llama import LlamaDecoder, LlamaShape
 from serve.engine.lora_weights import read_adapter
 from serve.engine.native.decoder import NativeDecoder
+from serve.engine.static import StaticDecoder
 from serve.errors import ModelError
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from tests import tiny
 
+DECODERS = {"static": StaticDecoder, "native": NativeDecoder, "lean": LlamaDecoder, "general": GeneralDecoder}
 SHAPES: dict[str, dict[str, Any]] = {
     "as the default model": {},
     "a head of its own": {"tie_word_embeddings": False},
@@ -52,7 +54,7 @@ def test_ragged_rows_of_several_versions_match_peft_row_by_row(
     backbone = make_backbone(**SHAPES[shape])
     decoder = open_decoder(backbone, places=4, max_rank=8, kind=kind)
     if shape != "biases":
-        assert isinstance(decoder, {"native": NativeDecoder, "lean": LlamaDecoder, "general": GeneralDecoder}[kind])
+        assert type(decoder) is DECODERS[kind]
     models: dict[int, Any] = {0: backbone.model}
     for version, (rank, layers) in {1: (4, (2, 3)), 2: (2, (0, 3))}.items():
         folder = tiny.write_adapter(

@@ -22,6 +22,7 @@ from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
 from serve.engine.lora_bank import Prepared
 from serve.engine.native.blocks import BLOCK
+from serve.engine.slots import StaticSlots
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import Message, Sampling
@@ -625,7 +626,12 @@ def test_many_threads_get_the_answers_they_asked_for(engine: LocalEngine) -> Non
         assert list(threads.map(ask, asked)) == expected
 
 
-def test_memory_of_finished_rows_is_given_back(engine: LocalEngine) -> None:
+def test_memory_of_finished_rows_is_given_back_or_used_again(engine: LocalEngine) -> None:
     answer(engine, prompt_of(engine, "Big " * 50), (0, 1), (1, 2))
     slots: Any = engine._slots
+    if isinstance(slots, StaticSlots):
+        moves = slots.moves
+        answer(engine, prompt_of(engine, "Big " * 50), (0, 1), (1, 2))
+        assert slots.moves == moves
+        return
     wait_until(lambda: not (slots.sequences if hasattr(slots, "sequences") else slots._keys))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from serve.engine import slots as slots_module
-from serve.engine.slots import BLOCK, PromptCache, Slots
+from serve.engine.slots import BLOCK, STATIC_SPAN, PromptCache, Slots, StaticSlots
 
 CPU = torch.device("cpu")
 
@@ -124,3 +124,44 @@ def test_growth_that_memory_stops_half_way_is_finished_by_the_next_step(monkeypa
     _, _, keys, values = _step(slots, [4.0])
     assert keys.tolist() == [[1.0] * (BLOCK - 1) + [3.0, 4.0]]
     assert values.tolist() == (-keys).tolist()
+
+
+def _aimed(slots: StaticSlots, values: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_step`, of as many rows as the step sees."""
+    places = torch.arange(len(values)) + 5
+    tokens, seen = slots.aim(torch.arange(len(values))[:, None] + 7, places)
+    padding = [0.0] * (len(tokens) - len(values))
+    stepped = _step(slots, values + padding)
+    assert tokens[:, 0].tolist() == [7 + i for i in range(len(values))] + [0] * len(padding)
+    assert seen.tolist() == [*places.tolist(), *[0] * len(padding)]
+    slots.advance()
+    return stepped
+
+
+def test_a_static_step_sees_a_power_of_two_of_rows_and_a_whole_span() -> None:
+    slots = StaticSlots()
+    for length in (2, 4, 1):
+        slots.adopt(_prompt(length, float(length)), 0)
+    for _ in range(2):
+        positions, mask, keys, values = _aimed(slots, [8.0, 9.0, 7.0])
+    assert slots.shape == (4, STATIC_SPAN)
+    assert positions.tolist() == [3, 5, 2, 0]
+    assert (mask == 0).sum(1).tolist() == [4, 6, 3, 1]
+    assert keys.shape == (4, STATIC_SPAN)
+    assert keys[:3, :6].tolist() == [[2, 2, 8, 8, 0, 0], [4, 4, 4, 4, 9, 9], [1, 7, 7, 0, 0, 0]]
+    assert values.tolist() == (-keys).tolist()
+
+
+def test_static_slots_move_only_to_grow() -> None:
+    slots = StaticSlots()
+    slots.adopt(_prompt(STATIC_SPAN - 2, 1.0), 0)
+    _aimed(slots, [2.0])
+    moves, where = slots.moves, slots._keys[0].data_ptr()
+    slots.remove(0)
+    slots.adopt(_prompt(STATIC_SPAN - 1, 1.0), 0)
+    _aimed(slots, [2.0])
+    assert (slots.moves, slots._keys[0].data_ptr()) == (moves, where)
+    keys = _aimed(slots, [3.0])[2]
+    assert slots.moves > moves
+    assert keys[0, : STATIC_SPAN + 1].tolist() == [1.0] * (STATIC_SPAN - 1) + [2.0, 3.0]
+    assert slots.shape == (1, 2 * STATIC_SPAN)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from serve.policy.base import Backbone
     from serve.records import Sampling
 
-KINDS = ("native", "lean", "general")
-"""From fast to universal: llama.c, the same in torch, transformers' own forward."""
+KINDS = ("static", "native", "lean", "general")
+"""From fast to universal: CUDA graphs, llama.c, the same in torch, transformers' own forward."""
 
 
 class Prompt(Protocol):
@@ -68,6 +68,12 @@ class Decoder(Protocol):
         """Do one more piece of preparation that only makes it faster; False when there is none left."""
 
 
+def check_ids(token_ids: Tensor, vocabulary: int) -> None:
+    """Raises IndexError for a token id that the model has not: a GPU that meets one computes nothing afterwards."""
+    if not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocabulary:
+        raise IndexError(f"a token id is outside the model's vocabulary of {vocabulary}")
+
+
 def open_decoder(
     backbone: Backbone, *, places: int, max_rank: int, cache_tokens: int = 0, kind: str | None = None
 ) -> Decoder:
@@ -79,9 +85,14 @@ def open_decoder(
     """
     from serve.engine.llama import LlamaDecoder, LlamaShape
 
-    kinds = KINDS if kind is None else KINDS[KINDS.index(kind) :]
+    on_gpu = backbone.device.type == "cuda"
+    kinds = KINDS[KINDS.index(kind or ("static" if on_gpu else "native")) :]
     shape = None if kinds[0] == "general" else LlamaShape.read(backbone.config)
-    if shape is not None and "native" in kinds and not shape.biased:
+    if shape is not None and "static" in kinds:
+        from serve.engine.static import StaticDecoder
+
+        return StaticDecoder(shape, backbone, places=places, max_rank=max_rank)
+    if shape is not None and "native" in kinds and not shape.biased and not on_gpu:
         from serve.engine.native.library import load_library
 
         code = load_library(backbone.folder.cache)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Cache
 
+from serve.engine.decoder import check_ids
 from serve.engine.lora_bank import LoraBank
 from serve.engine.sampling import draw
 from serve.engine.slots import KeyValues, PlainCaches
@@ -22,6 +23,8 @@ class GeneralDecoder(PlainCaches):
     def __init__(self, backbone: Backbone, *, places: int, max_rank: int) -> None:
         self.context_length = _context_length(backbone)
         self._model = backbone.view()
+        embedding: Any = self._model.get_input_embeddings()
+        self._vocabulary = int(embedding.num_embeddings)
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=self._model.dtype, device=self._model.device)
         for name, module in list(self._model.named_modules()):
             if type(module) is nn.Linear:
@@ -31,6 +34,7 @@ class GeneralDecoder(PlainCaches):
 
     def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
+        check_ids(token_ids, self._vocabulary)
         token_ids = token_ids.to(self._model.device)
         positions, mask = cache.begin(token_ids.shape[1], self._model.dtype, self._model.device)
         logits: Tensor = self._model(

@@ -95,17 +95,18 @@ class LlamaDecoder(PlainCaches):
     draw = staticmethod(draw)
 
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
-        """Raises ModelError for weights that are broken or missing."""
-        weights = Weights(backbone, backbone.dtype)
+        """Raises ModelError for weights that are broken or missing, or do not fit into memory."""
+        backbone.require_memory(backbone.dtype)
+        weights = Weights(backbone, backbone.dtype, backbone.device)
         self.context_length = shape.context_length
-        self.bank = LoraBank(places=places, max_rank=max_rank, dtype=backbone.dtype, device=torch.device("cpu"))
+        self.bank = LoraBank(places=places, max_rank=max_rank, dtype=backbone.dtype, device=backbone.device)
         self._shape = shape
         # A copy: the last tensor that still belongs to the mapped file would keep all of it in memory.
         self._embedding = weights["model.embed_tokens.weight"].clone()
         self._layers = [self._read_layer(weights, f"model.layers.{i}.") for i in range(shape.layers)]
         self._norm = weights["model.norm.weight"].clone()
         self._head = self.bank.add({"lm_head": self._embedding if shape.tied else weights["lm_head.weight"]})
-        self._frequencies = shape.frequencies
+        self._frequencies = shape.frequencies.to(backbone.device)
 
     def forward(self, token_ids: Tensor, cache: KeyValues) -> Tensor:
         """Token ids (rows, T) that follow what the cache holds → logits of the last one (rows, V)."""
@@ -114,7 +115,7 @@ class LlamaDecoder(PlainCaches):
         angles = positions[..., None].float() * self._frequencies
         cos, sin = (f(angles).to(mask.dtype)[:, :, None] for f in (torch.cos, torch.sin))  # (rows, T, 1, head_dim / 2)
         mask = mask.repeat(1, 1, groups, 1)  # query heads of a group attend as if they were more tokens
-        x = F.embedding(token_ids, self._embedding)
+        x = F.embedding(token_ids.to(self._embedding.device), self._embedding)
         for index, layer in enumerate(self._layers):
             x = x + self._attend(index, layer, self._normed(x, layer.attention_norm), cos, sin, mask, cache)
             gate, up = layer.gate_up.forward(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
@@ -167,16 +168,17 @@ class LlamaDecoder(PlainCaches):
 
 
 class Weights:
-    """The backbone's tensors by name, in one type; a missing one is named."""
+    """The backbone's tensors by name, in one type on one device; a missing one is named."""
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
+    def __init__(self, backbone: Backbone, dtype: torch.dtype, device: torch.device) -> None:
         self._backbone = backbone
         self._dtype = dtype
+        self._device = device
         self._tensors = backbone.weights()
 
     def get(self, name: str) -> Tensor | None:
         tensor = self._tensors.get(name)
-        return None if tensor is None else tensor.detach().to(self._dtype)
+        return None if tensor is None else tensor.detach().to(self._device, self._dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,11 +35,14 @@ class Routing:
 
     places: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
     """(rows,)"""
-    present: frozenset[int] = frozenset({0})
+    present: frozenset[int] | None = frozenset({0})
+    """The places that occur; None where the tensor's content may change, so that nothing may be specialised for it."""
+    moves: int = 0
+    """Times that a linear's A and B came to lie elsewhere."""
 
     def set(self, places: Sequence[int], device: torch.device) -> None:
         """Route the next forward pass."""
-        self.places = torch.tensor(places, dtype=torch.long, device=device)
+        self.places = torch.tensor(places, dtype=torch.long).to(device)
         self.present = frozenset(places)
 
 
@@ -52,17 +56,18 @@ class Stack:
         self.ranks: dict[int, int] = {}
         """Rank at each place that has weights here."""
 
-    def reserve(self, places: int, rank: int) -> None:
-        """Make room, keeping what is there."""
+    def reserve(self, places: int, rank: int) -> bool:
+        """Make room, keeping what is there. True when A and B lie elsewhere now."""
         old_places, old_rank, in_features = self.a.shape
         if places <= old_places and rank <= old_rank:
-            return
+            return False
         places, rank = max(places, old_places), max(rank, old_rank)
         a = self.a.new_zeros(places, rank, in_features)
         b = self.b.new_zeros(places, self.b.shape[1], rank)
         a[:old_places, :old_rank] = self.a
         b[:old_places, :, :old_rank] = self.b
         self.a, self.b = a, b
+        return True
 
     def write(self, place: int, pieces: Sequence[Piece]) -> None:
         """Put one adapter's weights at a place; none leave zeros.
@@ -83,7 +88,7 @@ class Stack:
 
     def delta(self, x: Tensor, routing: Routing) -> Tensor:
         """Takes x (rows, T, in) → what the rows' adapters add (rows, T, out)."""
-        if len(routing.present) == 1:  # one version in the whole batch: no gather
+        if routing.present is not None and len(routing.present) == 1:  # one version in the whole batch: no gather
             (place,) = routing.present
             rank = self.ranks[place]
             return F.linear(F.linear(x, self.a[place, :rank]), self.b[place, :, :rank])
@@ -126,6 +131,7 @@ class BankLinear(nn.Module):
         """None are left once they were packed and released."""
         self.bias = bias
         self.routing = routing
+        self._device = self.weights[0].device
         self.stack: Stack | None = None
         """None until an adapter touches this linear."""
         self._packed: Tensor | None = None
@@ -139,7 +145,8 @@ class BankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Takes x (rows, T, in) → (rows, T, out)."""
         out = self._frozen(x)
-        if self.stack is None or self.routing.present.isdisjoint(self.stack.ranks):
+        present = self.routing.present
+        if self.stack is None or (present is not None and present.isdisjoint(self.stack.ranks)):
             return out
         rows = x.reshape(len(self.routing.places), -1, x.shape[-1])
         return out + self.stack.delta(rows, self.routing).view_as(out)
@@ -157,9 +164,10 @@ class BankLinear(nn.Module):
         """Make room for so many places and for this."""
         if self.stack is None and prepared:
             in_features = next(iter(self.shapes.values()))[1]
-            self.stack = Stack(in_features, sum(out for out, _ in self.shapes.values()), like=prepared[0][1])
-        if self.stack is not None:
-            self.stack.reserve(places, sum(len(a) for _, a, _ in prepared))
+            like = prepared[0][1].to(self._device)
+            self.stack = Stack(in_features, sum(out for out, _ in self.shapes.values()), like=like)
+        if self.stack is not None and self.stack.reserve(places, sum(len(a) for _, a, _ in prepared)):
+            self.routing.moves += 1
 
     def write(self, place: int, prepared: Sequence[Piece]) -> None:
         """Put an adapter's weights for this linear at a place, or zeros."""
@@ -169,13 +177,16 @@ class BankLinear(nn.Module):
     def pack(self, *, release: bool) -> None:
         """Lay the weight out as oneDNN likes it for small batches: 1.3 to 2.4 times the decode speed in float32.
 
-        The packed one is a copy; `release` lets go of the original, for owners that read it nowhere else.
+        The packed one is a copy; `release` lets go of the original, for owners that read it nowhere else. Their parts
+        become one matrix also where oneDNN's layout does not apply.
         """
         weight = self.weights[0]
         if self._packed is None and weight.dtype == torch.float32 and weight.device.type == "cpu" and _packing_works():
             self._packed = _pack(torch.cat(self.weights))
             if release:
                 self.weights.clear()
+        elif release and len(self.weights) > 1:
+            self.weights = [torch.cat(self.weights)]
 
     def _frozen(self, x: Tensor) -> Tensor:
         if self._packed is not None:
@@ -266,6 +277,21 @@ class LoraBank:
     def route(self, versions: Sequence[int]) -> None:
         """Name the version of each row of the next forward pass."""
         self._routing.set([self._place.get(v, 0) for v in versions], self._device)
+
+    @contextmanager
+    def routed_by(self, places: Tensor) -> Iterator[None]:
+        """Here, a tensor (rows,) on the bank's device names the rows' places: a recorded pass reads it again."""
+        routing, before = self._routing, (self._routing.places, self._routing.present)
+        routing.places, routing.present = places, None
+        try:
+            yield
+        finally:
+            routing.places, routing.present = before
+
+    @property
+    def moves(self) -> int:
+        """Changes when weights of adapters came to lie elsewhere: what was recorded reads the old ones."""
+        return self._routing.moves
 
     @property
     def routed(self) -> Tensor:

@@ -9,13 +9,15 @@ nothing is padded or shifted. Memory is taken at the first write: only the model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 BLOCK = 128
 """Capacity of the running rows grows by this many tokens."""
+STATIC_SPAN = 512
+"""Of static slots, it is this many tokens, or twice, four times, …"""
 
 
 class KeyValues(Protocol):
@@ -85,6 +87,8 @@ class Slots:
         self._rows = torch.zeros(0, dtype=torch.long)
         self._positions = torch.zeros(0, dtype=torch.long)
         self._span = 0
+        self.moves = 0
+        """Changes when keys or values come to lie elsewhere."""
 
     @property
     def length(self) -> int:
@@ -95,8 +99,8 @@ class Slots:
         """Append a row: a copy of row `source` of a prompt's cache."""
         length = prompt.length
         if not self._keys:
-            keys_of = [_reserved(keys[:1], BLOCK) for keys, _ in prompt.layers]
-            values_of = [_reserved(values[:1], BLOCK) for _, values in prompt.layers]
+            keys_of = [_reserved(keys[:1], self._rounded(1)) for keys, _ in prompt.layers]
+            values_of = [_reserved(values[:1], self._rounded(1)) for _, values in prompt.layers]
             self._keys, self._values = keys_of, values_of  # both or, if memory ends, neither
         row = len(self._lengths)
         self._reserve(row + 1, length + 1)
@@ -129,10 +133,7 @@ class Slots:
         assert tokens == 1
         rows, self._span = len(self._lengths), self.length + 1
         self._reserve(rows, self._span)
-        self._rows = torch.arange(rows, device=device)
-        self._positions = torch.tensor(self._lengths, device=device)
-        hidden = torch.arange(self._span, device=device) > self._positions[:, None]  # (rows, span)
-        return self._positions[:, None], _additive(hidden, dtype)[:, None, None]
+        return self._look(torch.tensor(self._lengths).to(device), dtype)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's new keys and values (rows, kv_heads, 1, head_dim) in → all up to the longest row out."""
@@ -154,15 +155,80 @@ class Slots:
                 if rows <= old_rows and span <= old_span:
                     continue
                 new_rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
-                new_span = old_span if span <= old_span else -(-span // BLOCK) * BLOCK
+                new_span = old_span if span <= old_span else self._rounded(span)
+                self.moves += 1
                 tensors[index] = old.new_zeros(new_rows, old.shape[1], new_span, old.shape[3])
                 tensors[index][:old_rows, :, :old_span] = old
+
+    def _look(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Positions (rows,) of the new tokens → as `begin`."""
+        self._rows = torch.arange(len(positions), device=positions.device)
+        self._positions = positions
+        hidden = torch.arange(self._span, device=positions.device) > positions[:, None]  # (rows, span)
+        return positions[:, None], _additive(hidden, dtype)[:, None, None]
+
+    def _rounded(self, span: int) -> int:
+        return -(-span // BLOCK) * BLOCK
+
+
+class StaticSlots(Slots):
+    """The same in few shapes, at addresses that stay, so that a step can be recorded and played again.
+
+    A step sees a power of two of rows, and STATIC_SPAN·2ⁿ tokens of each; what rows past the running ones compute is
+    not read. Memory stays when rows leave. It is that of the most rows there were, each as long as the longest one was,
+    both rounded up in the same way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: dict[tuple[int, int], Any] = {}
+        """Steps that the decoder recorded over these slots, by `shape`."""
+        self.recorded_at = (0, 0)
+        """`moves` of slots and of the bank when they were."""
+        self.shape = (0, 0)
+        """Rows and tokens that the coming step sees."""
+        self._inputs = torch.zeros(3, 0, dtype=torch.long)  # token id, position and place of each row
+
+    def clear(self) -> None:
+        """Drop all rows; the memory stays."""
+        self._lengths = []
+
+    def aim(self, token_ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Before a step: one token a row (rows, 1) and the rows' places (rows,) → the same where a step reads them."""
+        rows = len(self._lengths)
+        self._reserve(rows, self.length + 1)
+        capacity, device = len(self._keys[0]), self._keys[0].device
+        if capacity > self._inputs.shape[1]:
+            self._inputs = torch.zeros(3, capacity, dtype=torch.long, device=device)
+            self.moves += 1
+        self._span = self._rounded(self.length + 1)
+        self.shape = (1 << (rows - 1).bit_length(), self._span)
+        self._inputs.zero_()
+        self._inputs[0, :rows] = token_ids[:, 0]
+        self._inputs[1, :rows] = torch.tensor(self._lengths)
+        self._inputs[2, :rows] = places
+        tokens, _, places = self._inputs[:, : self.shape[0]]
+        return tokens[:, None], places
+
+    def begin(self, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Position ids (rows, 1) and additive mask (rows, 1, 1, span) of the rows that `aim` saw."""
+        return self._look(self._inputs[1, : self.shape[0]], dtype)
+
+    def end(self) -> None:
+        """Nothing: a step that is played again does not come here. `advance` counts."""
+
+    def advance(self) -> None:
+        """After a step: every row is one token longer."""
+        super().end()
+
+    def _rounded(self, span: int) -> int:
+        return STATIC_SPAN << ((span - 1) // STATIC_SPAN).bit_length()
 
 
 class PlainCaches:
     """A decoder's caches where nothing of earlier prompts is kept."""
 
-    slots = Slots
+    slots: type[Slots] = Slots
 
     def prompt(self, versions: Sequence[int], tokens: Sequence[int]) -> PromptCache:
         """A prompt, from its first token."""

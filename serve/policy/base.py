@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.errors import ModelError
+from serve.policy.memory import require_memory
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only those who load a model pay for them
     import torch
@@ -45,6 +47,11 @@ class ModelFolder:
     cache: Path
     """Where what is made from it is kept."""
 
+    @property
+    def weights(self) -> list[Path]:
+        """The weight files."""
+        return sorted(self.path.glob("*.safetensors"))
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -56,21 +63,23 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     dtype: torch.dtype
+    device: torch.device
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """The weights in transformers' own modules, frozen and in eval mode. Importing those takes seconds.
 
-        Raises ModelError for weights that are broken or do not fit config.json.
+        Raises ModelError for weights that are broken, or do not fit config.json or into memory.
         """
         from transformers import AutoModelForCausalLM
 
+        self.require_memory(self.dtype)
         with _naming_what_is_broken(self.folder):
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 self.folder.path, dtype=self.dtype, local_files_only=True, use_safetensors=True
             )
-        model.requires_grad_(False).eval()
-        return model
+        frozen: PreTrainedModel = model.requires_grad_(False).eval().to(self.device)
+        return frozen
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by name: those of `model` if that is loaded, else from the files, as they stand there.
@@ -82,8 +91,21 @@ class Backbone:
         from safetensors.torch import load_file
 
         with _naming_what_is_broken(self.folder):
-            files = sorted(self.folder.path.glob("*.safetensors"))
-            return {name: tensor for file in files for name, tensor in load_file(file).items()}
+            return {name: tensor for file in self.folder.weights for name, tensor in load_file(file).items()}
+
+    def require_memory(self, dtype: torch.dtype | None = None) -> None:
+        """Raises ModelError when there is no room for the weights in this type, or in that of the files."""
+        from safetensors import safe_open
+
+        needed = 0
+        for path in self.folder.weights:
+            if dtype is None:
+                needed += path.stat().st_size
+                continue
+            with _naming_what_is_broken(self.folder), safe_open(path, framework="pt") as file:
+                shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118
+                needed += dtype.itemsize * sum(math.prod(shape) for shape in shapes)
+        require_memory(self.folder.name, needed, self.device)
 
     @property
     def context_length(self) -> int:
@@ -124,8 +146,13 @@ def resolve_model(source: str, cache_dir: Path) -> ModelFolder:
     return _describe_folder(_download(source), source, cache_dir)
 
 
-def load_backbone(folder: ModelFolder, *, dtype: str = "auto") -> Backbone:
-    """Tokenizer and configuration at once, weights on demand. `dtype`: auto, float32 or bfloat16."""
+def load_backbone(folder: ModelFolder, *, dtype: str = "auto", device: str = "cpu") -> Backbone:
+    """Tokenizer and configuration at once, weights on demand.
+
+    `dtype`: auto, float32 or bfloat16. `device`: cpu, cuda, or auto, which takes a GPU if there is one.
+    """
+    import torch
+
     with _naming_what_is_broken(folder):
         tokenizer = _load_tokenizer(folder.path)
         config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
@@ -137,15 +164,20 @@ def load_backbone(folder: ModelFolder, *, dtype: str = "auto") -> Backbone:
     eos = frozenset(
         int(i) for i in (*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id) if i is not None
     )
-    return Backbone(folder, config.get("text_config", config), tokenizer, eos, resolve_dtype(dtype))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device)
+    return Backbone(folder, config.get("text_config", config), tokenizer, eos, resolve_dtype(dtype, place), place)
 
 
-def resolve_dtype(dtype: str) -> torch.dtype:
-    """`auto` is bfloat16 where the processor multiplies it, else float32."""
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the GPU or the processor multiplies it, else float32."""
     import torch
 
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
@@ -207,11 +239,17 @@ def _convert_gguf(gguf: Path, cache_dir: Path) -> ModelFolder:
 
 def _dequantise(gguf: Path, target: Path) -> None:
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
+        weights = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+        twice = 2 * weights * torch.float32.itemsize
+        require_memory(f"expanding {gguf.name}", twice, torch.device("cpu"))
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except ModelError:
+        raise
     except Exception as error:  # the readers raise whatever the broken bytes lead them to
         raise ModelError(f"{gguf} is not a readable GGUF model ({error}); download it again") from error
     config = copy.deepcopy(quantised.config)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from serve.engine.decoder import check_ids
 from serve.engine.llama import LlamaShape, Weights
 from serve.engine.lora_bank import LoraBank
 from serve.engine.lora_weights import LoraWeights
@@ -24,11 +25,13 @@ from serve.engine.native.blocks import BLOCK, BlockPrompt, BlockSequence, BlockS
 from serve.engine.native.narrow import Packed
 from serve.engine.native.prefixes import Prefixes
 from serve.engine.sampling import is_greedy
+from serve.policy.memory import require_memory
 
 if TYPE_CHECKING:
     from serve.policy.base import Backbone
     from serve.records import Sampling
 
+CPU = torch.device("cpu")
 LINEARS: tuple[tuple[str, ...], ...] = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -112,7 +115,7 @@ class NativeDecoder:
     ) -> None:
         """`cache_tokens` of earlier prompts and answers are kept. Raises ModelError for broken or missing weights."""
         self.context_length = shape.context_length
-        self.bank = LoraBank(places=places, max_rank=max_rank, dtype=torch.float32, device=torch.device("cpu"))
+        self.bank = LoraBank(places=places, max_rank=max_rank, dtype=torch.float32, device=CPU)
         self._code = code
         self._prefixes = Prefixes(cache_tokens)
         self._trunk = shape.layers * TRUNK // TOP
@@ -199,8 +202,7 @@ class NativeDecoder:
                 first = trunk
                 token_ids = token_ids[:, : cache.trunk_length - cache.length]
         rows, tokens = token_ids.shape
-        if not 0 <= int(token_ids.min()) <= int(token_ids.max()) < self._vocabulary:
-            raise IndexError(f"a token id is outside the model's vocabulary of {self._vocabulary}")
+        check_ids(token_ids, self._vocabulary)
         for sequence in cache.sequences:
             sequence.reserve(sequence.length + tokens, self._block_size)
         lengths = torch.tensor([s.length for s in cache.sequences], dtype=torch.int32)
@@ -270,8 +272,11 @@ def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
 
     form = hashlib.sha256(Path(narrow.__file__).read_bytes()).hexdigest()[:8]
     file = backbone.folder.cache / "packed" / f"{backbone.folder.hash[:16]}-{form}.safetensors"
-    if not file.is_file():
-        tensors, facts = _pack(Weights(backbone, torch.float32), shape)
+    if file.is_file():
+        require_memory(backbone.folder.name, file.stat().st_size, CPU)
+    else:
+        backbone.require_memory()  # packed, they are no larger than the files
+        tensors, facts = _pack(Weights(backbone, torch.float32, CPU), shape)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
