@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -168,6 +169,13 @@ async def _start(settings: Settings, store: Store, secrets: Secrets, entrance: E
     await parts.application.enter_async_context(application.router.lifespan_context(application))
     entrance.open(application)
     log.info("the pages are open")
+    await _in_thread(spare_the_collector)
+
+
+def spare_the_collector() -> None:
+    """What is loaded by now stays: if Python looked through all of it for garbage, streams would stop for 200 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def _load_engine(settings: Settings, base: ModelFolder) -> Engine:

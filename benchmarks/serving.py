@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.reference import CACHE, make_adapter
 
 OURS, CEILING = "hustings", "memory ceiling"
 WORK = {"pair tokens/s": 2, "8 pairs tokens/s": 16, "32 rollouts tokens/s": 32}
@@ -82,33 +83,9 @@ class Contender:
         return answer
 
 
-def make_adapter(folder: Path, *, seed: int = 0) -> None:
-    """A LoRA of rank 16 on all linears of the upper third, whose B is not zero."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from benchmarks.serving_workers import CACHE
-    from serve.policy.base import resolve_model
-
-    torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_pretrained(resolve_model("default", CACHE).path)
-    layers = model.config.num_hidden_layers
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    upper = list(range(layers * 2 // 3, layers))
-    model = get_peft_model(
-        model, LoraConfig(r=16, lora_alpha=32, target_modules=targets, layers_to_transform=upper, task_type="CAUSAL_LM")
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.01)
-    model.save_pretrained(str(folder))
-
-
 @contextmanager
 def contenders(threads: int) -> Iterator[dict[str, Contender]]:
     """All that are installed, ours first."""
-    from benchmarks.serving_workers import CACHE
     from serve.policy.base import default_gguf, resolve_model
 
     with tempfile.TemporaryDirectory() as folder:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.reference import CACHE
 from serve.engine import CandidateRequest
 from serve.engine.local import LocalEngine
 from serve.policy.base import load_backbone, resolve_model
 from serve.records import Sampling
 
 Work = Callable[..., float]
-CACHE = Path("~/.cache/hustings").expanduser()
+
 ROWS = 32
 """The most that are asked for."""
 

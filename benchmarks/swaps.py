@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import random
 import statistics
 import tempfile
 import time
@@ -32,6 +34,10 @@ STREAMS = 50
 SWAPS = 100
 EVERY = 0.2
 """Seconds between two swaps."""
+BATCH_ROWS = (STREAMS, 16)
+"""All streams at once, and as the server decodes by default: then the others wait in line."""
+JUDGED = 300
+"""Answers that transformers reads again."""
 PLANTED = 3
 """Adapters; version v has the weights of adapter (v - 1) mod 3."""
 SAMPLING = Sampling(max_tokens=64, temperature=0.8)
@@ -137,49 +143,63 @@ def judge(streams: Sequence[Stream], adapters: Sequence[Path]) -> tuple[int, flo
     return mixed, worst, statistics.median(visible)
 
 
-def rows_of(calm: Storm, busy: Storm, found: tuple[int, float, float]) -> list[Row]:
-    """The figures."""
-    mixed, worst, visible = found
-    gaps = [gap for stream in busy.streams for gap in stream.gaps]
-    quiet = [gap for stream in calm.streams for gap in stream.gaps]
-    step = statistics.median(gaps)
-    failed = sum(stream.reason not in ("stop", "length") for stream in busy.streams)
+def gap_rows(rows: int, calm: Storm, busy: Storm) -> list[Row]:
+    """Of an engine that decodes so many rows: how long a stream stood still."""
+    what = f"50 streams, {rows} rows, a swap every 200 ms:"
+    gaps, quiet = ([gap for stream in storm.streams for gap in stream.gaps] for storm in (busy, calm))
+    step, calm_step = statistics.median(gaps), statistics.median(quiet)
     beyond = [max(0.0, flip - read) for flip, read in zip(busy.flips, busy.reads, strict=True)]
-    count = len(busy.streams)
+    count = len(busy.flips)
+    milliseconds = [(1e3 * step, 1e3 * calm_step), (1e3 * max(gaps), 1e3 * max(quiet))]
     return [
-        Row("swaps answers failed", f"of {count}", failed, runs=len(busy.flips)),
-        Row("swaps answers mixed", f"of {count}", mixed, runs=len(busy.flips)),
-        Row("swaps longest gap", "steps", round(max(gaps) / step, 2), "no swaps",
-            round(max(quiet) / statistics.median(quiet), 2), runs=len(busy.flips)),
-        Row("swaps longest gap", "ms", round(max(gaps) * 1e3, 1), "no swaps", round(max(quiet) * 1e3, 1),
-            runs=len(busy.flips)),
-        Row("swaps a step", "ms", round(step * 1e3, 1), "no swaps", round(statistics.median(quiet) * 1e3, 1),
-            runs=len(busy.flips)),
-        Row("swaps flip beyond loading its file", "ms", round(statistics.median(beyond) * 1e3, 1),
-            runs=len(beyond), low=round(min(beyond) * 1e3, 1), high=round(max(beyond) * 1e3, 1)),
-        Row("swaps largest logprob error", "nats", round(worst, 4), "another version's mean", round(visible, 3)),
+        Row(f"{what} a step", "ms", round(milliseconds[0][0], 1), "no swaps", round(milliseconds[0][1], 1), runs=count),
+        Row(f"{what} longest gap", "ms", round(milliseconds[1][0], 1), "no swaps", round(milliseconds[1][1], 1),
+            runs=count),
+        Row(f"{what} longest gap", "steps", round(max(gaps) / step, 2), "no swaps",
+            round(max(quiet) / calm_step, 2), runs=count),
+        Row(f"{what} flip beyond loading its file", "ms", round(statistics.median(beyond) * 1e3, 1), runs=count,
+            low=round(min(beyond) * 1e3, 1), high=round(max(beyond) * 1e3, 1)),
     ]  # fmt: skip
 
 
-def measure(*, swaps: int = SWAPS, judged: int | None = None) -> list[Row]:
-    """Everything, in one run. `judged`: so many answers are read again by transformers, all by default."""
+def answer_rows(streams: Sequence[Stream], judged: int, adapters: Sequence[Path]) -> list[Row]:
+    """Of all answers how many failed, of `judged` how many are mixed."""
+    failed = sum(stream.reason not in ("stop", "length") for stream in streams)
+    mixed, worst, visible = judge(random.Random(0).sample(streams, min(judged, len(streams))), adapters)
+    return [
+        Row("swaps: answers that failed", f"of {len(streams)}", failed),
+        Row("swaps: answers that are mixed", f"of {min(judged, len(streams))}", mixed),
+        Row("swaps: largest logprob error of a token", "nats", round(worst, 4), "another version's mean",
+            round(visible, 3)),
+    ]  # fmt: skip
+
+
+def measure(*, judged: int = JUDGED) -> list[Row]:
+    """Everything, in one run. So many answers are read again by transformers."""
     backbone = load_backbone(resolve_model("default", CACHE))
+    rows: list[Row] = []
+    streams: list[Stream] = []
     with tempfile.TemporaryDirectory() as folder:
         adapters = [make_adapter(Path(folder, str(seed)), seed=seed, size=0.1) for seed in range(PLANTED)]
-        engine = LocalEngine(backbone, batch_rows=STREAMS)
-        try:
-            prompts = [engine.encode([Message("user", prompt)]) for prompt in voted_prompts()]
-            reads = []
-            for number, adapter in enumerate(adapters):
-                start = time.perf_counter()
-                engine.load(10_000 + number, adapter)
-                reads.append(time.perf_counter() - start)
-            calm = asyncio.run(storm(engine, adapters, prompts, swaps=0))
-            busy = asyncio.run(storm(engine, adapters, prompts, swaps=swaps))
+        gc.collect()
+        gc.freeze()  # as the server does
+        for batch_rows in BATCH_ROWS:
+            engine = LocalEngine(backbone, batch_rows=batch_rows)
+            try:
+                prompts = [engine.encode([Message("user", prompt)]) for prompt in voted_prompts()]
+                reads = []
+                for number, adapter in enumerate(adapters):
+                    start = time.perf_counter()
+                    engine.load(10_000 + number, adapter)
+                    reads.append(time.perf_counter() - start)
+                calm = asyncio.run(storm(engine, adapters, prompts, swaps=0))
+                busy = asyncio.run(storm(engine, adapters, prompts, swaps=SWAPS))
+            finally:
+                engine.close()
             busy.reads = [reads[i % PLANTED] for i in range(len(busy.flips))]
-        finally:
-            engine.close()
-        return rows_of(calm, busy, judge(busy.streams[: judged or len(busy.streams)], adapters))
+            rows += gap_rows(batch_rows, calm, busy)
+            streams += busy.streams
+        return rows + answer_rows(streams, judged, adapters)
 
 
 def main() -> None:
@@ -188,7 +208,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="read only 30 of the answers again")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    rows = measure(judged=30 if options.quick else None)
+    rows = measure(judged=30 if options.quick else JUDGED)
     for row in rows:
         print(f"{row.what}: {row.ours} {row.unit}" + (f" ({row.peer}: {row.theirs})" if row.peer else ""))
     if options.json is not None:

@@ -25,7 +25,7 @@ from serve.engine import CandidateRequest, Token
 from serve.engine.decoder import Decoder, Prompt, Running, open_decoder
 from serve.engine.generation import Candidate, LocalGeneration
 from serve.engine.lora_bank import Prepared
-from serve.engine.lora_weights import LoraWeights, check_tensors, read_adapter
+from serve.engine.lora_weights import check_tensors, read_adapter
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
 from serve.policy import chat
 from serve.records import BASE_VERSION, FinishReason, Message, Sampling
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 512
 """Prompt tokens a turn of the loop, about, while nobody else is answered."""
-PREFILL_BESIDE = 16
-"""The same beside running answers, or as many as there are rows: then no stream stands still for longer than about two
-steps, and with a few rows for some 20 ms."""
+PREFILL_BESIDE = 8
+"""The same beside running answers, or two thirds of the rows: no stream stands still for longer than two steps."""
 INSTALL_TIMEOUT = 30.0
 """Seconds that a new adapter waits for a place when all have requests in flight."""
 CLOSE_TIMEOUT = 10.0
@@ -148,7 +147,7 @@ class LocalEngine:
                 return
         assert adapter is not None
         weights = read_adapter(adapter, self._bank.shapes, max_rank=self._bank.max_rank, dtype=self._bank.dtype)
-        self._install(version, weights, replace=False)
+        self._install(version, self._bank.prepare(weights), replace=False)
 
     def load_tensors(self, version: int, tensors: Mapping[str, Tensor], *, scaling: float) -> None:
         """Make a version resident from PEFT's state-dict names, or replace its weights once no request uses them.
@@ -160,7 +159,7 @@ class LocalEngine:
         weights = check_tensors(
             tensors, lambda _: scaling, self._bank.shapes, max_rank=self._bank.max_rank, dtype=self._bank.dtype
         )
-        self._install(version, weights, replace=True)
+        self._install(version, self._bank.prepare(weights), replace=True)
 
     def serve(self, version: int) -> None:
         """Flip which version new requests take; it must be resident. Answers in flight keep theirs."""
@@ -216,8 +215,8 @@ class LocalEngine:
         if not self._bank.is_resident(version):
             raise NotFound(f"version {version} is not loaded; load it first")
 
-    def _install(self, version: int, weights: LoraWeights, *, replace: bool) -> None:
-        install = _Install(version, self._bank.prepare(weights), replace, Future())
+    def _install(self, version: int, adapter: Prepared, *, replace: bool) -> None:
+        install = _Install(version, adapter, replace, Future())
         with self._work:
             if self._closing:
                 raise Unavailable("the engine is stopping; try again when the server is back")
@@ -336,7 +335,7 @@ class LocalEngine:
                     self._slots = self._decoder.slots()
 
     def _prefill_limit(self) -> int:
-        return max(PREFILL_BESIDE, len(self._rows)) if self._rows else PREFILL_TOKENS
+        return max(PREFILL_BESIDE, len(self._rows) * 2 // 3) if self._rows else PREFILL_TOKENS
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""
