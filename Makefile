@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps -r
 
-.PHONY: run install test check slow faults bench gpu screenshots peers lock
+.PHONY: run install test check slow faults bench crowd gpu screenshots peers lock
 
 run: .venv/.installed
 	@exec $(BIN)/python app.py $(ARGS)
@@ -20,7 +20,7 @@ check: .venv/.installed-dev
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory test
 
-slow faults bench gpu: .venv/.installed-dev
+slow faults bench crowd gpu: .venv/.installed-dev
 	$(BIN)/python -m pytest -m $@ $(ARGS)
 
 screenshots: .venv/.installed-dev

@@ -19,10 +19,17 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks.loop_result import ARM_TITLES, Contest
+from benchmarks.pictures import curves
 from benchmarks.record import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
+CURVES = {
+    "rows": ("tokens a second by rows decoded together", "rows"),
+    "context": ("tokens a second while decoding, by tokens of context", "tokens of context"),
+    "versions": ("tokens a second by versions that answer in one batch", "versions"),
+}
+"""Title and x axis of a result's curves by name."""
 _NOTHING_YET = "No result is committed yet."
 
 Result = Mapping[str, Any]
@@ -207,6 +214,10 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
     files = {page: fill_page(page.read_text(encoding="utf-8"), results)}
     if loops:
         files[docs / "images" / "loop.svg"] = loop_picture(loops)
+    for result in results:
+        for name, lines in result.get("curves", {}).items():
+            title, across = CURVES[name]
+            files[docs / "images" / f"{result['name']}-{name}.svg"] = curves(title, across, lines)
     return files
 
 

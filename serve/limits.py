@@ -99,12 +99,6 @@ def size_of(messages: Sequence[Message]) -> int:
     return sum(len(message.content.encode()) for message in messages)
 
 
-def check_size(messages: Sequence[Message]) -> None:
-    """As much as is kept at once."""
-    if size_of(messages) > MAX_BYTES:
-        raise InvalidInput(f"the messages are {size_of(messages):,} bytes long; {MAX_BYTES:,} are allowed")
-
-
 def check_text(text: str, what: str) -> None:
     """It says something, and can be stored."""
     if not text.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import secrets
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve.engine import CandidateRequest, Engine, Generation
-from serve.errors import Forbidden, HustingsError, Unavailable
+from serve.errors import Conflict, Forbidden, HustingsError, Unavailable
 from serve.feedback import exchange
 from serve.feedback.entries import (
     ConversationSummary,
@@ -30,7 +31,6 @@ from serve.limits import (
     check_messages,
     check_number,
     check_seed,
-    check_size,
     check_text,
     fill_in,
 )
@@ -100,6 +100,9 @@ class Service:
         self._live: dict[str, LiveComparison] = {}
         self._writing: dict[LiveAnswers, str] = {}  # → whose it is
         self._switching = threading.Lock()
+        self._tickets = itertools.count()
+        self._last_ticket = -1
+        """Of the promotion or rollback that was asked for last."""
         self._closed = False
 
     # ---- readiness
@@ -359,7 +362,6 @@ class Service:
         Raises InvalidInput, NotFound.
         """
         check_messages(messages)
-        check_size(messages)
         check_text(answer, "the answer")
         return await asyncio.to_thread(
             self.store.add_demonstration, voter, messages, answer, conversation_id=conversation_id
@@ -422,15 +424,26 @@ class Service:
         return await asyncio.to_thread(self.rollback_now, who, why)
 
     def promote_now(self, version: int, who: str, why: str) -> int:
-        """`promote` from any thread, blocking: the scheduler calls it."""
+        """`promote` from any thread, blocking: the scheduler calls it.
+
+        A promotion may have to wait until an answer gives up its version's place. Of those that are asked for meanwhile
+        only the last one happens; the others raise Conflict.
+        """
+        folder = self._verify(version)  # what cannot be promoted supersedes nothing
+        ticket = self._last_ticket = next(self._tickets)
         with self._switching:
-            self._load(version)
+            if ticket != self._last_ticket:
+                raise Conflict(
+                    f"another promotion came while that of version {version} waited; ask again if it is meant"
+                )
+            self.engine.load(version, folder)
             self._registry_or_refuse().promote(version, who, why)
             self.engine.serve(version)
             return version
 
     def rollback_now(self, who: str, why: str) -> int:
-        """`rollback` from any thread, blocking."""
+        """`rollback` from any thread, blocking. It supersedes the promotions that wait."""
+        self._last_ticket = next(self._tickets)
         with self._switching:
             previous = self.store.previous_serving()
             if previous is not None:  # otherwise the registry says what is wrong

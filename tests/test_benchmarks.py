@@ -20,10 +20,12 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks import client, loop, loop_result, report
+from benchmarks import client, loop, loop_result, report, swaps
 from benchmarks.client import chunk_version
+from benchmarks.crowd import Crowd
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop_state import Lines
+from benchmarks.pictures import curves
 from benchmarks.prompts import HELD_OUT, VOTED, held_out_prompts, voted_prompts
 from benchmarks.server import OPERATOR_TOKEN, Memory, Server, family, resident_bytes, stop_leftover
 from benchmarks.voters import PREFERENCES, as_vote, ballot, brevity, no_lists, question, second_person, winner, words
@@ -32,6 +34,30 @@ from tests.fake_api import FakeServer
 ROOT = Path(__file__).parent.parent
 
 # -- voters ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_another_version_finished_is_mixed() -> None:
+    own, other = [-1.0, -2.0, -3.0, -1.5, -0.5], [-2.0, -1.0, -1.0, -2.5, -1.5]
+    assert not swaps.is_mixed(own, own, [other])
+    assert not swaps.is_mixed([x + 0.01 for x in own], own, [other])
+    assert swaps.is_mixed([*own[:3], *other[3:]], own, [other])
+    assert swaps.is_mixed([*own[:4], *other[4:]], own, [other])
+    assert not swaps.is_mixed(own, own, [[*other[:4], own[4]]])  # where both agree nothing can be told
+
+
+def test_memory_that_grows_shows() -> None:
+    flat = Crowd(memory=[100] * 5 + [200] * 35)
+    assert flat.growth == 1
+    leak = Crowd(memory=list(range(100, 200)))
+    assert leak.growth > 1.4
+
+
+def test_curves_are_drawn_with_a_point_for_each_figure() -> None:
+    lines = {"ours": [(1, 400), (2, 800), (16, 1200)], "theirs & others": [(1, 150), (2, 160), (16, 300)]}
+    picture = curves("tokens a second", "rows", lines)
+    assert picture.count('r="4"') == 6
+    assert "theirs &amp; others" in picture
+    assert curves("one", "rows", {"ours": [(1, 5)]}).count('r="4"') == 1
 
 
 def test_brevity_counts_words_not_signs() -> None:

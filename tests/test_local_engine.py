@@ -227,6 +227,50 @@ def count_tokens(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> list[i
 
 
 @pytest.mark.usefixtures("no_eos")
+def test_beside_a_stream_a_turn_computes_a_bounded_piece_of_the_waiting_prompts(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(batch_rows=6)
+    stream = submit(engine, prompt_of(engine, "First"), (0, 1), (0, 2), sampling=Sampling(max_tokens=400))
+    wait_until(lambda: len(stream.candidates[0].token_ids) > 2)
+    passes: list[tuple[int, bool]] = []  # tokens of a pass, and whether it is a step of the running rows
+    forward = engine._decoder.forward
+
+    def noted(token_ids: Tensor, cache: Any) -> Tensor:
+        passes.append((token_ids.numel(), cache is engine._slots))
+        return forward(token_ids, cache)
+
+    monkeypatch.setattr(engine._decoder, "forward", noted)
+    others = [submit(engine, prompt_of(engine, f"{word} " * 40), (0, 1)) for word in ("one", "two")]
+    for other in others:
+        other.result(TIMEOUT)
+    assert not stream.candidates[0].finish_reason, "the stream was over too soon to tell"
+    stream.cancel()
+    turns, piece = [], 0
+    for tokens, is_step in passes:
+        if is_step:
+            turns.append(piece + tokens)
+            piece = 0
+        else:
+            piece += tokens
+    assert max(turns) == 14  # a batch of 6, and 8 more
+    assert sum(turn == 14 for turn in turns) > 5
+
+
+def test_a_prompt_that_cannot_begin_ends_alone_and_leaves_nothing_behind(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompt_of(engine, "Trouble")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._decoder, "prompt", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        (output,) = answer(engine, prompt, (1, 1))
+    assert output.finish_reason == "error"
+    assert engine.waiting == 0
+    assert engine._bank._in_flight[1] == 0
+    assert answer(engine, prompt, (1, 1))[0].finish_reason != "error"
+
+
+@pytest.mark.usefixtures("no_eos")
 def test_the_next_turn_computes_only_what_is_new_and_says_the_same(
     make_engine: MakeEngine, adapters: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

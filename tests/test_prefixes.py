@@ -73,3 +73,14 @@ def test_a_version_is_forgotten_whole_and_alone() -> None:
     assert numbers(prefixes.find(1, TALK)) == []
     assert numbers(prefixes.find(2, TALK)) == [4, 5, 6]
     assert len(prefixes) == 3 * BLOCK
+
+
+def test_what_another_version_has_better_does_not_keep_the_rest_alive() -> None:
+    prefixes = Prefixes(4 * BLOCK)
+    prefixes.keep(1, TALK[: 2 * BLOCK], blocks(1, 2))
+    prefixes.keep(2, TALK[:BLOCK], blocks(3))
+    assert numbers(prefixes.find_any(TALK)) == [1, 2]  # version 2's block has not been used since
+    prefixes.keep(3, [0] * 2 * BLOCK, blocks(4, 5))
+    assert numbers(prefixes.find(2, TALK)) == []
+    assert numbers(prefixes.find(1, TALK)) == [1, 2]
+    assert set(prefixes._roots) == {1, 3}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import sqlite3
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -647,6 +648,39 @@ def test_a_version_that_the_engine_refuses_is_not_promoted(world: Make, tmp_path
     with pytest.raises(AdapterError):
         run(w.service.promote(1, who="op", why="?"))
     assert w.store.serving() == 0
+
+
+def test_of_the_promotions_that_come_while_one_waits_only_the_last_happens(world: Make, tmp_path: Path) -> None:
+    class Crowded(FakeEngine):
+        """No place is free for version 1 at first."""
+
+        asked, freed = threading.Event(), threading.Event()
+
+        def load(self, version: int, adapter: Path | None) -> None:
+            self.asked.set()
+            assert version > 1 or self.freed.wait(10)
+            super().load(version, adapter)
+
+    engine = Crowded()
+    w = world(engine)
+    publish(w.registry, tmp_path / "adapter", 4)
+
+    async def promotions() -> list[int | BaseException]:
+        first = asyncio.create_task(w.service.promote(1, who="op", why="one"))
+        await asyncio.to_thread(engine.asked.wait, 10)
+        others = []
+        for version in (2, 3, 4):
+            others.append(asyncio.create_task(w.service.promote(version, who="op", why="more")))
+            await asyncio.sleep(0.05)
+        engine.freed.set()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    first, second, third, fourth = run(promotions())
+    assert (first, fourth) == (1, 4)
+    for superseded in (second, third):
+        assert isinstance(superseded, Conflict)
+    assert (w.engine.serving, w.store.serving()) == (4, 4)
+    assert sorted(p.to_version for p in w.store.promotions()) == [1, 4]
 
 
 def test_an_answer_in_flight_keeps_its_version_and_the_next_turn_uses_what_serves(world: Make, tmp_path: Path) -> None:

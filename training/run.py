@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.engine.local import LocalEngine
+from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.errors import NothingToLearn
 from serve.policy.adapters import WEIGHTS, sync
 from serve.policy.base import Backbone, ModelFolder, load_backbone
@@ -104,7 +104,9 @@ class Run:
         self.reference = self.base
         max_tokens = config.ppo.max_tokens or snapshot.max_tokens
         self.sampling = Sampling(max_tokens=max_tokens, temperature=rollout_temperature(config, snapshot))
-        self.engine = LocalEngine(backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4)
+        self.engine = LocalEngine(
+            backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
+        )  # nobody watches these answers
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
             [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from serve.policy.base import Backbone
 
 PREFILL_TOKENS = 512
-"""Prompt tokens a turn of the loop, about, while nobody else is answered."""
-PREFILL_BESIDE = 8
-"""The same beside running answers, or two thirds of the rows: no stream stands still for longer than two steps."""
+"""Prompt tokens a turn of the loop, about, while nobody else is answered, or nobody watches."""
 INSTALL_TIMEOUT = 30.0
 """Seconds that a new adapter waits for a place when all have requests in flight."""
 CLOSE_TIMEOUT = 10.0
@@ -75,11 +73,14 @@ class LocalEngine:
         max_lora_rank: int = 64,
         places: int | None = None,
         cache_tokens: int = 0,
+        turn_tokens: int | None = None,
         decoder: str | None = None,
     ) -> None:
         """`batch_rows` decode at once, `queue_limit` requests wait, `places` versions (base included) are resident.
 
         Of earlier prompts and answers, keys and values of `cache_tokens` are kept for prompts that begin with them.
+        While somebody is answered, a turn of the loop computes `turn_tokens`, rows and pieces of prompts together: by
+        default five thirds of a full batch, so that no stream stands still for as long as two full steps.
         `decoder` is one of `decoder.KINDS`, by default the fastest that fits. Raises ModelError.
         """
         places = batch_rows + 2 if places is None else places
@@ -89,6 +90,7 @@ class LocalEngine:
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._batch_rows = batch_rows
         self._queue_limit = queue_limit
+        self._turn_tokens = max(batch_rows * 5 // 3, batch_rows + 8) if turn_tokens is None else turn_tokens
         self._decoder = open_decoder(
             backbone, places=places, max_rank=max_lora_rank, cache_tokens=cache_tokens, kind=decoder
         )
@@ -306,23 +308,31 @@ class LocalEngine:
     def _admit(self) -> None:
         """First come, first served; a request joins when all of its candidates fit, so that they decode together."""
         free = self._batch_rows - len(self._rows) - sum(len(p.generation.live()) for p in self._prefills)
+        while (generation := self._next_in_line(free)) is not None:
+            joining = generation.live()
+            free -= len(joining)
+            try:  # outside the lock: blocks of earlier turns may have to be copied
+                self._prefills.append(_Prefill(generation, self._decoder))
+            except Exception as error:
+                logger.exception("a prompt failed; the others go on")
+                self._fail(joining, error)
+
+    def _next_in_line(self, free: int) -> LocalGeneration | None:
         with self._work:
-            while self._queue and len(self._queue[0].live()) <= free:
-                prefill = _Prefill(self._queue.popleft(), self._decoder)
-                free -= len(prefill.generation.live())
-                self._prefills.append(prefill)
+            fits = self._queue and len(self._queue[0].live()) <= free
+            return self._queue.popleft() if fits else None
 
     def _prefill(self) -> None:
         """A bounded piece of the waiting prompts; a smaller one as soon as somebody is being answered."""
         spent = 0
         while self._prefills and spent < (limit := self._prefill_limit()):
             prefill = self._prefills[0]
-            prompt, versions = prefill.generation.prompt, prefill.versions
-            chunk = prompt[prefill.cache.length :][: max(1, limit // len(versions))]
+            prompt, versions, start = prefill.generation.prompt, prefill.versions, prefill.cache.length
+            chunk = prompt[start:][: max(1, (limit - spent) // len(versions))]
             try:
                 self._bank.route(versions)
                 logits = self._decoder.forward(torch.tensor([chunk] * len(versions)), prefill.cache)
-                spent += len(chunk) * len(versions)
+                spent += (prefill.cache.length - start) * len(versions)
                 if prefill.cache.length == len(prompt):
                     self._prefills.popleft()
                     self._join(prefill, logits)
@@ -335,7 +345,7 @@ class LocalEngine:
                     self._slots = self._decoder.slots()
 
     def _prefill_limit(self) -> int:
-        return max(PREFILL_BESIDE, len(self._rows) * 2 // 3) if self._rows else PREFILL_TOKENS
+        return max(1, self._turn_tokens - len(self._rows)) if self._rows else PREFILL_TOKENS
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""

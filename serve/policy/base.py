@@ -94,17 +94,16 @@ class Backbone:
             return {name: tensor for file in self.folder.weights for name, tensor in load_file(file).items()}
 
     def require_memory(self, dtype: torch.dtype | None = None) -> None:
-        """Raises ModelError when there is no room for the weights in this type, or in that of the files."""
+        """Raises ModelError when there is no room for the weights in this type, or else packed for llama.c."""
         from safetensors import safe_open
 
         needed = 0
         for path in self.folder.weights:
-            if dtype is None:
-                needed += path.stat().st_size
-                continue
             with _naming_what_is_broken(self.folder), safe_open(path, framework="pt") as file:
-                shapes = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118
-                needed += dtype.itemsize * sum(math.prod(shape) for shape in shapes)
+                for name in file.keys():  # noqa: SIM118
+                    tensor = file.get_slice(name)
+                    packed = 2 if tensor.get_dtype() == "BF16" else 4  # half floats may only fit into whole ones
+                    needed += math.prod(tensor.get_shape()) * (packed if dtype is None else dtype.itemsize)
         require_memory(self.folder.name, needed, self.device)
 
     @property

@@ -275,7 +275,7 @@ def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
     if file.is_file():
         require_memory(backbone.folder.name, file.stat().st_size, CPU)
     else:
-        backbone.require_memory()  # packed, they are no larger than the files
+        backbone.require_memory()
         tensors, facts = _pack(Weights(backbone, torch.float32, CPU), shape)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")

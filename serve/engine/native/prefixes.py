@@ -43,19 +43,16 @@ class Prefixes:
 
     def find(self, version: int, tokens: Sequence[int]) -> list[Tensor]:
         """The blocks of the longest beginning that this version has computed."""
-        path: list[_Node] = []
-        node = self._roots.get(version)
-        for chunk in _chunks(tokens):
-            node = node and node.children.get(chunk)
-            if node is None:
-                break
-            path.append(node)
+        path = self._path(self._roots.get(version), _chunks(tokens))
         self._touch(path)
         return [node.block for node in path if node.block is not None]
 
     def find_any(self, tokens: Sequence[int]) -> list[Tensor]:
-        """The blocks of the longest beginning that any version has computed."""
-        return max((self.find(version, tokens) for version in self._roots), key=len, default=[])
+        """The blocks of the longest beginning that any version has computed. Only those count as used."""
+        chunks = _chunks(tokens)
+        path = max((self._path(root, chunks) for root in self._roots.values()), key=len, default=[])
+        self._touch(path)
+        return [node.block for node in path if node.block is not None]
 
     def keep(self, version: int, tokens: Sequence[int], blocks: Sequence[Tensor]) -> None:
         """Remember a sequence's full blocks; they are never written again."""
@@ -69,6 +66,7 @@ class Prefixes:
             oldest, _ = self._used.popitem(last=False)
             assert oldest.parent is not None and not oldest.children
             del oldest.parent.children[oldest.tokens]
+        self._roots = {version: root for version, root in self._roots.items() if root.children}
 
     def forget(self, version: int) -> None:
         """The version's weights are others now."""
@@ -82,6 +80,17 @@ class Prefixes:
         """Forget everything."""
         self._roots.clear()
         self._used.clear()
+
+    @staticmethod
+    def _path(node: _Node | None, chunks: Sequence[Tokens]) -> list[_Node]:
+        """The nodes below a root that hold these tokens, as far as there are any."""
+        path: list[_Node] = []
+        for chunk in chunks:
+            node = node and node.children.get(chunk)
+            if node is None:
+                break
+            path.append(node)
+        return path
 
     def _touch(self, path: Sequence[_Node]) -> None:
         for node in reversed(path):
