@@ -16,7 +16,7 @@ import pytest
 
 from serve.engine import CandidateRequest, Finished, Generation, Token
 from serve.records import Message, Sampling
-from serve.web.streams import event_stream
+from serve.web.streams import event_stream, sse
 from tests.fakes import FakeEngine, Web, listening
 
 if TYPE_CHECKING:
@@ -160,3 +160,8 @@ def test_a_client_that_left_before_its_stream_began_ends_the_generation(tmp_path
 
     assert asyncio.run(ask()) == "cancelled"
     web.close()
+
+
+def test_an_event_is_one_line_for_every_client_whatever_a_model_writes() -> None:
+    event = sse({"text": "a\u2028b\x85c\x0bd\ne é"}, "delta")
+    assert len(event.rstrip("\n").splitlines()) == 2  # its name and its data

@@ -18,8 +18,8 @@ PING_SECONDS = 15.0
 
 
 def sse(data: Any, event: str | None = None) -> str:
-    """One server-sent event; `data` as JSON unless it is text."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    """One server-sent event; `data` as JSON unless it is text. In ASCII: some clients end lines at U+2028."""
+    text = data if isinstance(data, str) else json.dumps(data)
     return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
 
 
