@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -182,12 +181,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    rows = measure(2 if options.quick else RUNS)
+    runs = 2 if options.quick else RUNS
+    rows = measure(runs)
     for row in rows:
         print(f"{row.what}: {row.ours} {row.unit}" + (f" ({row.low} to {row.high})" if row.low is not None else ""))
-    settings: dict[str, Any] = {"runs": len(rows)}
     if options.json is not None:
-        write_json(options.json, document("first_token", settings, rows))
+        write_json(options.json, document("first_token", {"runs": runs}, rows))
 
 
 if __name__ == "__main__":

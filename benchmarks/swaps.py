@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
+import itertools
 import random
 import statistics
 import tempfile
@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app import spare_the_collector
 from benchmarks.prompts import voted_prompts
 from benchmarks.record import Row, document, write_json
 from benchmarks.reference import CACHE, Reference, make_adapter
@@ -69,8 +70,6 @@ class Storm:
     streams: list[Stream]
     flips: list[float]
     """Seconds from the wish to swap to its end, the file's loading included."""
-    reads: list[float]
-    """Seconds that reading, checking and laying out the same file took beforehand, in peace."""
 
 
 def errors(recorded: Sequence[float], explained: Sequence[float]) -> list[float]:
@@ -123,7 +122,7 @@ async def storm(engine: LocalEngine, adapters: Sequence[Path], prompts: Sequence
         over.set()
 
     await asyncio.gather(swap(), *(chat(number) for number in range(STREAMS)))
-    return Storm(done, flips, [])
+    return Storm(done, flips)
 
 
 def judge(streams: Sequence[Stream], adapters: Sequence[Path]) -> tuple[int, float, float]:
@@ -143,12 +142,15 @@ def judge(streams: Sequence[Stream], adapters: Sequence[Path]) -> tuple[int, flo
     return mixed, worst, statistics.median(visible)
 
 
-def gap_rows(rows: int, calm: Storm, busy: Storm) -> list[Row]:
-    """Of an engine that decodes so many rows: how long a stream stood still."""
+def gap_rows(rows: int, calm: Storm, busy: Storm, reads: Sequence[float]) -> list[Row]:
+    """Of an engine that decodes so many rows: how long a stream stood still.
+
+    `reads`: seconds that loading each planted adapter took beforehand, in peace.
+    """
     what = f"50 streams, {rows} rows, a swap every 200 ms:"
     gaps, quiet = ([gap for stream in storm.streams for gap in stream.gaps] for storm in (busy, calm))
     step, calm_step = statistics.median(gaps), statistics.median(quiet)
-    beyond = [max(0.0, flip - read) for flip, read in zip(busy.flips, busy.reads, strict=True)]
+    beyond = [max(0.0, flip - read) for flip, read in zip(busy.flips, itertools.cycle(reads))]
     count = len(busy.flips)
     milliseconds = [(1e3 * step, 1e3 * calm_step), (1e3 * max(gaps), 1e3 * max(quiet))]
     return [
@@ -181,8 +183,7 @@ def measure(*, judged: int = JUDGED) -> list[Row]:
     streams: list[Stream] = []
     with tempfile.TemporaryDirectory() as folder:
         adapters = [make_adapter(Path(folder, str(seed)), seed=seed, size=0.1) for seed in range(PLANTED)]
-        gc.collect()
-        gc.freeze()  # as the server does
+        spare_the_collector()
         for batch_rows in BATCH_ROWS:
             engine = LocalEngine(backbone, batch_rows=batch_rows)
             try:
@@ -196,8 +197,7 @@ def measure(*, judged: int = JUDGED) -> list[Row]:
                 busy = asyncio.run(storm(engine, adapters, prompts, swaps=SWAPS))
             finally:
                 engine.close()
-            busy.reads = [reads[i % PLANTED] for i in range(len(busy.flips))]
-            rows += gap_rows(batch_rows, calm, busy)
+            rows += gap_rows(batch_rows, calm, busy, reads)
             streams += busy.streams
         return rows + answer_rows(streams, judged, adapters)
 

@@ -25,15 +25,7 @@ from serve.feedback.entries import (
     PromptRef,
 )
 from serve.feedback.store import Store
-from serve.limits import (
-    SamplingRequest,
-    check_count,
-    check_messages,
-    check_number,
-    check_seed,
-    check_text,
-    fill_in,
-)
+from serve.limits import SamplingRequest, check_count, check_messages, check_number, check_seed, check_text, fill_in
 from serve.live import Draft, LiveAnswers, LiveComparison
 from serve.records import (
     BASE_VERSION,
