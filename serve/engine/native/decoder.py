@@ -22,7 +22,7 @@ from serve.engine.lora_bank import LoraBank
 from serve.engine.lora_weights import LoraWeights
 from serve.engine.native import library, narrow
 from serve.engine.native.blocks import BLOCK, BlockPrompt, BlockSequence, BlockSlots
-from serve.engine.native.narrow import Packed
+from serve.engine.native.narrow import GROUP, PANEL, Packed
 from serve.engine.native.prefixes import Prefixes
 from serve.engine.sampling import is_greedy
 from serve.policy.memory import require_memory
@@ -49,10 +49,10 @@ TRUNK, TOP = 2, 3
 
 @dataclass(frozen=True)
 class NativeLora:
-    """One version's LoRA at one linear."""
+    """One version's LoRA at one linear, as llama.c reads it."""
 
-    a: Packed
-    """float32 of parts · rank outputs."""
+    a: Tensor
+    """(panels, groups · 32, 16) of parts · rank outputs."""
     b: Tensor
     """(panels, rank, 16)"""
     rank: int
@@ -61,9 +61,12 @@ class NativeLora:
 class NativeLinear:
     """The LoRA table of one linear of llama.c; the bank writes it."""
 
-    def __init__(self, layer: library.Layer, number: int, parts: Mapping[str, tuple[int, int]], places: int) -> None:
+    def __init__(
+        self, code: ctypes.CDLL, layer: library.Layer, number: int, parts: Mapping[str, tuple[int, int]], places: int
+    ) -> None:
         """`parts`: (out, in) by name, in the order of the output."""
         self.shapes = dict(parts)
+        self._code = code
         self._layer = layer
         self._number = number
         self._table = (library.Lora * places)()
@@ -75,16 +78,26 @@ class NativeLinear:
         rank = max((len(pair[0]) for pair in pairs if pair is not None), default=0)
         if rank == 0:
             return None
-        halves_a, halves_b = [], []
-        for (out_features, in_features), pair in zip(self.shapes.values(), pairs, strict=True):
-            a, b = torch.zeros(rank, in_features), torch.zeros(out_features, rank)
+        matrix = self._layer.linear[self._number]
+        panels_a = torch.zeros(-(-len(pairs) * rank // PANEL), matrix.groups * GROUP, PANEL)
+        panels_b = torch.zeros(matrix.panels, rank, PANEL)
+        alternate = self._number == ALTERNATING
+        first = 0
+        for index, (pair, (out_features, _)) in enumerate(zip(pairs, self.shapes.values(), strict=True)):
             if pair is not None:
-                a[: len(pair[0])], b[:, : len(pair[0])] = pair
-            halves_a.append(a)
-            halves_b.append(b)
-        # (panels, 16, rank) → (panels, rank, 16)
-        panels_b = narrow.in_panels(halves_b, alternate=self._number == ALTERNATING).transpose(1, 2).contiguous()
-        return NativeLora(narrow.pack_float(torch.cat(halves_a)), panels_b, rank)
+                a, b = (half.contiguous() for half in pair)
+                self._lay_out(a, panels_a, first=index * rank)
+                if alternate:
+                    self._lay_out(b, panels_b[index:], stride=len(pairs))
+                else:
+                    self._lay_out(b, panels_b, first=first)
+            first += -(-out_features // PANEL) * PANEL
+        return NativeLora(panels_a, panels_b, rank)
+
+    def _lay_out(self, rows: Tensor, panels: Tensor, *, first: int = 0, stride: int = 1) -> None:
+        # By torch's transposed copies this took 10 ms for an adapter, on threads that a running step needed.
+        count, width = rows.shape
+        self._code.hustings_lay_out(rows.data_ptr(), count, width, first, stride, panels.shape[1], panels.data_ptr())
 
     def reserve(self, places: int, prepared: NativeLora | None) -> None:
         """The table has all its places from the start."""
@@ -96,7 +109,9 @@ class NativeLinear:
             self._kept.pop(place, None)
         else:
             self._kept[place] = prepared
-            self._table[place] = library.Lora(_matrix(prepared.a), prepared.b.data_ptr(), prepared.rank)
+            panels, inputs, _ = prepared.a.shape
+            a = library.Matrix(prepared.a.data_ptr(), narrow.KINDS.index("float32"), panels, inputs // GROUP)
+            self._table[place] = library.Lora(a, prepared.b.data_ptr(), prepared.rank)
             self._layer.lora[self._number] = addressof(self._table)
 
 
@@ -129,7 +144,7 @@ class NativeDecoder:
             for number, names in enumerate(LINEARS):
                 layer.linear[number] = _matrix(self._packed.matrices[prefix + names[0]])
                 parts = {prefix + name: self._packed.shapes[prefix + name] for name in names}
-                self.bank.register(NativeLinear(layer, number, parts, places))
+                self.bank.register(NativeLinear(code, layer, number, parts, places))
         head = "model.embed_tokens" if shape.tied else "lm_head"
         self._vocabulary, dim = self._packed.shapes[head]
         self._angles = shape.angles()  # (context, 2, head_dim / 2)

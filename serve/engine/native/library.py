@@ -18,7 +18,7 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("llama.c", "draw.c", "team.c")
+SOURCES = ("llama.c", "draw.c", "panels.c", "team.c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
 NARROW = frozenset({"avx2", "fma", "f16c"})
 WIDE = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"})
@@ -137,6 +137,8 @@ def load_library(cache_dir: Path) -> ctypes.CDLL | None:
     library.hustings_step.restype = None
     library.hustings_draw.argtypes = [c_void_p, POINTER(Draw)]
     library.hustings_draw.restype = None
+    library.hustings_lay_out.argtypes = [c_void_p, c_int32, c_int32, c_int32, c_int32, c_int32, c_void_p]
+    library.hustings_lay_out.restype = None
     return library
 
 

@@ -34,7 +34,7 @@ class Packed:
 
 def pack(parts: Sequence[Tensor], *, alternate: bool = False) -> Packed:
     """Matrices (out, in) of the same input, fused → the narrowest exact form. `alternate` takes panels in turn."""
-    weights = _in_groups(in_panels(parts, alternate=alternate))
+    weights = _in_groups(_in_panels(parts, alternate=alternate))
     for kind, form in zip(KINDS, (_int4, _int8, _bfloat16, _float32), strict=True):
         data = form(weights)
         if data is not None:
@@ -42,13 +42,7 @@ def pack(parts: Sequence[Tensor], *, alternate: bool = False) -> Packed:
     raise AssertionError("float32 always fits")
 
 
-def pack_float(weight: Tensor) -> Packed:
-    """A matrix (out, in) as float32, whatever it holds."""
-    weights = _in_groups(in_panels([weight]))
-    return Packed("float32", weights.shape[0], weights.shape[2], _float32(weights))
-
-
-def in_panels(parts: Sequence[Tensor], *, alternate: bool = False) -> Tensor:
+def _in_panels(parts: Sequence[Tensor], *, alternate: bool = False) -> Tensor:
     """Matrices (out, in), each filled up with zeros to whole panels → (panels, 16, in)."""
     multiple = 2 * PANEL if alternate else PANEL
     panels = [_fill(part.float(), 0, multiple).view(-1, PANEL, part.shape[1]) for part in parts]
