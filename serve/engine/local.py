@@ -80,7 +80,7 @@ class LocalEngine:
 
         Of earlier prompts and answers, keys and values of `cache_tokens` are kept for prompts that begin with them.
         While somebody is answered, a turn of the loop computes `turn_tokens`, rows and pieces of prompts together: by
-        default five thirds of a full batch, so that no stream stands still for as long as two full steps.
+        default one and a half full batches, so that no stream stands still for as long as two full steps.
         `decoder` is one of `decoder.KINDS`, by default the fastest that fits. Raises ModelError.
         """
         places = batch_rows + 2 if places is None else places
@@ -90,7 +90,7 @@ class LocalEngine:
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._batch_rows = batch_rows
         self._queue_limit = queue_limit
-        self._turn_tokens = max(batch_rows * 5 // 3, batch_rows + 8) if turn_tokens is None else turn_tokens
+        self._turn_tokens = max(batch_rows * 3 // 2, batch_rows + 8) if turn_tokens is None else turn_tokens
         self._decoder = open_decoder(
             backbone, places=places, max_rank=max_lora_rank, cache_tokens=cache_tokens, kind=decoder
         )

@@ -79,8 +79,8 @@ class NativeLinear:
         if rank == 0:
             return None
         matrix = self._layer.linear[self._number]
-        panels_a = torch.zeros(-(-len(pairs) * rank // PANEL), matrix.groups * GROUP, PANEL)
-        panels_b = torch.zeros(matrix.panels, rank, PANEL)
+        panels_a = _zeros(-(-len(pairs) * rank // PANEL), matrix.groups * GROUP, PANEL)
+        panels_b = _zeros(matrix.panels, rank, PANEL)
         alternate = self._number == ALTERNATING
         first = 0
         for index, (pair, (out_features, _)) in enumerate(zip(pairs, self.shapes.values(), strict=True)):
@@ -94,8 +94,8 @@ class NativeLinear:
             first += -(-out_features // PANEL) * PANEL
         return NativeLora(panels_a, panels_b, rank)
 
+    # Not by torch: its threads go on spinning for a while, on processors that a running step needs.
     def _lay_out(self, rows: Tensor, panels: Tensor, *, first: int = 0, stride: int = 1) -> None:
-        # By torch's transposed copies this took 10 ms for an adapter, on threads that a running step needed.
         count, width = rows.shape
         self._code.hustings_lay_out(rows.data_ptr(), count, width, first, stride, panels.shape[1], panels.data_ptr())
 
@@ -324,6 +324,13 @@ def _pack(weights: Weights, shape: LlamaShape) -> tuple[dict[str, Tensor], dict[
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[prefix + norm] = weights[f"{prefix}{norm}.weight"].float().clone()
     return tensors, {"matrices": matrices, "shapes": shapes}
+
+
+def _zeros(*shape: int) -> Tensor:
+    """By this thread alone."""
+    tensor = torch.empty(shape)
+    ctypes.memset(tensor.data_ptr(), 0, tensor.nbytes)
+    return tensor
 
 
 def _matrix(packed: Packed) -> library.Matrix:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("llama.c", "draw.c", "panels.c", "team.c")
-FLAGS = ("-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC", "-D_GNU_SOURCE")
 NARROW = frozenset({"avx2", "fma", "f16c"})
 WIDE = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"})
 """What vectors of 8 and of 16 floats need, as /proc/cpuinfo names it."""

@@ -5,17 +5,22 @@
    about 270 barriers, and took twice as long. */
 #pragma once
 #include <immintrin.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 typedef struct {
   int threads;
   _Alignas(64) atomic_int arrived;
   _Alignas(64) atomic_int phase; /* barriers passed */
+  atomic_int resting;            /* members that sleep until it changes */
   _Alignas(64) atomic_int task;  /* calls begun */
   int sleeping;                  /* this and all below under the lock, or between two tasks */
   bool ending;
@@ -24,30 +29,44 @@ typedef struct {
   void (*work)(void *, int);
   void *argument;
   pthread_t *workers;
+  cpu_set_t processors; /* that we may run on; empty when there are more than members */
+  int place;            /* the caller's processor in the last task */
 } Team;
 
-enum { PATIENCE = 20000 }; /* pauses before a waiter lets others run */
+enum { PATIENCE = 4000 }; /* pauses before a waiter sleeps: some 50 to 100 µs */
 
-/* Nobody goes on before all have come. */
+static inline void team_futex(atomic_int *word, int operation, int value) {
+  syscall(SYS_futex, (int *)word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+/* Nobody goes on before all have come. Who waits long sleeps: the one it waits for has lost its processor to another
+   thread, and that one can have the waiter's. */
 static inline void team_wait(Team *team) {
   int phase = atomic_load_explicit(&team->phase, memory_order_acquire);
   if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == team->threads) {
     atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
+    atomic_store(&team->phase, phase + 1);
+    if (atomic_load(&team->resting) > 0) team_futex(&team->phase, FUTEX_WAKE, INT_MAX);
     return;
   }
-  for (int i = 0; atomic_load_explicit(&team->phase, memory_order_acquire) == phase; i++)
-    if (i < PATIENCE)
-      _mm_pause();
-    else
-      sched_yield();
+  for (int i = 0; i < PATIENCE; i++) {
+    if (atomic_load_explicit(&team->phase, memory_order_acquire) != phase) return;
+    _mm_pause();
+  }
+  atomic_fetch_add(&team->resting, 1);
+  while (atomic_load(&team->phase) == phase) team_futex(&team->phase, FUTEX_WAIT, phase);
+  atomic_fetch_sub(&team->resting, 1);
 }
 
 Team *hustings_team(int32_t threads);
 void hustings_disband(Team *team);
 
+void team_settle(Team *team, int processor);
+
 /* work(argument, number) by every member at once; returns when all are through. */
 static inline void team_run(Team *team, void (*work)(void *, int), void *argument) {
+  int processor = CPU_COUNT(&team->processors) == 0 ? -1 : sched_getcpu();
+  if (processor >= 0) team_settle(team, processor);
   team->work = work;
   team->argument = argument;
   pthread_mutex_lock(&team->lock);
@@ -56,4 +75,5 @@ static inline void team_run(Team *team, void (*work)(void *, int), void *argumen
   pthread_mutex_unlock(&team->lock);
   work(argument, 0);
   team_wait(team);
+  if (processor >= 0) pthread_setaffinity_np(pthread_self(), sizeof team->processors, &team->processors);
 }
