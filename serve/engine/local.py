@@ -80,7 +80,7 @@ class LocalEngine:
 
         Of earlier prompts and answers, keys and values of `cache_tokens` are kept for prompts that begin with them.
         While somebody is answered, a turn of the loop computes `turn_tokens`, rows and pieces of prompts together: by
-        default one and a half full batches, so that no stream stands still for as long as two full steps.
+        default five thirds of a full batch, so that no stream stands still for as long as two full steps.
         `decoder` is one of `decoder.KINDS`, by default the fastest that fits. Raises ModelError.
         """
         places = batch_rows + 2 if places is None else places
@@ -90,7 +90,7 @@ class LocalEngine:
         self._tokenizer = backbone.tokenizer.backend_tokenizer
         self._batch_rows = batch_rows
         self._queue_limit = queue_limit
-        self._turn_tokens = max(batch_rows * 3 // 2, batch_rows + 8) if turn_tokens is None else turn_tokens
+        self._turn_tokens = max(batch_rows * 5 // 3, batch_rows + 8) if turn_tokens is None else turn_tokens
         self._decoder = open_decoder(
             backbone, places=places, max_rank=max_lora_rank, cache_tokens=cache_tokens, kind=decoder
         )
@@ -102,6 +102,7 @@ class LocalEngine:
         self._installs: list[_Install] = []
         self._serving = BASE_VERSION
         self._closing = False
+        self._preparing = 0  # adapters that are just being read
 
         # The decode thread's own:
         self._prefills: deque[_Prefill] = deque()
@@ -148,8 +149,15 @@ class LocalEngine:
             if self._bank.is_resident(version):
                 return
         assert adapter is not None
-        weights = read_adapter(adapter, self._bank.shapes, max_rank=self._bank.max_rank, dtype=self._bank.dtype)
-        self._install(version, self._bank.prepare(weights), replace=False)
+        with self._work:
+            self._preparing += 1
+        try:
+            weights = read_adapter(adapter, self._bank.shapes, max_rank=self._bank.max_rank, dtype=self._bank.dtype)
+            prepared = self._bank.prepare(weights)
+        finally:
+            with self._work:
+                self._preparing -= 1
+        self._install(version, prepared, replace=False)
 
     def load_tensors(self, version: int, tensors: Mapping[str, Tensor], *, scaling: float) -> None:
         """Make a version resident from PEFT's state-dict names, or replace its weights once no request uses them.
@@ -345,7 +353,10 @@ class LocalEngine:
                     self._slots = self._decoder.slots()
 
     def _prefill_limit(self) -> int:
-        return max(1, self._turn_tokens - len(self._rows)) if self._rows else PREFILL_TOKENS
+        if not self._rows:
+            return PREFILL_TOKENS
+        # An adapter that is being read takes enough of the processor from this turn's answers.
+        return 0 if self._preparing else max(1, self._turn_tokens - len(self._rows))
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""
