@@ -331,9 +331,12 @@ class LocalEngine:
             return self._queue.popleft() if fits else None
 
     def _prefill(self) -> None:
-        """A bounded piece of the waiting prompts; a smaller one as soon as somebody is being answered."""
+        """A bounded piece of the waiting prompts; a smaller one as soon as somebody is being answered.
+
+        Each prompt's piece reads all weights once more, so none is begun for less than half of the bound.
+        """
         spent = 0
-        while self._prefills and spent < (limit := self._prefill_limit()):
+        while self._prefills and 2 * spent < (limit := self._prefill_limit()):
             prefill = self._prefills[0]
             prompt, versions, start = prefill.generation.prompt, prefill.versions, prefill.cache.length
             chunk = prompt[start:][: max(1, (limit - spent) // len(versions))]
