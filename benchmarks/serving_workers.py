@@ -5,6 +5,7 @@ A line of JSON in, a line out, so that contenders take turns and the waiting one
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -30,12 +31,17 @@ ROWS = 32
 def ours(adapter: Path) -> Work:
     """The engine as the server builds it, without an EOS so that all answers are equally long."""
     backbone = replace(load_backbone(resolve_model("default", CACHE)), eos_token_ids=frozenset())
-    engine = LocalEngine(backbone, batch_rows=ROWS)
-    for version in range(1, ROWS // 2 + 1):
-        engine.load(version, adapter)
 
-    def decode(rows: int, prompt: int, tokens: int, versions: int = 1) -> float:
+    @functools.cache
+    def engine_of(turn_tokens: int | None) -> LocalEngine:
+        engine = LocalEngine(backbone, batch_rows=ROWS, turn_tokens=turn_tokens)
+        for version in range(1, ROWS // 2 + 1):
+            engine.load(version, adapter)
+        return engine
+
+    def decode(rows: int, prompt: int, tokens: int, versions: int = 1, turn_tokens: int | None = None) -> float:
         """Pairs of candidates, as chatters ask for them; `versions` answer in turn."""
+        engine = engine_of(turn_tokens)
         sampling = Sampling(max_tokens=tokens, temperature=0.8)
         start = time.perf_counter()
         generations = [
@@ -51,6 +57,7 @@ def ours(adapter: Path) -> Work:
         assert count == rows * tokens, count
         return seconds
 
+    engine_of(None)
     return decode
 
 

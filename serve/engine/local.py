@@ -359,7 +359,8 @@ class LocalEngine:
         if not self._rows:
             return PREFILL_TOKENS
         # An adapter that is being read takes enough of the processor from this turn's answers.
-        return 0 if self._preparing else max(1, self._turn_tokens - len(self._rows))
+        joining = len(self._prefills[0].generation.live())
+        return 0 if self._preparing else max(1, self._turn_tokens - len(self._rows) - joining)
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""
