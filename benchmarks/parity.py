@@ -1,0 +1,185 @@
+"""Is our PPO the equation? One batch of TRL 1.12's rollouts, computed by its code and by ours, in float32.
+
+    make peers
+    python -m benchmarks.parity --json benchmarks/results/parity.json
+
+TRL samples answers from a policy with a LoRA, measures them and takes some steps. Ours computes the same tokens with
+the same weights. Where the two differ by convention, the convention is named, switched, and both figures are shown.
+Scores and values are TRL's own (its models for them are built otherwise): what is compared is the arithmetic on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.prompts import held_out_prompts
+from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.reference import CACHE, make_adapter
+from serve.policy import chat
+from serve.policy.base import Backbone, load_backbone, resolve_model
+from serve.policy.split import boundary
+from serve.records import Message
+from training import ppo_math
+from training.roles import FrozenLayers, LoraShape, Policy
+from training.sequences import Sequences
+
+PYTHON = ROOT / ".peers" / "trl-ppo" / "bin" / "python"
+TOLERANCE = 1e-4
+PAD = "<|endoftext|>"
+"""TRL tells an answer's end by a padding token that no answer has; the model's own is its EOS."""
+EPISODES, TOKENS = 16, 32
+PPO: dict[str, Any] = {
+    "minibatches": 4, "epochs": 2, "temperature": 0.8, "beta": 0.05, "gamma": 0.98, "lam": 0.95, "clip": 0.2,
+    "value_clip": 0.2, "learning_rate": 1e-4,
+}  # fmt: skip
+MICRO_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The largest difference in one quantity."""
+
+    what: str
+    difference: float
+    convention: str = ""
+    """What was switched to TRL's way; empty where nothing was."""
+
+
+def run_trl(backbone: Backbone, adapter: Path, folder: Path, threads: int) -> dict[str, Any]:
+    """TRL's tensors of one batch, and of each of its steps."""
+    prompts = [chat.render(backbone.tokenizer, [Message("user", text)]) for text in held_out_prompts()]
+    short = sorted(prompts, key=len)[:EPISODES]
+    settings = PPO | {
+        "model": str(backbone.folder.path), "adapter": str(adapter), "prompts": short, "pad_token": PAD,
+        "tokens": TOKENS, "threads": threads,
+    }  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings))
+    worker = ROOT / "benchmarks" / "peers" / "trl_ppo_worker.py"
+    subprocess.run([PYTHON, worker, folder / "settings.json", folder / "out.pt"], check=True, cwd=folder)
+    found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
+    return found
+
+
+def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> list[Finding]:
+    """All quantities, in the order in which a round computes them."""
+    found: list[Finding] = []
+
+    def check(what: str, ours: Tensor, theirs: Tensor, where: Tensor | None = None, convention: str = "") -> None:
+        difference = (ours - theirs).abs()
+        found.append(Finding(what, float((difference if where is None else difference[where]).max()), convention))
+
+    # 1. The same tokens: TRL pads prompts on the left, and marks places past an answer's last token
+    pad = backbone.tokenizer.convert_tokens_to_ids(PAD)
+    mask, one_more = ~trl["padding_mask"], ~trl["padding_mask_p1"]
+    lengths = (trl["sequence_lengths"] + 1).tolist()
+    sequences = Sequences.of(
+        [[token for token in query if token != pad] for query in trl["queries"].tolist()],
+        [answer[:length] for answer, length in zip(trl["responses"].tolist(), lengths, strict=True)],
+    )
+    assert torch.equal(sequences.answer_mask, mask[:, : sequences.answer_mask.shape[1]])
+    width = mask.shape[1]
+
+    # 2. Log-probabilities of policy and reference
+    first = boundary(backbone.layer_count, None)
+    shape = LoraShape(first, rank=16, alpha=32)
+    states = FrozenLayers(backbone, first, first)(sequences, MICRO_BATCH)
+    policy, reference = (Policy(backbone, shape, seed=0, start=start) for start in (adapter, None))
+    logprobs, reference_logprobs = (
+        _widened(role.all_logprobs(states.boundary, sequences, PPO["temperature"], MICRO_BATCH), width)
+        for role in (policy, reference)
+    )
+    check("old logprobs", logprobs, trl["logprobs"], mask)
+    check("reference logprobs", reference_logprobs, trl["ref_logprobs"], mask)
+
+    # 3. Rewards, advantages and returns
+    nothing = torch.zeros_like(trl["scores"])
+    for convention, places in (("", mask), ("the score, and a last value, one place past the last token", one_more)):
+        kl = ppo_math.kl_rewards(nothing, logprobs, reference_logprobs, mask, PPO["beta"])
+        if not convention:
+            check("KL rewards", kl, trl["non_score_reward"], mask)
+        rewards = kl.clone()
+        rewards[torch.arange(len(rewards)), ppo_math.last_index(places)] += trl["scores"]
+        check("rewards", rewards, trl["rewards"], convention=convention)
+        advantages, returns = ppo_math.gae(rewards, trl["values"], places, gamma=PPO["gamma"], lam=PPO["lam"])
+        check("advantages", advantages, trl["advantages"], mask, convention)
+        check("returns", returns, trl["returns"], places, convention)
+    whitened = ppo_math.whiten(advantages, mask)
+    check("whitened advantages", whitened, trl["whitened"], mask, "as above")
+    count = int(mask.sum())
+    whitened = whitened * math.sqrt((count - 1) / count)
+    check("whitened advantages", whitened, trl["whitened"], mask, "as above; the variance over n − 1")
+
+    # 4. Losses: of the first step with our own log-probabilities, then of every step with TRL's
+    for number, step in enumerate(trl["steps"], 1):
+        rows = step["micro_batch_inds"]
+        new = logprobs[rows] if number == 1 else step["new_logprobs"]
+        policy_loss, _ = ppo_math.clipped_policy_loss(new, logprobs[rows], whitened[rows], mask[rows], clip=PPO["clip"])
+        value_loss = ppo_math.clipped_value_loss(
+            step["vpred"], trl["values"][rows], returns[rows], one_more[rows], clip=PPO["value_clip"]
+        )
+        name = "first" if number == 1 else f"step {number}"
+        check(f"{name} policy loss", policy_loss, step["pg_loss"], convention="as above")
+        check(f"{name} value loss", value_loss, step["vf_loss"], convention="as above")
+    return found
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    """(B, T) → (B, width), filled up with zeros."""
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]))
+
+
+def rows_of(findings: list[Finding]) -> list[Row]:
+    """A row for each quantity; later steps' losses as one."""
+    later = [f for f in findings if f.what.startswith("step ")]
+    rows = [f for f in findings if f not in later]
+    for loss in ("policy loss", "value loss"):
+        some = [f for f in later if f.what.endswith(loss)]
+        rows.append(Finding(f"{loss} of {len(some)} later steps", max(f.difference for f in some), "as above"))
+    return [
+        Row(f.what + (f" ({f.convention})" if f.convention else ""), "largest difference", float(f"{f.difference:.2g}"))
+        for f in rows
+    ]
+
+
+def agrees(findings: list[Finding]) -> bool:
+    """Whether the last finding of each quantity, all conventions switched, is within the tolerance."""
+    return all(difference <= TOLERANCE for difference in {f.what: f.difference for f in findings}.values())
+
+
+def main() -> None:
+    """Compare and print; exit 1 where something does not agree."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if not PYTHON.exists():
+        raise SystemExit("TRL is not installed; `make peers` installs it")
+    torch.set_num_threads(options.threads)
+    backbone = load_backbone(resolve_model("default", CACHE), dtype="float32")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        adapter = make_adapter(folder / "lora", size=0.02)
+        findings = compare(run_trl(backbone, adapter, folder, options.threads), backbone, adapter)
+    rows = rows_of(findings)
+    for row in rows:
+        print(f"{row.what}: {row.ours:.2g}")
+    if options.json is not None:
+        settings = PPO | {"episodes": EPISODES, "tokens": TOKENS, "dtype": "float32", "threads": options.threads}
+        write_json(options.json, document("parity", settings, rows))
+    sys.exit(0 if agrees(findings) else 1)
+
+
+if __name__ == "__main__":
+    main()
