@@ -64,7 +64,7 @@ class Contender:
         self._answer()
 
     def seconds(self, **work: int) -> float:
-        """One measurement of {rows, prompt, tokens}."""
+        """One measurement of {rows, prompt, tokens}; ours also takes {versions, turn_tokens}."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(work) + "\n")
         self._process.stdin.flush()
@@ -132,7 +132,7 @@ def measure_rows(found: Mapping[str, Contender], prompt: int, tokens: int, runs:
 def measure_contexts(found: Mapping[str, Contender], runs: int) -> Speeds:
     """Decoded tokens a second by (rows, context, contender): a pair, and 8 pairs up to 1,024 tokens.
 
-    Prompts go first, by the trainer's bound: a server's prompts in small pieces beside the first answers would count.
+    Prompts go in by the trainer's bound: a server's, in small pieces beside the first answers, would show a mixture.
     """
     speeds: Speeds = defaultdict(list)
     for run in range(runs):

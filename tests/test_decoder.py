@@ -90,6 +90,27 @@ def test_ragged_rows_of_several_versions_match_peft_row_by_row(
                 pass
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_an_adapter_may_change_some_parts_of_a_linear_each_at_its_own_rank(
+    make_backbone: Callable[..., Backbone], tmp_path: Path, kind: str
+) -> None:
+    """Fused parts lie in panels of 16: these begin and end in the middle of one."""
+    backbone = make_backbone()
+    decoder = open_decoder(backbone, places=3, max_rank=16, kind=kind)
+    folder = tiny.write_adapter(
+        tmp_path, backbone.folder.path, rank=7, target_modules=("q_proj", "v_proj", "up_proj"),
+        rank_pattern={"v_proj": 12, "up_proj": 3},
+    )  # fmt: skip
+    weights = read_adapter(folder, decoder.bank.shapes, max_rank=16, dtype=torch.float32)
+    assert decoder.bank.install(1, decoder.bank.prepare(weights), keep=0)
+    ids = torch.arange(3, 25)
+    cache = decoder.prompt([1], ids.tolist())
+    decoder.bank.route([1])
+    theirs = PeftModel.from_pretrained(backbone.view(), str(folder))(input_ids=ids[None]).logits[0, -1]
+    _close(decoder.forward(ids[None], cache)[0], theirs, kind)
+
+
 def _close(ours: Tensor, theirs: Tensor, kind: str) -> None:
     tolerance = 2e-2 if kind == "native" else 1e-4  # llama.c keeps keys and values as half floats
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)

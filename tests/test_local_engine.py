@@ -257,6 +257,36 @@ def test_beside_a_stream_a_turn_computes_a_bounded_piece_of_the_waiting_prompts(
     assert sum(turn >= 13 for turn in turns) > 5  # the one that is read will be a row, too
 
 
+@pytest.mark.usefixtures("no_eos")
+def test_prompts_rest_while_an_adapter_is_read_but_not_for_long(
+    make_engine: MakeEngine, adapters: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(batch_rows=6)
+    stream = submit(engine, prompt_of(engine, "First"), (0, 1), sampling=Sampling(max_tokens=900))
+    wait_until(lambda: len(stream.candidates[0].token_ids) > 2)
+    forward, read = engine._decoder.forward, local.read_adapter
+    seen: list[int] = []
+
+    def slow_forward(token_ids: Tensor, cache: Any) -> Tensor:
+        time.sleep(0.005)
+        return forward(token_ids, cache)
+
+    def slow_read(*arguments: Any, **options: Any) -> Any:
+        other = submit(engine, prompt_of(engine, "Second"), (0, 1), sampling=Sampling(max_tokens=4))
+        time.sleep(0.1)
+        seen.append(len(other.candidates[0].token_ids))
+        seen.append(len(other.result(TIMEOUT)[0].token_ids))  # although this adapter is still being read
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(engine._decoder, "forward", slow_forward)
+    monkeypatch.setattr(local, "read_adapter", slow_read)
+    monkeypatch.setattr(local, "LOADING_REST", 0.5)
+    engine.load(1, adapters[1])
+    assert seen == [0, 4]
+    assert not stream.candidates[0].finish_reason, "the stream was over too soon to tell"
+    stream.cancel()
+
+
 def test_a_prompt_that_cannot_begin_ends_alone_and_leaves_nothing_behind(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

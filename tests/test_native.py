@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,23 @@ def test_a_row_is_the_same_bit_for_bit_in_any_batch_and_any_chunks(
     together = decoder.forward(follow[:, None], slots)
     for one, row in zip(alone, together, strict=True):
         assert torch.equal(one, row)
+
+
+@torch.inference_mode()
+def test_a_member_for_each_processor_computes_the_same_and_leaves_the_caller_as_it_was(
+    gridded: dict[str, Backbone],
+) -> None:
+    ids = torch.arange(3, 60)
+    alone = logits_of(native(gridded["int4"]), ids)
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    torch.set_num_threads(len(before))
+    try:
+        team = native(gridded["int4"])
+    finally:
+        torch.set_num_threads(threads)
+    for _ in range(20):
+        assert torch.equal(logits_of(team, ids, chunk=5), alone)
+    assert os.sched_getaffinity(0) == before
 
 
 @torch.inference_mode()

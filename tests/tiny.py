@@ -5,7 +5,7 @@ Nothing heavy is imported until a test asks for it, so tests of the record stay 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def write_adapter(
     seed: int = 1,
     scale: float = 0.5,
     target_modules: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    rank_pattern: Mapping[str, int] | None = None,
 ) -> Path:
     """A LoRA in PEFT's format at `path`. `scale` is the standard deviation of B (A as peft draws it)."""
     import torch
@@ -97,6 +98,7 @@ def write_adapter(
         lora_alpha=2 * rank,
         lora_dropout=0.0,
         target_modules=list(target_modules),
+        rank_pattern=dict(rank_pattern or {}),
         layers_to_transform=list(layers),
         task_type="CAUSAL_LM",
     )

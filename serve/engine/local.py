@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -37,6 +38,8 @@ PREFILL_TOKENS = 512
 """Prompt tokens a turn of the loop, about, while nobody else is answered, or nobody watches."""
 INSTALL_TIMEOUT = 30.0
 """Seconds that a new adapter waits for a place when all have requests in flight."""
+LOADING_REST = 0.1
+"""Seconds at most that prompts rest beside answers while an adapter is read: that takes enough of their processor."""
 CLOSE_TIMEOUT = 10.0
 
 logger = logging.getLogger(__name__)
@@ -102,7 +105,7 @@ class LocalEngine:
         self._installs: list[_Install] = []
         self._serving = BASE_VERSION
         self._closing = False
-        self._preparing = 0  # adapters that are just being read
+        self._prompts_rest_until = 0.0  # by time.monotonic: an adapter is being read
 
         # The decode thread's own:
         self._prefills: deque[_Prefill] = deque()
@@ -149,14 +152,10 @@ class LocalEngine:
             if self._bank.is_resident(version):
                 return
         assert adapter is not None
-        with self._work:
-            self._preparing += 1
-        try:
-            weights = read_adapter(adapter, self._bank.shapes, max_rank=self._bank.max_rank, dtype=self._bank.dtype)
-            prepared = self._bank.prepare(weights)
-        finally:
-            with self._work:
-                self._preparing -= 1
+        self._prompts_rest_until = time.monotonic() + LOADING_REST
+        weights = read_adapter(adapter, self._bank.shapes, max_rank=self._bank.max_rank, dtype=self._bank.dtype)
+        prepared = self._bank.prepare(weights)
+        self._prompts_rest_until = 0.0
         self._install(version, prepared, replace=False)
 
     def load_tensors(self, version: int, tensors: Mapping[str, Tensor], *, scaling: float) -> None:
@@ -358,9 +357,10 @@ class LocalEngine:
     def _prefill_limit(self) -> int:
         if not self._rows:
             return PREFILL_TOKENS
-        # An adapter that is being read takes enough of the processor from this turn's answers.
+        if time.monotonic() < self._prompts_rest_until:
+            return 0
         joining = len(self._prefills[0].generation.live())
-        return 0 if self._preparing else max(1, self._turn_tokens - len(self._rows) - joining)
+        return max(1, self._turn_tokens - len(self._rows) - joining)
 
     def _join(self, prefill: _Prefill, logits: Tensor) -> None:
         """The prompt is through: its candidates get their first token and, if that is not all, rows in the batch."""

@@ -96,6 +96,7 @@ class NativeLinear:
 
     # Not by torch: its threads go on spinning for a while, on processors that a running step needs.
     def _lay_out(self, rows: Tensor, panels: Tensor, *, first: int = 0, stride: int = 1) -> None:
+        assert rows.dtype == torch.float32 and rows.is_contiguous()
         count, width = rows.shape
         self._code.hustings_lay_out(rows.data_ptr(), count, width, first, stride, panels.shape[1], panels.data_ptr())
 

@@ -12,7 +12,7 @@ static void *team_member(void *given) {
   Member member = *(Member *)given;
   Team *team = member.team;
   free(given);
-  for (int seen = 0;; seen++) {
+  for (unsigned seen = 0;; seen++) {
     for (int i = 0; i < SPINS && atomic_load_explicit(&team->task, memory_order_acquire) == seen; i++) _mm_pause();
     pthread_mutex_lock(&team->lock);
     team->sleeping++;
@@ -61,21 +61,34 @@ Team *hustings_team(int32_t threads) {
   return team;
 }
 
-static void team_pin(pthread_t thread, int processor) {
+static bool team_pin(pthread_t thread, int processor) {
   cpu_set_t one;
   CPU_ZERO(&one);
   CPU_SET(processor, &one);
-  pthread_setaffinity_np(thread, sizeof one, &one);
+  return pthread_setaffinity_np(thread, sizeof one, &one) == 0;
 }
 
-/* A processor to each member, the caller where it is. Left to themselves, two may share one after another thread was in
-   their way, and every barrier then waits for the scheduler to take turns: 20 ms lost for 2 ms of that other thread. */
-void team_settle(Team *team, int processor) {
-  team_pin(pthread_self(), processor);
-  if (processor == team->place) return;
+/* The processor of a member while the caller stays at home: the first is the caller's. */
+static int team_home(const Team *team, int member) {
+  int processor = -1;
+  for (int left = member; left >= 0; left--)
+    do processor++;
+    while (!CPU_ISSET(processor, &team->processors));
+  return processor;
+}
+
+/* A processor to each member, the caller where it is, for as long as its own set (given back) is what the team began with.
+   Left to themselves, two may share one after another thread was in their way, and every barrier then waits for the
+   scheduler to take turns: 20 ms lost for 2 ms of that other thread. */
+bool team_settle(Team *team, cpu_set_t *own) {
+  int processor = sched_getcpu();
+  if (pthread_getaffinity_np(pthread_self(), sizeof *own, own) != 0 || !CPU_EQUAL(own, &team->processors)) return false;
+  if (processor < 0 || !team_pin(pthread_self(), processor)) return false;
+  if (processor == team->place) return true;
   team->place = processor;
-  for (int worker = 1, next = 0; worker < team->threads; worker++, next++) {
-    while (next == processor || !CPU_ISSET(next, &team->processors)) next++;
-    team_pin(team->workers[worker], next);
+  for (int worker = 1; worker < team->threads; worker++) {
+    int home = team_home(team, worker);
+    team_pin(team->workers[worker], home == processor ? team_home(team, 0) : home);
   }
+  return true;
 }

@@ -19,9 +19,9 @@
 typedef struct {
   int threads;
   _Alignas(64) atomic_int arrived;
-  _Alignas(64) atomic_int phase; /* barriers passed */
-  atomic_int resting;            /* members that sleep until it changes */
-  _Alignas(64) atomic_int task;  /* calls begun */
+  _Alignas(64) atomic_uint phase; /* barriers passed */
+  atomic_int resting;             /* members that sleep until it changes */
+  _Alignas(64) atomic_uint task; /* calls begun */
   int sleeping;                  /* this and all below under the lock, or between two tasks */
   bool ending;
   pthread_mutex_t lock;
@@ -29,20 +29,20 @@ typedef struct {
   void (*work)(void *, int);
   void *argument;
   pthread_t *workers;
-  cpu_set_t processors; /* that we may run on; empty when there are more than members */
+  cpu_set_t processors; /* a member's each; empty unless there were just as many when the team began */
   int place;            /* the caller's processor in the last task */
 } Team;
 
 enum { PATIENCE = 4000 }; /* pauses before a waiter sleeps: some 50 to 100 µs */
 
-static inline void team_futex(atomic_int *word, int operation, int value) {
-  syscall(SYS_futex, (int *)word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+static inline void team_futex(atomic_uint *word, int operation, unsigned value) {
+  syscall(SYS_futex, (unsigned *)word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
 }
 
 /* Nobody goes on before all have come. Who waits long sleeps: the one it waits for has lost its processor to another
    thread, and that one can have the waiter's. */
 static inline void team_wait(Team *team) {
-  int phase = atomic_load_explicit(&team->phase, memory_order_acquire);
+  unsigned phase = atomic_load_explicit(&team->phase, memory_order_acquire);
   if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == team->threads) {
     atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
     atomic_store(&team->phase, phase + 1);
@@ -61,12 +61,12 @@ static inline void team_wait(Team *team) {
 Team *hustings_team(int32_t threads);
 void hustings_disband(Team *team);
 
-void team_settle(Team *team, int processor);
+bool team_settle(Team *team, cpu_set_t *own);
 
 /* work(argument, number) by every member at once; returns when all are through. */
 static inline void team_run(Team *team, void (*work)(void *, int), void *argument) {
-  int processor = CPU_COUNT(&team->processors) == 0 ? -1 : sched_getcpu();
-  if (processor >= 0) team_settle(team, processor);
+  cpu_set_t own;
+  bool settled = CPU_COUNT(&team->processors) > 0 && team_settle(team, &own);
   team->work = work;
   team->argument = argument;
   pthread_mutex_lock(&team->lock);
@@ -75,5 +75,5 @@ static inline void team_run(Team *team, void (*work)(void *, int), void *argumen
   pthread_mutex_unlock(&team->lock);
   work(argument, 0);
   team_wait(team);
-  if (processor >= 0) pthread_setaffinity_np(pthread_self(), sizeof team->processors, &team->processors);
+  if (settled) pthread_setaffinity_np(pthread_self(), sizeof own, &own);
 }
