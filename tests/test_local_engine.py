@@ -21,6 +21,7 @@ from serve.engine.decoder import KINDS
 from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
 from serve.engine.lora_bank import Prepared
+from serve.engine.lora_weights import read_adapter
 from serve.engine.native.blocks import BLOCK
 from serve.engine.slots import StaticSlots
 from serve.errors import AdapterError, InvalidInput, NotFound, PromptTooLong, Unavailable
@@ -264,7 +265,7 @@ def test_prompts_rest_while_an_adapter_is_read_but_not_for_long(
     engine = make_engine(batch_rows=6)
     stream = submit(engine, prompt_of(engine, "First"), (0, 1), sampling=Sampling(max_tokens=900))
     wait_until(lambda: len(stream.candidates[0].token_ids) > 2)
-    forward, read = engine._decoder.forward, local.read_adapter
+    forward = engine._decoder.forward
     seen: list[int] = []
 
     def slow_forward(token_ids: Tensor, cache: Any) -> Tensor:
@@ -276,7 +277,7 @@ def test_prompts_rest_while_an_adapter_is_read_but_not_for_long(
         time.sleep(0.1)
         seen.append(len(other.candidates[0].token_ids))
         seen.append(len(other.result(TIMEOUT)[0].token_ids))  # although this adapter is still being read
-        return read(*arguments, **options)
+        return read_adapter(*arguments, **options)
 
     monkeypatch.setattr(engine._decoder, "forward", slow_forward)
     monkeypatch.setattr(local, "read_adapter", slow_read)

@@ -69,9 +69,15 @@ def main(settings: dict[str, Any], out: Path) -> None:
         found.update(kept(sys._getframe(1), ROLLOUT), advantages=values.clone(), whitened=result.clone())
         return result
 
-    def noted(loss: torch.Tensor, **options: Any) -> None:
-        found["steps"].append(kept(sys._getframe(1), STEP))
-        backward(loss, **options)
+    def noted(total: torch.Tensor, **options: Any) -> None:
+        frame = sys._getframe(1)
+        step = kept(frame, STEP)
+        for loss, of in (("pg", "new_logprobs"), ("vf", "vpred")):
+            (step[f"{loss}_gradient"],) = torch.autograd.grad(
+                frame.f_locals[f"{loss}_loss"], frame.f_locals[of], retain_graph=True
+            )
+        found["steps"].append(step)
+        backward(total, **options)
 
     ppo_trainer.masked_whiten, trainer.accelerator.backward = whitened, noted
     trainer.train()
