@@ -82,7 +82,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> list[F
     found: list[Finding] = []
 
     def check(what: str, ours: Tensor, theirs: Tensor, where: Tensor | None = None, convention: str = "") -> None:
-        difference = (ours - theirs).abs()
+        difference = (ours.detach() - theirs).abs()
         found.append(Finding(what, float((difference if where is None else difference[where]).max()), convention))
 
     # 1. The same tokens: TRL pads prompts on the left, and marks places past an answer's last token
