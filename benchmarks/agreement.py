@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.prompts import held_out_prompts
 from benchmarks.record import Row, document, write_json
 from benchmarks.reference import CACHE, Reference, make_adapter
-from serve.engine.decoder import Decoder, open_decoder
+from serve.engine.decoder import Decoder
+from serve.engine.decoders import open_decoder
 from serve.engine.lora_weights import read_adapter
 from serve.policy import chat
 from serve.policy.base import load_backbone, resolve_model

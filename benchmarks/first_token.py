@@ -131,7 +131,7 @@ def measure(runs: int = RUNS) -> list[Row]:
 
 def load_seconds(data: Path, version: int) -> float:
     """Reading, checking and laying out a version's file, the median of some."""
-    from serve.engine.decoder import open_decoder
+    from serve.engine.decoders import open_decoder
     from serve.engine.lora_weights import read_adapter
 
     bank = open_decoder(load_backbone(resolve_model("default", CACHE)), places=3, max_rank=64).bank

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.engine.decoder import KINDS, open_decoder
+from serve.engine.decoders import KINDS, open_decoder
 from serve.errors import ModelError
 from serve.policy import base, memory
 from serve.policy.base import load_backbone, resolve_model

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from serve.engine.decoder import KINDS, open_decoder
+from serve.engine.decoders import KINDS, open_decoder
 from serve.engine.general import GeneralDecoder
 from serve.engine.llama import LlamaDecoder, LlamaShape
 from serve.engine.lora_weights import read_adapter

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve.engine import CandidateRequest, Engine, Event, Finished, Generation, Output, Token, local, lora_bank, slots
-from serve.engine.decoder import KINDS
+from serve.engine.decoders import KINDS
 from serve.engine.generation import LocalGeneration
 from serve.engine.local import LocalEngine
 from serve.engine.lora_bank import Prepared

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from serve.engine.decoder import open_decoder
+from serve.engine.decoders import open_decoder
 from serve.engine.lora_bank import BankLinear, LoraBank, Routing
 from serve.engine.lora_weights import LoraWeights, read_adapter
 from serve.errors import AdapterError

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serve.engine.decoder import open_decoder
+from serve.engine.decoders import open_decoder
 from serve.engine.llama import LlamaDecoder
 from serve.engine.lora_weights import read_adapter
 from serve.engine.native import library, narrow

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from serve.engine import sampling as in_torch
-from serve.engine.decoder import open_decoder
+from serve.engine.decoders import open_decoder
 from serve.engine.native.decoder import NativeDecoder
 from serve.policy.base import load_backbone, resolve_model
 from serve.records import Sampling

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from serve.engine import CandidateRequest, Output, decoder, static
-from serve.engine.decoder import open_decoder
+from serve.engine.decoders import open_decoder
 from serve.engine.llama import LlamaDecoder
 from serve.engine.local import LocalEngine
 from serve.engine.lora_weights import LoraWeights, read_adapter

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from serve.engine import CandidateRequest, Token
-from serve.engine.decoder import Decoder, Prompt, Running, open_decoder
+from serve.engine.decoder import Decoder, Prompt, Running
+from serve.engine.decoders import open_decoder
 from serve.engine.generation import Candidate, LocalGeneration
 from serve.engine.lora_bank import Prepared
 from serve.engine.lora_weights import check_tensors, read_adapter
