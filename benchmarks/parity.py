@@ -17,12 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +50,8 @@ PPO: dict[str, Any] = {
 MICRO_BATCH = 1024
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The largest difference in one quantity."""
-
-    what: str
-    difference: float
-    convention: str = ""
-    """What was switched to TRL's way; empty where nothing was."""
+Findings = dict[tuple[str, str], float]
+"""The largest difference in each quantity, by its name and by what was switched to TRL's way (empty: nothing)."""
 
 
 def run_trl(backbone: Backbone, adapter: Path, folder: Path, threads: int) -> dict[str, Any]:
@@ -77,13 +69,14 @@ def run_trl(backbone: Backbone, adapter: Path, folder: Path, threads: int) -> di
     return found
 
 
-def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> list[Finding]:
+def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findings:
     """All quantities, in the order in which a round computes them."""
-    found: list[Finding] = []
+    found: Findings = {}
 
     def check(what: str, ours: Tensor, theirs: Tensor, where: Tensor | None = None, convention: str = "") -> None:
-        difference = (ours.detach() - theirs).abs()
-        found.append(Finding(what, float((difference if where is None else difference[where]).max()), convention))
+        difference = (ours.detach() - theirs).abs().nan_to_num(math.inf)
+        largest = float((difference if where is None else difference[where]).max())
+        found[what, convention] = max(largest, found.get((what, convention), 0.0))
 
     # 1. The same tokens: TRL pads prompts on the left, and marks places past an answer's last token
     pad = backbone.tokenizer.convert_tokens_to_ids(PAD)
@@ -129,7 +122,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> list[F
 
     # 4. Losses and their gradients: of the first step with our own log-probabilities, of later ones with TRL's
     for number, step in enumerate(trl["steps"], 1):
-        name = "first" if number == 1 else f"step {number}:"
+        name = "first" if number == 1 else "later"
         rows = step["micro_batch_inds"]
         some, more = mask[rows], one_more[rows]
         new = (logprobs[rows] if number == 1 else step["new_logprobs"]).requires_grad_()
@@ -169,22 +162,17 @@ def _widened(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
-def rows_of(findings: list[Finding]) -> list[Row]:
-    """A row for each quantity; those of later steps as one."""
-    largest: dict[tuple[str, str], float] = {}
-    for f in findings:
-        what = re.sub(r"step \d+:", "later", f.what)
-        key = what, f.convention
-        largest[key] = max(largest.get(key, 0.0), f.difference)
+def rows_of(findings: Findings) -> list[Row]:
+    """A row for each quantity and convention."""
     return [
         Row(what + (f" ({convention})" if convention else ""), "largest difference", float(f"{difference:.2g}"))
-        for (what, convention), difference in largest.items()
+        for (what, convention), difference in findings.items()
     ]
 
 
-def agrees(findings: list[Finding]) -> bool:
-    """Whether the last finding of each quantity, all conventions switched, is within the tolerance."""
-    return all(difference <= TOLERANCE for difference in {f.what: f.difference for f in findings}.values())
+def agrees(findings: Findings) -> bool:
+    """Whether each quantity, with all conventions switched (its last entry), is within the tolerance."""
+    return all(difference <= TOLERANCE for difference in {what: d for (what, _), d in findings.items()}.values())
 
 
 def main() -> None:

@@ -148,19 +148,17 @@ def gap_rows(rows: int, calm: Storm, busy: Storm, reads: Sequence[float]) -> lis
     `reads`: seconds that loading each planted adapter took beforehand, in peace.
     """
     what = f"50 streams, {rows} rows, a swap every 200 ms:"
-    gaps, quiet = ([gap for stream in storm.streams for gap in stream.gaps] for storm in (busy, calm))
+    gaps, quiet = ([1e3 * gap for stream in storm.streams for gap in stream.gaps] for storm in (busy, calm))
     step, calm_step = statistics.median(gaps), statistics.median(quiet)
-    beyond = [max(0.0, flip - read) for flip, read in zip(busy.flips, itertools.cycle(reads))]
+    beyond = [1e3 * max(0.0, flip - read) for flip, read in zip(busy.flips, itertools.cycle(reads))]
     count = len(busy.flips)
-    milliseconds = [(1e3 * step, 1e3 * calm_step), (1e3 * max(gaps), 1e3 * max(quiet))]
     return [
-        Row(f"{what} a step", "ms", round(milliseconds[0][0], 1), "no swaps", round(milliseconds[0][1], 1), runs=count),
-        Row(f"{what} longest gap", "ms", round(milliseconds[1][0], 1), "no swaps", round(milliseconds[1][1], 1),
-            runs=count),
+        Row(f"{what} a step", "ms", round(step, 1), "no swaps", round(calm_step, 1), runs=count),
+        Row(f"{what} longest gap", "ms", round(max(gaps), 1), "no swaps", round(max(quiet), 1), runs=count),
         Row(f"{what} longest gap", "steps", round(max(gaps) / step, 2), "no swaps",
             round(max(quiet) / calm_step, 2), runs=count),
-        Row(f"{what} flip beyond loading its file", "ms", round(statistics.median(beyond) * 1e3, 1), runs=count,
-            low=round(min(beyond) * 1e3, 1), high=round(max(beyond) * 1e3, 1)),
+        Row(f"{what} flip beyond loading its file", "ms", round(statistics.median(beyond), 1), runs=count,
+            low=round(min(beyond), 1), high=round(max(beyond), 1)),
     ]  # fmt: skip
 
 

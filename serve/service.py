@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import secrets
@@ -92,9 +91,8 @@ class Service:
         self._live: dict[str, LiveComparison] = {}
         self._writing: dict[LiveAnswers, str] = {}  # → whose it is
         self._switching = threading.Lock()
-        self._tickets = itertools.count()
-        self._last_ticket = -1
-        """Of the promotion or rollback that was asked for last."""
+        self._latest: object = None
+        """Stands for the promotion or rollback that was asked for last."""
         self._closed = False
 
     # ---- readiness
@@ -422,9 +420,9 @@ class Service:
         only the last one happens; the others raise Conflict.
         """
         folder = self._verify(version)  # what cannot be promoted supersedes nothing
-        ticket = self._last_ticket = next(self._tickets)
+        this = self._latest = object()
         with self._switching:
-            if ticket != self._last_ticket:
+            if this is not self._latest:
                 raise Conflict(
                     f"another promotion came while that of version {version} waited; ask again if it is meant"
                 )
@@ -435,7 +433,7 @@ class Service:
 
     def rollback_now(self, who: str, why: str) -> int:
         """`rollback` from any thread, blocking. It supersedes the promotions that wait."""
-        self._last_ticket = next(self._tickets)
+        self._latest = object()
         with self._switching:
             previous = self.store.previous_serving()
             if previous is not None:  # otherwise the registry says what is wrong

@@ -85,7 +85,7 @@ class LocalEngine:
         Of earlier prompts and answers, keys and values of `cache_tokens` are kept for prompts that begin with them.
         While somebody is answered, a turn of the loop computes `turn_tokens`, rows and pieces of prompts together: by
         default five thirds of a full batch, so that no stream stands still for as long as two full steps.
-        `decoder` is one of `decoder.KINDS`, by default the fastest that fits. Raises ModelError.
+        `decoder` is one of `decoders.KINDS`, by default the fastest that fits. Raises ModelError.
         """
         places = batch_rows + 2 if places is None else places
         if places < 3:

@@ -81,17 +81,14 @@ class NativeLinear:
         matrix = self._layer.linear[self._number]
         panels_a = _zeros(-(-len(pairs) * rank // PANEL), matrix.groups * GROUP, PANEL)
         panels_b = _zeros(matrix.panels, rank, PANEL)
-        alternate = self._number == ALTERNATING
-        first = 0
+        stride = len(pairs) if self._number == ALTERNATING else 1
+        panel = 0  # of the part's first output
         for index, (pair, (out_features, _)) in enumerate(zip(pairs, self.shapes.values(), strict=True)):
             if pair is not None:
                 a, b = (half.contiguous() for half in pair)
                 self._lay_out(a, panels_a, first=index * rank)
-                if alternate:
-                    self._lay_out(b, panels_b[index:], stride=len(pairs))
-                else:
-                    self._lay_out(b, panels_b, first=first)
-            first += -(-out_features // PANEL) * PANEL
+                self._lay_out(b, panels_b[panel:], stride=stride)
+            panel += 1 if stride > 1 else -(-out_features // PANEL)
         return NativeLora(panels_a, panels_b, rank)
 
     # Not by torch: its threads go on spinning for a while, on processors that a running step needs.

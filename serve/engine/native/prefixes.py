@@ -43,16 +43,12 @@ class Prefixes:
 
     def find(self, version: int, tokens: Sequence[int]) -> list[Tensor]:
         """The blocks of the longest beginning that this version has computed."""
-        path = self._path(self._roots.get(version), _chunks(tokens))
-        self._touch(path)
-        return [node.block for node in path if node.block is not None]
+        return self._use(self._path(self._roots.get(version), _chunks(tokens)))
 
     def find_any(self, tokens: Sequence[int]) -> list[Tensor]:
         """The blocks of the longest beginning that any version has computed. Only those count as used."""
         chunks = _chunks(tokens)
-        path = max((self._path(root, chunks) for root in self._roots.values()), key=len, default=[])
-        self._touch(path)
-        return [node.block for node in path if node.block is not None]
+        return self._use(max((self._path(root, chunks) for root in self._roots.values()), key=len, default=[]))
 
     def keep(self, version: int, tokens: Sequence[int], blocks: Sequence[Tensor]) -> None:
         """Remember a sequence's full blocks; they are never written again."""
@@ -91,6 +87,11 @@ class Prefixes:
                 break
             path.append(node)
         return path
+
+    def _use(self, path: Sequence[_Node]) -> list[Tensor]:
+        """The path's blocks; they count as used."""
+        self._touch(path)
+        return [node.block for node in path if node.block is not None]
 
     def _touch(self, path: Sequence[_Node]) -> None:
         for node in reversed(path):

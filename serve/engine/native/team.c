@@ -1,8 +1,6 @@
 /* A team begins, its workers wait for work, it ends. */
 #include "team.h"
 
-enum { SPINS = 4000 }; /* pauses before a worker sleeps */
-
 typedef struct {
   Team *team;
   int number;
@@ -13,7 +11,7 @@ static void *team_member(void *given) {
   Team *team = member.team;
   free(given);
   for (unsigned seen = 0;; seen++) {
-    for (int i = 0; i < SPINS && atomic_load_explicit(&team->task, memory_order_acquire) == seen; i++) _mm_pause();
+    for (int i = 0; i < PATIENCE && atomic_load_explicit(&team->task, memory_order_acquire) == seen; i++) _mm_pause();
     pthread_mutex_lock(&team->lock);
     team->sleeping++;
     while (atomic_load(&team->task) == seen && !team->ending) pthread_cond_wait(&team->wake, &team->lock);
@@ -70,11 +68,8 @@ static bool team_pin(pthread_t thread, int processor) {
 
 /* The processor of a member while the caller stays at home: the first is the caller's. */
 static int team_home(const Team *team, int member) {
-  int processor = -1;
-  for (int left = member; left >= 0; left--)
-    do processor++;
-    while (!CPU_ISSET(processor, &team->processors));
-  return processor;
+  for (int processor = 0;; processor++)
+    if (CPU_ISSET(processor, &team->processors) && member-- == 0) return processor;
 }
 
 /* A processor to each member, the caller where it is, for as long as its own set (given back) is what the team began with.
