@@ -6,9 +6,11 @@ import json
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from tests.run_scenes import write_snapshot
 from tests.tiny import byte_tokenizer
-from training.preferences import demonstrations_hash, read_snapshot
+from training.preferences import demonstrations_hash, read_snapshot, voter_weights
 
 
 def test_generated_answers_keep_their_ids_and_imported_texts_are_tokenised(tmp_path: Path) -> None:
@@ -40,3 +42,23 @@ def test_the_demonstrations_hash_changes_with_them_and_not_with_their_order(tmp_
     with sqlite3.connect(tmp_path / "b") as db:
         db.execute("UPDATE demonstrations SET id = 100 - id")
     assert demonstrations_hash(read_snapshot(tmp_path / "b", byte_tokenizer()).demonstrations) == hashes[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ((90, 10), 0.5, (90, 10)),  # two voters: nobody is bounded
+        ((80, 10, 10), 0.5, (20, 10, 10)),
+        ((60, 30, 5, 5), 0.4, (20, 20, 5, 5)),  # once the first is bounded, the second is too large
+        ((50, 30, 20), 0.2, (20, 20, 20)),  # a third each is the least there is
+        ((10, 10, 10), 0.5, (10, 10, 10)),
+    ],
+)
+def test_from_three_voters_up_nobody_weighs_more_than_the_share(
+    counts: tuple[int, ...], share: float, expected: tuple[int, ...]
+) -> None:
+    voters = [voter for voter, count in enumerate(counts) for _ in range(count)]
+    weights = voter_weights(voters, share)
+    totals = [sum(w for v, w in zip(voters, weights, strict=True) if v == voter) for voter in range(len(counts))]
+    assert totals == pytest.approx(expected)
+    assert max(weights) <= 1

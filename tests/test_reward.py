@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,20 @@ from serve.policy.base import Backbone, load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, read_snapshot
-from training.reward import Pairs, RewardFit, bradley_terry_loss, fit_reward
+from training.reward import Pairs, RewardFit, batch_pull, bradley_terry_loss, fit_head_of, fit_reward
 from training.roles import FrozenLayers, LoraShape
 
 NEAR = LoraShape(3, 4, 8)
 
 
-def ranked(groups: tuple[int, ...], *, prompt: int = 0, strength: int | None = None) -> Ranked:
+def ranked(groups: tuple[int, ...], *, prompt: int = 0, strength: int | None = None, voter: str = "v") -> Ranked:
     answers = tuple((10 + i, 2) for i in range(len(groups)))
     count = len(groups)
-    return Ranked(prompt, "v", (prompt,), answers, groups, tuple(range(count)), ("stop",) * count, strength)
+    return Ranked(prompt, voter, (prompt,), answers, groups, tuple(range(count)), ("stop",) * count, strength)
 
 
 def test_a_ranking_of_three_weighs_one_and_orders_every_two() -> None:
-    pairs = Pairs.of([ranked((0, 1, 1)), ranked((0, 1))])
+    pairs = Pairs.of([ranked((0, 1, 1)), ranked((0, 1))], 0.5)
     assert list(zip(pairs.better.tolist(), pairs.worse.tolist(), pairs.target.tolist(), strict=True)) == [
         (0, 1, 1.0),
         (0, 2, 1.0),
@@ -33,6 +34,38 @@ def test_a_ranking_of_three_weighs_one_and_orders_every_two() -> None:
         (3, 4, 1.0),
     ]
     torch.testing.assert_close(pairs.weight, torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0]))
+
+
+def test_no_voter_outweighs_the_others_in_a_fit_or_in_a_batch() -> None:
+    busy, quiet, rare = [ranked((0, 1), voter=v) for v in ("busy", "quiet", "rare")]
+    pairs = Pairs.of([*[busy] * 6, quiet, rare, ranked((0, 1, 2), voter="rare")], 0.5)
+    shares = torch.zeros(3).scatter_add(0, pairs.voter, pairs.pull) / pairs.pull.sum()
+    torch.testing.assert_close(shares, torch.tensor([1 / 2, 1 / 6, 1 / 3]))
+    assert pairs.weight.sum() == pytest.approx(9)  # judged, each vote counts as one
+    batch = pairs.where(pairs.ranking >= 4)  # two of the busy voter's, and three more
+    pull = batch_pull(batch, 0.4)
+    assert pull[batch.voter == 0].sum() / pull.sum() == pytest.approx(0.4)
+    assert torch.equal(batch_pull(pairs.where(pairs.ranking < 7), 0.4), torch.ones(7))  # two voters: as they are
+
+
+def test_what_the_first_place_explains_the_head_need_not() -> None:
+    """Two voters in three take whatever stands first; the third prefers more of feature 0."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(600, 20, generator=generator) / 20**0.5
+    votes, rows = [], []
+    for i in range(300):
+        left, right = 2 * i, 2 * i + 1
+        first = i % 3 < 2 or bool(features[left, 0] > features[right, 0])
+        votes.append(replace(ranked((0, 1), voter=f"v{i % 3}"), positions=(0, 1) if first else (1, 0)))
+        rows += [left, right] if first else [right, left]
+    pairs = Pairs.of(votes, 1.0)
+    head, leanings = fit_head_of(features[rows], pairs)
+    assert leanings[0] > 2 and leanings[1] > 2 and abs(leanings[2]) < 0.5
+    blind, _ = fit_head_of(features[rows], replace(pairs, side=torch.zeros_like(pairs.side)))
+    truth = torch.zeros(20)
+    truth[0] = 1.0
+    aligned = [float(torch.cosine_similarity(found.float(), truth, 0)) for found in (head, blind)]
+    assert aligned[0] > 0.9 > aligned[1]
 
 
 def test_the_loss_by_hand() -> None:

@@ -10,7 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from serve.policy.base import Backbone, load_backbone, resolve_model
-from training.roles import FrozenLayers, LoraShape, Policy, Scorer
+from training.roles import FrozenLayers, LoraShape, Policy
+from training.scorer import Scorer
 from training.sequences import Sequences
 
 SHAPE = LoraShape(2, 4, 8)

@@ -32,8 +32,9 @@ from training.ppo_math import (
     whiten,
 )
 from training.prompts import PromptPool
-from training.roles import FrozenLayers, FrozenStates, Policy, Scorer
+from training.roles import FrozenLayers, FrozenStates, Policy
 from training.rollouts import padded_rollouts, sample
+from training.scorer import Scorer
 from training.sequences import Sequences
 
 POLICY_PLACE = -1

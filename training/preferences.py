@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from serve.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+MIN_VOTERS_FOR_SHARES = 3
+"""With fewer, nobody's share is bounded."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,25 @@ def folds_by_prompt(rankings: Sequence[Ranked], folds: int, seed: int) -> list[i
 def folds_by_voter(rankings: Sequence[Ranked], folds: int, seed: int) -> list[int]:
     """The fold of each ranking: all votes of one voter share a fold."""
     return _folds([r.voter for r in rankings], folds, seed)
+
+
+def voter_weights(voters: Sequence[Hashable], max_share: float) -> list[float]:
+    """A weight, at most 1, for each vote, so that no voter's weights are more than `max_share` of all.
+
+    Fewer than three voters weigh what they weigh. With V voters no bound below 1 / V can hold: all then weigh the same.
+    """
+    counts = Counter(voters)
+    if len(counts) < MIN_VOTERS_FOR_SHARES:
+        return [1.0] * len(voters)
+    share = max(max_share, 1 / len(counts))
+    bounded: set[Hashable] = set()
+    while True:  # who is bounded leaves less for others to be compared with, so that more may come to be bounded
+        free = sum(count for voter, count in counts.items() if voter not in bounded)
+        limit = share * free / (1 - share * len(bounded))
+        over = {voter for voter, count in counts.items() if voter not in bounded and count > limit * (1 + 1e-9)}
+        if not over:
+            return [limit / counts[voter] if voter in bounded else 1.0 for voter in voters]
+        bounded |= over
 
 
 def _folds(keys: Sequence[Hashable], folds: int, seed: int) -> list[int]:

@@ -25,13 +25,14 @@ from serve.feedback.statistics import win_rate
 from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
-from training.preferences import Ranked, folds_by_prompt, folds_by_voter
+from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
 from training.probe import fit_head, log_loss
-from training.roles import FrozenLayers, FrozenStates, LoraShape, Scorer
+from training.roles import FrozenLayers, FrozenStates, LoraShape
+from training.scorer import Scorer
 from training.sequences import Sequences
 
-RIDGE = 0.1
-"""Penalty of the closed-form head, on features scaled to norm about 1; between 0.03 and 1 little changes."""
+RIDGE = 1.0
+"""Penalty of the closed-form head, on features scaled to norm about 1; between 0.3 and 2 little changes."""
 
 MIN_VOTERS_FOR_VOTER_FOLDS = 5
 
@@ -56,20 +57,31 @@ class Pairs:
     """(N,) 1, or ½ for a tie."""
     weight: Tensor
     """(N,) the pairs of one ranking sum to 1."""
+    pull: Tensor
+    """(N,) the weight in fits, where no voter outweighs the others."""
     ranking: Tensor
     """(N,) which ranking each pair comes from."""
     strength: Tensor
     """(N,) how strongly it was preferred, 0 to 1; 0 where the voter did not say."""
+    voter: Tensor
+    """(N,) the number of who voted."""
+    side: Tensor
+    """(N,) 1 where `better` was shown before `worse`, −1 where after it, 0 where nobody knows."""
 
     @classmethod
-    def of(cls, rankings: Sequence[Ranked]) -> Pairs:
+    def of(cls, rankings: Sequence[Ranked], max_voter_share: float) -> Pairs:
         """All pairs; rows count the answers of the rankings in order."""
-        rows: list[tuple[int, int, float, float, int, float]] = []
+        numbers = {voter: number for number, voter in enumerate(dict.fromkeys(r.voter for r in rankings))}
+        shares = voter_weights([r.voter for r in rankings], max_voter_share)
+        rows: list[tuple[int, int, float, float, float, int, float, int, int]] = []
         start = 0
-        for index, ranked in enumerate(rankings):
+        for index, (ranked, share) in enumerate(zip(rankings, shares, strict=True)):
             pairs = ranked.pairs()
-            strength = (ranked.strength or 0) / 5
-            rows += [(start + i, start + j, target, 1 / len(pairs), index, strength) for i, j, target in pairs]
+            weight, strength, voter = 1 / len(pairs), (ranked.strength or 0) / 5, numbers[ranked.voter]
+            for i, j, target in pairs:
+                left, right = ranked.positions[i], ranked.positions[j]
+                side = 0 if min(left, right) < 0 else 1 if left < right else -1
+                rows.append((start + i, start + j, target, weight, weight * share, index, strength, voter, side))
             start += len(ranked.answers)
         return cls(*(torch.tensor(column) for column in zip(*rows, strict=True)))
 
@@ -148,14 +160,11 @@ def fit_reward(
     `shape` places its LoRA; `frozen` gives the states below. Scores are not normalised yet.
     """
     # 1. Every answer once through the frozen layers, and its features with the LoRA still at zero
-    pairs = Pairs.of(rankings)
+    pairs = Pairs.of(rankings, config.max_voter_share)
     sequences = ranked_sequences(rankings)
     states = frozen(sequences, micro_batch_tokens)
     scorer = Scorer(backbone, shape, seed=seed)
-    raw = scorer.all_features(states, sequences, micro_batch_tokens)
-    scorer.mean.copy_(raw.mean(0))
-    scorer.std.copy_((raw.std(0) + 1e-6) * math.sqrt(raw.shape[1]))
-    features = (raw - scorer.mean) / scorer.std
+    features = scorer.standardise(states, sequences, micro_batch_tokens)
     progress(0, 0.3, {})
 
     # 2. Fold models in closed form: out-of-fold predictions for every pair
@@ -194,10 +203,16 @@ def fit_reward(
 
     # 4. The reward model itself, on all pairs
     scorer.load(fresh)
-    _start_head(scorer, features, pairs)
+    leanings = _start_head(scorer, features, pairs)
     for epoch in train(pairs, epochs=epochs):
         progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
-    report |= {"lora_epochs": epochs, "held_out_log_loss_by_epoch": losses}
+    names = list(dict.fromkeys(r.voter for r in rankings))
+    report |= {
+        "lora_epochs": epochs,
+        "held_out_log_loss_by_epoch": losses,
+        "first_place_logit": dict(zip(names, leanings.tolist(), strict=True)),
+        "voter_share": _shares(names, pairs),
+    }
     return RewardFit(scorer, judges, report)
 
 
@@ -213,26 +228,41 @@ def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Te
 
 def _fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Tensor]:
     """One head for each fold, fitted on the others: heads (K, F) and each pair's out-of-fold logit (N,)."""
-    differences = features[pairs.better] - features[pairs.worse]
     logits = torch.zeros(len(pairs), dtype=torch.float64)
     heads = []
     for fold in folds.unique().tolist():
         inside = folds != fold
         if not inside.any():
             continue
-        head = fit_head(differences[inside], pairs.target[inside], pairs.weight[inside], ridge=RIDGE)
-        logits[~inside] = differences[~inside].double() @ head
+        head, _ = fit_head_of(features, pairs.where(inside))
+        logits[~inside] = (features[pairs.better] - features[pairs.worse])[~inside].double() @ head
         heads.append(head)
     if not heads:  # a single prompt: nothing can be held out, and nothing is known
         heads.append(torch.zeros(features.shape[1], dtype=torch.float64))
     return torch.stack(heads), logits
 
 
-def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> None:
+def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The closed-form head (F,), and each voter's leaning to what is shown first, as a logit (V,).
+
+    A voter who often takes the first answer whatever it says would blur the head: what the place explains, the head
+    need not.
+    """
     differences = features[pairs.better] - features[pairs.worse]
+    voters = int(pairs.voter.max()) + 1 if len(pairs) else 1
+    places = torch.nn.functional.one_hot(pairs.voter, voters) * pairs.side[:, None]
+    columns = torch.cat([differences, places.to(differences.dtype)], 1)
+    found = fit_head(columns, pairs.target, pairs.pull, ridge=RIDGE)
+    return found[: features.shape[1]], found[features.shape[1] :]
+
+
+def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> Tensor:
+    """Put the closed-form head in; returns the voters' leanings to the first place (V,)."""
+    head, leanings = fit_head_of(features, pairs)
     with torch.no_grad():
-        scorer.weight.copy_(fit_head(differences, pairs.target, pairs.weight, ridge=RIDGE))
+        scorer.weight.copy_(head)
         scorer.bias.zero_()
+    return leanings
 
 
 def _lora_epochs(
@@ -256,14 +286,28 @@ def _lora_epochs(
             chosen = torch.tensor(rankings[start : start + config.comparisons_per_batch])
             batch = pairs.where(torch.isin(pairs.ranking, chosen))
             better, worse = _pair_scores(scorer, states, sequences, batch, micro_batch_tokens)
-            margin = config.margin * batch.strength
-            loss = bradley_terry_loss(better, worse, batch.target, batch.weight, margin)
-            loss = loss + config.centring * ((better + worse) ** 2 * batch.weight).sum() / batch.weight.sum()
+            margin, pull = config.margin * batch.strength, batch_pull(batch, config.max_voter_share)
+            loss = bradley_terry_loss(better, worse, batch.target, pull, margin)
+            loss = loss + config.centring * ((better + worse) ** 2 * pull).sum() / pull.sum()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(scorer.trained(), 1.0)
             optimizer.step()
         yield epoch
+
+
+def batch_pull(batch: Pairs, max_voter_share: float) -> Tensor:
+    """Weights (N,) of a batch's pairs under which no voter exceeds the share in this batch, from 3 voters up."""
+    rankings, first = batch.ranking.unique(return_inverse=True)
+    voter_of = torch.zeros_like(rankings).scatter(0, first, batch.voter)
+    weights = torch.tensor(voter_weights(voter_of.tolist(), max_voter_share))
+    return batch.weight * weights[first]
+
+
+def _shares(names: Sequence[str], pairs: Pairs) -> dict[str, float]:
+    """Each voter's share of the fit."""
+    totals = torch.zeros(len(names)).scatter_add(0, pairs.voter, pairs.pull)
+    return dict(zip(names, (totals / totals.sum()).tolist(), strict=True))
 
 
 def _pair_scores(

@@ -26,8 +26,6 @@ from serve.policy.split import Section
 from training.ppo_math import selected_logprobs
 from training.sequences import Sequences
 
-HEAD_FILE = "head.safetensors"
-
 
 @dataclass(frozen=True)
 class LoraShape:
@@ -90,7 +88,7 @@ class Policy:
         self.backbone = backbone
         self.model = with_lora(backbone, shape, seed)
         if start is not None:
-            load_lora(self.model, start)
+            load_lora_tensors(self.model, load_file(str(start / WEIGHTS)))
         inner = self.model.get_base_model()
         self._upper = Section(inner, shape.first_layer, backbone.layer_count)
         self._head = inner.get_output_embeddings()
@@ -134,118 +132,11 @@ class Policy:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
-        set_peft_model_state_dict(self.model, tensors)
+        load_lora_tensors(self.model, tensors)
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's format."""
         save_lora(self.model, folder)
-
-
-class Scorer(nn.Module):
-    """A scalar for every state of an answer: LoRA on the top layers and a linear head on standardised features.
-
-    The features of state s_t are the state itself and the mean of s₀ … s_t, both at the policy's boundary and at the
-    top: F = 4·D numbers. Read at s_T it is the reward model's score; read at each s_t, the value model. A few hundred
-    votes do not teach a head on the last state alone (docs/log.md has the figures).
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, backbone: Backbone, shape: LoraShape, *, seed: int) -> None:
-        super().__init__()
-        self.shape = shape
-        self.lora = with_lora(backbone, shape, seed)
-        self._top = Section(self.lora.get_base_model(), shape.first_layer, backbone.layer_count)
-        width = 4 * backbone.model.config.hidden_size
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def trained(self) -> list[nn.Parameter]:
-        """LoRA and head."""
-        return [p for p in self.parameters() if p.requires_grad]
-
-    def features(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
-        """States (B, L, D) at the boundary and near the top → features of s₀ … s_T (B, T + 1, F), not standardised."""
-        top = self._top(near, batch.attention_mask)
-        parts = []
-        for states in (batch.answer_states(boundary).float(), batch.answer_states(top).float()):
-            steps = torch.arange(1, states.shape[1] + 1)[None, :, None]
-            parts += [states, states.cumsum(1) / steps]
-        return torch.cat(parts, -1)
-
-    def forward(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
-        """Scalars of s₀ … s_T: (B, T + 1). Places past an answer's end hold no meaning."""
-        features = (self.features(boundary, near, batch) - self.mean) / self.std
-        return features @ self.weight + self.bias
-
-    def score(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
-        """The score of each whole answer: (B,)."""
-        ends = batch.answer_mask.sum(-1, keepdim=True)
-        return self.forward(boundary, near, batch).gather(1, ends).squeeze(1)
-
-    @torch.no_grad()
-    def all_values(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> tuple[Tensor, Tensor]:
-        """Every row without gradients: values at s₀ … s_{T−1} (B, T), zero past the end, and scores at s_T (B,)."""
-        values = torch.zeros(sequences.answer_mask.shape)
-        scores = torch.zeros(len(sequences))
-        for rows in sequences.micro_batches(micro_batch_tokens):
-            batch = sequences.take(rows)
-            found = self.forward(states.boundary_of(rows), states.near_of(rows), batch)
-            values[rows, : found.shape[1] - 1] = found[:, :-1] * batch.answer_mask
-            scores[rows] = found.gather(1, batch.answer_mask.sum(-1, keepdim=True)).squeeze(1)
-        return values, scores
-
-    @torch.no_grad()
-    def all_features(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
-        """Features of every whole answer, at s_T: (B, F)."""
-        result = torch.zeros(len(sequences), len(self.weight))
-        for rows in sequences.micro_batches(micro_batch_tokens):
-            batch = sequences.take(rows)
-            found = self.features(states.boundary_of(rows), states.near_of(rows), batch)
-            result[rows] = found[torch.arange(len(rows)), batch.answer_mask.sum(-1)]
-        return result
-
-    def rescale(self, shift: float, scale: float) -> None:
-        """Make every scalar (x − shift) / scale, by an affine map of the head."""
-        with torch.no_grad():
-            self.bias.sub_(shift).div_(scale)
-            self.weight.div_(scale)
-
-    def twin(self, backbone: Backbone, *, seed: int) -> Scorer:
-        """Another scorer with the same weights, to be trained apart (the value model starts from the reward model)."""
-        other = Scorer(backbone, self.shape, seed=seed)
-        other.load(self.tensors())
-        return other
-
-    def tensors(self) -> dict[str, Tensor]:
-        """LoRA and head, detached copies."""
-        head = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "std": self.std}
-        return {
-            **{f"lora.{name}": t for name, t in lora_tensors(self.lora).items()},
-            **{name: t.detach().clone() for name, t in head.items()},
-        }
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
-        lora = {name.removeprefix("lora."): t for name, t in tensors.items() if name.startswith("lora.")}
-        set_peft_model_state_dict(self.lora, lora)
-        with torch.no_grad():
-            for name in ("weight", "bias", "mean", "std"):
-                getattr(self, name).copy_(tensors[name])
-
-    def save(self, folder: Path) -> None:
-        """Write the LoRA in PEFT's format, and the head beside it."""
-        save_lora(self.lora, folder)
-        head = {name: t for name, t in self.tensors().items() if not name.startswith("lora.")}
-        save_file(head, str(folder / HEAD_FILE))
-
-    def load_folder(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        lora = {f"lora.{name}": t for name, t in load_file(str(folder / WEIGHTS)).items()}
-        self.load({**lora, **load_file(str(folder / HEAD_FILE))})
 
 
 def with_lora(backbone: Backbone, shape: LoraShape, seed: int) -> Any:
@@ -274,9 +165,9 @@ def lora_tensors(model: Any) -> dict[str, Tensor]:
     return {name: t.detach().clone().contiguous() for name, t in tensors.items()}
 
 
-def load_lora(model: Any, folder: Path) -> None:
-    """Set a PEFT model's LoRA from an adapter folder."""
-    set_peft_model_state_dict(model, load_file(str(folder / WEIGHTS)))
+def load_lora_tensors(model: Any, tensors: dict[str, Tensor]) -> None:
+    """Set a PEFT model's LoRA to what `lora_tensors` gave."""
+    set_peft_model_state_dict(model, tensors)
 
 
 def save_lora(model: Any, folder: Path) -> None:
