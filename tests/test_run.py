@@ -43,8 +43,8 @@ def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tm
     write_snapshot(tmp_path / "snapshot.db")
     settings = {
         **LENIENT,
-        "ppo": {**SMALL["ppo"], "updates": 12, "rollouts": 64, "learning_rate": 1e-2, "kl_stop": 1e4},
-    }  # type: ignore[dict-item]
+        "ppo": {**SMALL["ppo"], "updates": 12, "rollouts": 64, "learning_rate": 1e-2, "kl_stop": 1e4},  # type: ignore[dict-item]
+    }
     report = execute(write_run(tmp_path, tiny_model, settings=settings))
     assert report["adapter"]
     assert report["settings"]["ppo"]["updates"] == 12
