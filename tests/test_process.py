@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def test_the_trainer_gives_way_to_chats(tmp_path: Path) -> None:
     try:
         nice = int(Path(f"/proc/{trainer.pid}/stat").read_text().rsplit(")", 1)[1].split()[16])
         assert nice == 19
+        assert os.getsid(trainer.pid) == os.getsid(0), "Linux compares niceness within a session only"
+        assert os.getpgid(trainer.pid) == trainer.pid
         assert trainer.poll() is None
     finally:
         assert trainer.kill() == -signal.SIGKILL

@@ -23,7 +23,9 @@ INTERRUPTED = 75
 LOCK, LOG = "trainer.lock", "log.txt"
 
 _NICENESS = 19
-"""Chats go first: the trainer takes what processor time they leave. At 10 it still halted every decode step."""
+"""Chats go first: the trainer takes what processor time they leave. Linux compares niceness only within a session
+(sched_autogroup), so the trainer stays in the server's.
+"""
 
 _GUARD = """
 read -r group || exit
@@ -70,7 +72,7 @@ class TrainerProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    process_group=0,
                     pass_fds=(lock,),
                 )
         except OSError:
