@@ -45,7 +45,7 @@ def test_a_healthy_version_passes() -> None:
         ({"rollouts": [rollout(f"I'm sorry, I can't help with {i}") for i in range(20)]}, "declines"),
         ({"rollouts": [rollout(f"you could go on {i}", finish="length") for i in range(20)]}, "run into the limit"),
         ({"judged": [-1.0] * 20}, "prefer its parent"),
-        ({"judged": [0.0] * 20}, "prefer its parent"),
+        ({"judged": [0.0] * 20}, "see no difference to its parent"),
     ],
 )
 def test_a_planted_bad_version_is_refused(planted: dict[str, object], reason: str) -> None:

@@ -40,7 +40,7 @@ class Scripted(PPO):
         self.trained: list[bool] = []
 
     def collect(self, update: int) -> Any:
-        return SimpleNamespace(metrics={"kl": 1.0, "nll": 1.5, "score": 0.0, **self.script[update]})
+        return SimpleNamespace(metrics={"kl": 1.0, "nll": 1.5, "score": 0.0, "sampler_gap": 0.0, **self.script[update]})
 
     def improve(self, batch: Any, update: int, *, train_policy: bool) -> dict[str, float]:
         self.trained.append(train_policy)
@@ -78,3 +78,19 @@ def test_beta_rises_while_kl_is_above_its_target() -> None:
     ppo = Scripted([{"kl": 8.0}] * 4, PPOConfig(updates=3, kl_target=4.0, beta=0.1))
     list(ppo.run())
     assert ppo.progress.beta > 0.15
+
+
+def test_beta_waits_while_the_target_rises_and_stays_where_it_is_not_adaptive() -> None:
+    script = [{"kl": kl} for kl in (1.0, 2.0, 3.0, 4.0, 4.0)]
+    ppo = Scripted(script, PPOConfig(updates=4, kl_target=4.0, kl_ramp=1.0, beta=0.1))
+    list(ppo.run())
+    assert ppo.progress.beta == pytest.approx(0.1), "KL rose as its target did"
+    fixed = Scripted([{"kl": 9.0}] * 5, PPOConfig(updates=4, kl_target=4.0, adaptive_beta=False, beta=0.1))
+    list(fixed.run())
+    assert fixed.progress.beta == 0.1
+
+
+def test_a_sampler_that_means_another_policy_ends_it() -> None:
+    ppo = Scripted([{}, {"sampler_gap": 0.3}, {}], PPOConfig(updates=2, max_sampler_gap=0.1))
+    assert len(list(ppo.run())) == 2
+    assert "sampler and trainer differ by 0.3 nats a token" in (ppo.progress.stopped or "")

@@ -72,6 +72,43 @@ def test_the_policy_loss_of_a_bad_token_is_not_clipped_when_it_grew_likelier() -
     assert clipped.item() == 0.0
 
 
+def test_without_a_clip_both_losses_are_the_plain_ones() -> None:
+    policy_loss, clipped = m.clipped_policy_loss(
+        torch.tensor([[math.log(1.5)]]), torch.zeros(1, 1), torch.tensor([[1.0]]), torch.ones(1, 1).bool(), clip=None
+    )
+    assert (policy_loss.item(), clipped.item()) == (pytest.approx(-1.5), 0.0)
+    value_loss = m.clipped_value_loss(
+        torch.tensor([[3.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.ones(1, 1).bool(), clip=None
+    )
+    assert value_loss.item() == pytest.approx(0.5 * 2**2)
+
+
+def test_importance_weights_are_ratios_up_to_the_cap_and_carry_no_gradient() -> None:
+    logprobs = torch.tensor([[math.log(0.5), math.log(0.9), -9.0]], requires_grad=True)
+    sampled = torch.tensor([[math.log(0.4), math.log(0.1), 0.0]])
+    weights = m.importance_weights(logprobs, sampled, SHORT, cap=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[1.25, 2.0, 1.0]]))
+    assert not weights.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("done", "over", "expected"), [(0.1, 0.5, 0.2), (0.5, 0.5, 1.0), (0.9, 0.5, 1.0), (0.1, 0.0, 1.0)]
+)
+def test_a_ramp_rises_evenly_and_stays(done: float, over: float, expected: float) -> None:
+    assert m.ramp(done, over) == pytest.approx(expected)
+
+
+def test_values_explain_all_none_or_less_than_none_of_the_returns() -> None:
+    returns = torch.tensor([[1.0, 3.0, 100.0]])
+    assert m.explained(torch.tensor([[1.5, 3.5, 0.0]]), returns, SHORT) == 1.0  # off by a constant
+    assert m.explained(torch.zeros(1, 3), returns, SHORT) == 0.0
+    assert m.explained(torch.tensor([[3.0, 1.0, 0.0]]), returns, SHORT) == pytest.approx(-3.0)
+
+
+def test_the_last_index_is_that_of_the_last_real_token() -> None:
+    assert m.last_index(torch.tensor([[True, True, False], [True, False, False]])).tolist() == [1, 0]
+
+
 def test_the_value_loss_takes_the_worse_of_clipped_and_plain() -> None:
     loss = m.clipped_value_loss(
         torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.ones(1, 1).bool(), clip=0.2

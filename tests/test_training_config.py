@@ -27,6 +27,7 @@ def test_numbers_may_come_as_text_and_none_is_allowed_where_it_means_something()
         ({"ppo": {"updates": 2.5}}, "ppo.updates"),
         ({"ppo": {"updates": True}}, "ppo.updates"),
         ({"ppo": {"gamma": 1.5}}, "from 0 to 1"),
+        ({"ppo": {"whiten": "perhaps"}}, "ppo.whiten must be on or off"),
         ({"ppo": {"gamma": float("nan")}}, "ppo.gamma"),
         ({"ppo": {"answers_per_prompt": 33}}, "from 1 to 32"),
         ({"ppo": {"updates": 10**400}}, "ppo.updates must be a whole number from 1"),
@@ -38,3 +39,10 @@ def test_numbers_may_come_as_text_and_none_is_allowed_where_it_means_something()
 def test_a_wrong_setting_is_refused_by_name_and_bounds(settings: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
         TrainingConfig.parse(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(False, False), ("off", False), ("true", True), (1, True), ("0", False)]
+)
+def test_a_switch_is_on_or_off_in_any_of_its_spellings(given: object, expected: bool) -> None:
+    assert TrainingConfig.parse({"ppo": {"whiten": given}}).ppo.whiten is expected

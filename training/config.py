@@ -82,26 +82,39 @@ class PPOConfig:
     """Adam step of the policy's LoRA."""
     value_learning_rate: float = _bounded(1e-4, 0, 1)
     """Adam step of the value adapter and its head."""
+    value_from_reward: bool = True
+    """Whether the value model starts as the reward model; off: from zero."""
     value_warmup: int = _bounded(1, 0, 1000)
     """First updates that train the value model alone."""
     gamma: float = _bounded(1.0, 0, 1)
     """Discount of later rewards."""
     lam: float = _bounded(0.95, 0, 1)
     """λ of GAE: 1 trusts returns, 0 trusts the value model."""
-    clip: float = _bounded(0.2, 0.001, 10)
-    """How far a token's probability ratio may move in an update."""
-    value_clip: float = _bounded(0.2, 0.001, 100)
-    """How far a value may move in an update."""
-    gradient_norm: float = _bounded(1.0, 0.001, 1000)
-    """Gradients are scaled down to this norm."""
-    beta: float = _bounded(0.05, 0, 100)
-    """KL coefficient at the start."""
-    kl_target: float = _bounded(4.0, 0.001, 1000)
+    whiten: bool = True
+    """Whether advantages are brought to mean 0 and standard deviation 1 in each update."""
+    clip: float | None = _bounded(0.2, 0.001, 10)
+    """How far a token's probability ratio may move in an update; none: as far as it likes."""
+    value_clip: float | None = _bounded(0.2, 0.001, 100)
+    """How far a value may move in an update; none: as far as it likes."""
+    gradient_norm: float | None = _bounded(1.0, 0.001, 1000)
+    """Gradients are scaled down to this norm; none: never."""
+    beta: float = _bounded(0.1, 0, 100)
+    """KL coefficient at the start; 0 takes KL out of the reward."""
+    adaptive_beta: bool = True
+    """Whether the KL coefficient follows the KL; off: it stays as it starts."""
+    kl_target: float = _bounded(6.0, 0.001, 1000)
     """KL to the reference that the controller steers to, in nats an answer."""
+    kl_ramp: float = _bounded(0.5, 0, 1)
+    """Share of the run over which the target rises from 0: at once high, it would let β fall until KL takes off."""
     kl_horizon: int | None = _bounded(None, 1, 10_000_000)
     """Episodes over which the controller acts; none: a tenth of the run's."""
     kl_stop: float = _bounded(15.0, 0.001, 10_000)
     """PPO ends when an update's mean KL passes this, and goes back to the best step within `kl_target` × 1.5."""
+    importance_cap: float | None = _bounded(None, 1, 1000)
+    """Each token's loss is weighted by how much likelier the trainer finds it than the sampler did, up to this; none:
+    not weighted."""
+    max_sampler_gap: float = _bounded(0.1, 0.0001, 10)
+    """PPO ends when sampler and trainer differ by more, in mean |Δ log-probability| a token: they mean two policies."""
     max_nll_rise: float = _bounded(0.25, 0, 100)
     """The best step's answers may be this much less likely to the reference, in nats a token, than its own were."""
     eos_penalty: float = _bounded(1.0, 0, 100)
@@ -182,10 +195,12 @@ def _parse(kind: Any, settings: Mapping[str, Any], path: str) -> Any:
     return kind(**values)
 
 
-def _number(value: Any, kind: Any, bounds: Mapping[str, float], name: str) -> float | int | None:
+def _number(value: Any, kind: Any, bounds: Mapping[str, float], name: str) -> float | int | bool | None:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if types.NoneType in options and (value is None or value == "none"):
         return None
+    if bool in options:
+        return _switch(value, name)
     whole = int in options
     wanted = f"{name} must be {'a whole number' if whole else 'a number'} from {bounds['low']:g} to {bounds['high']:g}"
     try:
@@ -195,3 +210,11 @@ def _number(value: Any, kind: Any, bounds: Mapping[str, float], name: str) -> fl
     if isinstance(value, bool) or not bounds["low"] <= number <= bounds["high"] or (whole and number != int(number)):
         raise InvalidInput(f"{wanted}, not {value!r}")
     return int(number) if whole else number
+
+
+def _switch(value: Any, name: str) -> bool:
+    known = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+    found = known.get(str(value).lower())
+    if found is None:
+        raise InvalidInput(f"{name} must be on or off, not {value!r}")
+    return found

@@ -101,7 +101,11 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
         f"{after['capped']:.0%} of its answers run into the limit, its parent's {before['capped']:.0%}",
     )
     refuse(
-        compare and rate.value <= 0.5,
+        compare and wins + losses == 0,
+        f"the fold models see no difference to its parent on any of {len(new.judged)} held-out prompts",
+    )
+    refuse(
+        compare and wins + losses > 0 and rate.value <= 0.5,
         f"the fold models prefer its parent: it wins {rate.value:.0%} of {wins + losses} held-out prompts",
     )
     return {

@@ -10,7 +10,7 @@ starts at 1), and dropout. Ouyang et al. 2022; Ziegler et al. 2019; Huang et al.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from training.ppo_math import (
     answer_kl,
     clipped_policy_loss,
     clipped_value_loss,
+    explained,
     gae,
+    importance_weights,
     kl_rewards,
     masked_mean,
+    ramp,
     whiten,
 )
 from training.prompts import PromptPool
@@ -119,17 +122,24 @@ class PPO:
             batch = self.collect(state.update)
             kl = batch.metrics["kl"]
             self._remember_best(batch.metrics)
+            gap = batch.metrics["sampler_gap"]
             if not kl <= config.kl_stop:  # so that NaN stops it, too
                 state.stopped = f"KL of {kl:.1f} nats an answer passed the stop at {config.kl_stop:g}"
+            elif not gap <= config.max_sampler_gap:
+                state.stopped = (
+                    f"sampler and trainer differ by {gap:.2g} nats a token, more than {config.max_sampler_gap:g}"
+                )
             elif state.update == config.updates:
                 state.stopped = "all updates are done"
             else:
                 losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
                 batch.metrics.update(losses, beta=state.beta)
                 if self._is_finite():
-                    state.beta = adapt_beta(
-                        state.beta, kl, target=config.kl_target, episodes=config.rollouts, horizon=horizon
-                    )
+                    if config.adaptive_beta:
+                        target = config.kl_target * ramp((state.update + 1) / config.updates, config.kl_ramp)
+                        state.beta = adapt_beta(
+                            state.beta, kl, target=target, episodes=config.rollouts, horizon=horizon
+                        )
                     state.update += 1
                 else:  # now, so that no checkpoint holds such a policy
                     state.stopped = f"update {state.update + 1} made weights that are not finite"
@@ -170,6 +180,10 @@ class PPO:
         # 4. Per-token rewards, advantages, returns
         rewards = kl_rewards(penalised, logprobs, reference, mask, self.progress.beta)
         advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+        if config.whiten:
+            advantages = whiten(advantages, mask)
+        if config.importance_cap is not None:  # a factor of each token's loss, so of its advantage
+            advantages = advantages * importance_weights(logprobs, sampled, mask, cap=config.importance_cap)
 
         metrics = {
             "score": float(scores.mean()),
@@ -178,12 +192,17 @@ class PPO:
             "capped": float(capped.double().mean()),
             "nll": -float(masked_mean(reference, mask)),
             "entropy": -float(masked_mean(logprobs, mask)),
+            "value_explained": explained(values, returns, mask),
             "sampler_gap": float(masked_mean((sampled - logprobs).abs(), mask)),
+            "sampler_kl": float(masked_mean(sampled - logprobs, mask)),
         }
-        return Batch(sequences, states, logprobs, values, whiten(advantages, mask), returns, metrics)
+        return Batch(sequences, states, logprobs, values, advantages, returns, metrics)
 
     def improve(self, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
-        """Clipped steps on one batch; the mean of each metric over its minibatches."""
+        """Clipped steps on one batch; the mean of each metric over its minibatches.
+
+        `ratio_gap` is what the first of them found before it stepped: |Δ log-probability| a token, which is rounding.
+        """
         totals: dict[str, list[float]] = {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
         for _ in range(self.config.epochs):
@@ -192,13 +211,14 @@ class PPO:
                 if len(rows):
                     for name, value in self._step(batch, rows, train_policy, generator).items():
                         totals.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in totals.items()}
+        ratio_gap = totals.pop("moved")[0]
+        return {name: sum(values) / len(values) for name, values in totals.items()} | {"ratio_gap": ratio_gap}
 
     def _step(self, batch: Batch, rows: Tensor, train_policy: bool, generator: torch.Generator) -> dict[str, float]:
         """One optimizer step on some rows, in micro-batches whose gradients add up to the whole minibatch's."""
         config = self.config
         tokens = int(batch.sequences.answer_mask[rows].sum())
-        sums = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0}
+        sums = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0, "moved": 0.0}
         self.policy_optimizer.zero_grad()
         self.value_optimizer.zero_grad()
         for part in batch.sequences.micro_batches(self.micro_batch_tokens, rows):
@@ -214,18 +234,18 @@ class PPO:
 
             if train_policy:
                 logprobs = self.roles.policy.logprobs(batch.states.boundary_of(part), some, self.sampling.temperature)
-                policy_loss, clipped = clipped_policy_loss(
-                    logprobs, batch.logprobs[part, :width], batch.advantages[part, :width], mask, clip=config.clip
-                )
+                old, advantages = batch.logprobs[part, :width], batch.advantages[part, :width]
+                policy_loss, clipped = clipped_policy_loss(logprobs, old, advantages, mask, clip=config.clip)
                 (policy_loss * share).backward()
                 sums["policy_loss"] += policy_loss.item() * share
                 sums["clipped"] += clipped.item() * share
-        torch.nn.utils.clip_grad_norm_(self.roles.value.trained(), config.gradient_norm)
+                sums["moved"] += float(masked_mean((logprobs.detach() - old).abs(), mask)) * share
+        self._clip_gradients(self.roles.value.trained())
         self.value_optimizer.step()
         if train_policy:
             if self.demonstrations is not None and config.ptx > 0:
                 sums["ptx_loss"] = self._ptx_backward(generator)
-            torch.nn.utils.clip_grad_norm_(self.roles.policy.parameters(), config.gradient_norm)
+            self._clip_gradients(self.roles.policy.parameters())
             self.policy_optimizer.step()
         return sums
 
@@ -240,6 +260,10 @@ class PPO:
         loss = -masked_mean(self.roles.policy.logprobs(boundary, some, 1.0), some.answer_mask)
         (self.config.ptx * loss).backward()
         return loss.item()
+
+    def _clip_gradients(self, parameters: Sequence[Tensor]) -> None:
+        if self.config.gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_norm)
 
     def _is_finite(self) -> bool:
         weights = [*self.roles.policy.parameters(), *self.roles.value.trained()]

@@ -8,6 +8,8 @@ and the adaptive controller (Ziegler et al. 2019, arXiv 1909.08593), value from 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,22 +64,36 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float | None
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), to be minimised, and the share of tokens it clips.
 
-    All inputs (B, T) → two scalars.
+    All inputs (B, T) → two scalars. Without a clip it is the plain policy gradient with importance ratios.
     """
+    bound = math.inf if clip is None else clip
     ratio = torch.exp((logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    clipped = -advantages * ratio.clamp(1 - bound, 1 + bound)
     loss = masked_mean(torch.maximum(unclipped, clipped), mask)
     return loss, masked_mean((clipped > unclipped).to(loss.dtype), mask)
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float) -> Tensor:
+def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, *, cap: float) -> Tensor:
+    """min(π_trainer / π_sampler, cap) of each token, without a gradient; 1 outside the mask. All (B, T).
+
+    Where sampler and trainer round differently, answers come from a policy a little beside the one that learns;
+    weighting corrects that, and the cap bounds its variance (truncated importance sampling, Ionides 2008).
+    """
+    ratio = torch.exp((logprobs - sampled_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    return torch.where(mask, ratio.clamp(max=cap), 1.0).detach()
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None
+) -> Tensor:
     """½ max((V − R)², (V clipped around the old value − R)²), averaged over the mask. All (B, T) → a scalar."""
-    near = old_values + (values - old_values).clamp(-clip, clip)
+    bound = math.inf if clip is None else clip
+    near = old_values + (values - old_values).clamp(-bound, bound)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
 
 
@@ -94,6 +110,18 @@ def adapt_beta(beta: float, kl: float, *, target: float, episodes: int, horizon:
     """
     error = max(-0.2, min(0.2, kl / target - 1.0))
     return beta * (1.0 + error * min(1.0, episodes / horizon))
+
+
+def ramp(done: float, over: float) -> float:
+    """The share of its final height that something has reached which rises evenly over the share `over` of a run."""
+    return 1.0 if done >= over else done / over
+
+
+def explained(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """How much of the returns' variance the values foresaw: 1 all of it, 0 nothing, below 0 worse. All (B, T)."""
+    wanted, missed = returns[mask], (returns - values)[mask]
+    spread = float(wanted.var(correction=0))
+    return 1 - float(missed.var(correction=0)) / spread if spread > 0 else 0.0
 
 
 def selected_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:

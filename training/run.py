@@ -32,6 +32,7 @@ from training.reward import RewardFit, fit_reward
 from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
 from training.rollouts import padded_rollouts, sample
 from training.run_folder import RunFolder
+from training.scorer import Scorer
 from training.sequences import Sequences
 from training.sft import fine_tune
 
@@ -222,7 +223,7 @@ class Run:
                 policy=policy,
                 reference_logprobs=self._reference_logprobs,
                 reward=judged.scorer,
-                value=judged.scorer.twin(self.backbone, seed=self.seed),
+                value=self._value_model(judged.scorer),
                 frozen=self.frozen,
             ),
             engine=self.engine,
@@ -281,6 +282,14 @@ class Run:
         nll = -self.base.all_logprobs(states.near, sequences, 1.0, tokens)
         scores = judged.judges.score(states, sequences, tokens) if judged else torch.zeros(len(rollouts))
         return Answers(rollouts, kl.sum(-1).tolist(), nll.sum(-1).tolist(), scores.tolist())
+
+    def _value_model(self, reward: Scorer) -> Scorer:
+        value = reward.twin(self.backbone, seed=self.seed)
+        if not self.config.ppo.value_from_reward:
+            with torch.no_grad():
+                value.weight.zero_()
+                value.bias.zero_()
+        return value
 
     def _policy(self, start: Path | None) -> Policy:
         return Policy(self.backbone, self.policy_shape, seed=self.seed, start=start)
