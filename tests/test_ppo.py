@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from serve.policy.base import load_backbone, resolve_model
 from serve.records import Sampling
 from training.config import PPOConfig
 from training.ppo import PPO
 from training.prompts import PromptPool
+from training.roles import FrozenLayers, LoraShape, Policy
+from training.sequences import Sequences
 
 
 class Scripted(PPO):
@@ -94,3 +98,30 @@ def test_a_sampler_that_means_another_policy_ends_it() -> None:
     ppo = Scripted([{}, {"sampler_gap": 0.3}, {}], PPOConfig(updates=2, max_sampler_gap=0.1))
     assert len(list(ppo.run())) == 2
     assert "sampler and trainer differ by 0.3 nats a token" in (ppo.progress.stopped or "")
+
+
+# -- on the tiny model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "mean", "widest"), [("float32", 1e-4, 1e-4), ("bfloat16", 0.01, 0.15)])
+def test_a_shuffled_minibatch_starts_at_ratio_one(
+    tiny_model: Path, tmp_path: Path, dtype: str, mean: float, widest: float
+) -> None:
+    """Whatever rows meet in a micro-batch: their log-probabilities are those that were taken of the whole batch."""
+    backbone = load_backbone(resolve_model(str(tiny_model), tmp_path), dtype=dtype)
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    lengths = [int(n) for n in torch.randint(1, 40, (24,), generator=generator)]
+    texts = [torch.randint(3, 200, (n,), generator=generator).tolist() for n in lengths]
+    sequences = Sequences.of(texts[:12], texts[12:])
+    states = FrozenLayers(backbone, 2, 3)(sequences, 256)
+    old = policy.all_logprobs(states.boundary, sequences, 0.8, 256)
+    for rows in torch.randperm(12, generator=generator).tensor_split(4):
+        some = sequences.take(rows)
+        new = policy.logprobs(states.boundary_of(rows), some, 0.8).detach()
+        off = (new - old[rows, : new.shape[1]]).abs()[some.answer_mask]
+        assert off.mean() <= mean
+        assert off.quantile(0.999) <= widest

@@ -172,3 +172,39 @@ def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model:
         reached + 2,
         reached + 3,
     ]
+
+
+def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 8, "rollouts": 8}}  # type: ignore[dict-item]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "training", str(folder)]
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def updates(folder: Path) -> int:
+        return sum(b'"ppo"' in line for line in (folder / "metrics.jsonl").read_bytes().splitlines())
+
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_snapshot(folder / "snapshot.db")
+        write_run(folder, tiny_model, settings=settings)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(120) == 0
+    for reached in (2, 5):
+        process = start(killed)
+        deadline = time.monotonic() + 60
+        while not (killed / "metrics.jsonl").is_file() or updates(killed) < reached:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (killed / "report.json").exists()
+    assert start(killed).wait(120) == 0
+    ours, theirs = (load_file(str(f / "adapter" / "adapter_model.safetensors")) for f in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (killed, whole)]
+    assert reports[0]["ppo"] == reports[1]["ppo"], "and every figure of the last policy"

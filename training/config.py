@@ -68,7 +68,7 @@ class RewardConfig:
 class PPOConfig:
     """Step 3: PPO on the policy's LoRA."""
 
-    updates: int = _bounded(16, 1, 100_000)
+    updates: int = _bounded(24, 1, 100_000)
     """Rounds of rollouts and optimisation."""
     rollouts: int = _bounded(32, 2, 4096)
     """Answers sampled in each update."""
@@ -79,9 +79,11 @@ class PPOConfig:
     minibatches: int = _bounded(4, 1, 256)
     """Optimizer steps in a pass."""
     learning_rate: float = _bounded(2e-4, 0, 1)
-    """Adam step of the policy's LoRA."""
+    """Adam step of the policy's LoRA, at the start."""
     value_learning_rate: float = _bounded(1e-4, 0, 1)
-    """Adam step of the value adapter and its head."""
+    """Adam step of the value adapter and its head, at the start."""
+    learning_rate_end: float = _bounded(0.1, 0, 1)
+    """Share of both steps that is left at the end; they fall evenly until then. 1: they stay."""
     value_from_reward: bool = True
     """Whether the value model starts as the reward model; off: from zero."""
     value_warmup: int = _bounded(1, 0, 1000)
@@ -98,7 +100,7 @@ class PPOConfig:
     """How far a value may move in an update; none: as far as it likes."""
     gradient_norm: float | None = _bounded(1.0, 0.001, 1000)
     """Gradients are scaled down to this norm; none: never."""
-    beta: float = _bounded(0.1, 0, 100)
+    beta: float = _bounded(0.3, 0, 100)
     """KL coefficient at the start; 0 takes KL out of the reward."""
     adaptive_beta: bool = True
     """Whether the KL coefficient follows the KL; off: it stays as it starts."""

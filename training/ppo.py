@@ -132,6 +132,7 @@ class PPO:
             elif state.update == config.updates:
                 state.stopped = "all updates are done"
             else:
+                self._set_learning_rates(state.update / config.updates)
                 losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
                 batch.metrics.update(losses, beta=state.beta)
                 if self._is_finite():
@@ -260,6 +261,15 @@ class PPO:
         loss = -masked_mean(self.roles.policy.logprobs(boundary, some, 1.0), some.answer_mask)
         (self.config.ptx * loss).backward()
         return loss.item()
+
+    def _set_learning_rates(self, done: float) -> None:
+        left = 1 - done * (1 - self.config.learning_rate_end)
+        for optimizer, start in (
+            (self.policy_optimizer, self.config.learning_rate),
+            (self.value_optimizer, self.config.value_learning_rate),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = start * left
 
     def _clip_gradients(self, parameters: Sequence[Tensor]) -> None:
         if self.config.gradient_norm is not None:
