@@ -1,10 +1,10 @@
 """Does it learn? The whole loop on the real server, driven through the HTTP API alone.
 
-Simulated voters with a hidden preference (benchmarks/voters.py) chat and vote. One run starts by itself at the 50th
-vote while voting goes on; a later one is triggered, and a chat keeps streaming until its version is swapped in. If the
-gate refuses that version, people vote on and trigger another. Then base and learned versions answer held-out prompts
-that share no template with those voted on, and the hidden preference judges. Two controls vote the other way round and
-by a coin. Each arm has a fresh data folder and goes on where it was.
+Simulated voters with a hidden preference (benchmarks/voters.py) chat and vote in rounds: votes → run → swap → more
+votes, all standing votes in each run. The first run starts by itself; later ones are triggered. After each round base
+and learned version answer held-out prompts that share no template with those voted on, and the hidden preference
+judges. Chains differ in their seed; two controls vote the other way round and by a coin. Each chain has a fresh data
+folder and goes on where it was.
 
     python -m benchmarks.loop --preference brevity --json benchmarks/results/loop-brevity.json
     python -m benchmarks.loop --quick --arms real
@@ -18,10 +18,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,20 +29,20 @@ from benchmarks.client import Client, RequestFailed, chunk_version, persist
 from benchmarks.fluency import SavedAnswer, mean_nll
 from benchmarks.loop_result import loop_document, summary
 from benchmarks.loop_state import ArmState, Progress
-from benchmarks.prompts import held_out_prompts, voted_prompts
 from benchmarks.record import ROOT, write_json
 from benchmarks.server import OPERATOR_TOKEN, Server
-from benchmarks.voters import ARMS, PREFERENCES, Arm, as_vote, ballot
+from benchmarks.voters import ARMS, EXACT, PREFERENCES, VOTERS, Arm, Voter, as_vote, ballot
 
 NEVER = 1_000_000_000
 """So many new votes make a run due where runs are only triggered."""
 FINAL = frozenset({"succeeded", "rejected", "failed", "cancelled"})
 EVALUATED_TOGETHER = 8
+HELD_OUT_SEED = 20_000
+"""Of the first held-out answer; the next prompt takes the next."""
+SHORT = 300
+"""Votes to which every chain goes."""
 READING = 2.0
 """Seconds between two turns of the chat that streams during a run; none once the gate is at work."""
-LATER_RUNS = 3
-"""Most triggered runs of the real arm: after one that the gate refuses, people vote on and the operator tries again."""
-VOTES_AFTER_REFUSAL = 25
 SWAP_TIMEOUT = 180.0
 SERVER_POLL = 1.0
 CHAT = ("Good morning!", "Could we talk a little?", "What shall I do this afternoon?", "Please go on.")
@@ -53,25 +53,29 @@ class LoopSettings:
     """What an arm's result depends on."""
 
     preference: str = "brevity"
-    votes: int = 150
-    """Comparisons in all."""
-    first_run: int = 50
-    """HUSTINGS_MIN_NEW_VOTES of the arm whose first run starts by itself; at most half of `votes`."""
+    rounds: tuple[int, ...] = (100, 300)
+    """Comparisons in all at the end of each round. The first run starts by itself at the first number."""
     held_out: int = 224
-    voters: int = 5
-    noise: float = 0.0
-    """Share of decided votes that fall the other way by mistake."""
+    exact: bool = False
+    """Whether voters never err."""
     max_tokens: int = 64
     temperature: float = 0.8
-    seed: int = 20_000
-    """Of the held-out answers (each prompt its own) and of the voters' mistakes."""
+    chain: int = 0
+    """Chains with different numbers ask in another order, and their voters err elsewhere."""
+    chat: bool = False
+    """Whether somebody else keeps chatting, streamed, during the triggered runs."""
     model: str = "default"
     training: tuple[str, ...] = ()
     """Overrides of the training configuration, such as `ppo.updates=8`."""
 
     def as_json(self) -> dict[str, Any]:
         """By name, as JSON has it."""
-        return {**asdict(self), "training": list(self.training)}
+        return {**asdict(self), "training": list(self.training), "rounds": list(self.rounds)}
+
+    @property
+    def people(self) -> tuple[Voter, ...]:
+        """Who votes."""
+        return EXACT * len(VOTERS) if self.exact else VOTERS
 
     def environment(self, *, min_new_votes: int) -> dict[str, str]:
         """What the server is told beyond its defaults."""
@@ -84,36 +88,32 @@ class LoopSettings:
 
 
 class ArmRun:
-    """One arm, from the first chat to the last held-out answer."""
+    """One chain, from the first chat to the last held-out answer."""
 
     def __init__(self, arm: Arm, settings: LoopSettings, state: ArmState, progress: Progress) -> None:
         self.arm = arm
         self.settings = settings
         self.state = state
         self._preference = PREFERENCES[settings.preference]
+        self._prompts = self._preference.voted_prompts()
+        random.Random(settings.chain).shuffle(self._prompts)
         self._progress = progress
         self._server: Server | None = None
         self._operator: Client | None = None
         self._voters: list[Client] = []
 
     def play(self) -> None:
-        """All phases that are not done yet."""
-        first, votes = self.settings.first_run, self.settings.votes
-        if self.arm == "real" and "first_run" not in self.state.done:
-            with self._serving(min_new_votes=first):
-                self._start_first_run(first)
-                # One vote fewer than would make the next run due: that one is triggered.
-                self._vote_until(min(votes, 2 * first - 1), "votes during the first run")
-                self._finish_first_run()
-        if "answers" not in self.state.done:
-            with self._serving(min_new_votes=NEVER):
+        """All rounds that are not done yet."""
+        first = self.settings.rounds[0]
+        for votes in self.settings.rounds:
+            if votes in self.state.rounds:
+                continue
+            by_itself = self.arm == "real" and votes == first
+            with self._serving(min_new_votes=first if by_itself else NEVER):
                 self._check_restart()
-                self._vote_until(votes, "votes")
-                while "later_run" not in self.state.done:
-                    refused = len(self.state.refused_runs)
-                    self._vote_until(votes + refused * VOTES_AFTER_REFUSAL, "votes after a refusal")
-                    self._later_run(may_try_again=self.arm == "real" and refused + 1 < LATER_RUNS)
-                self._answer_held_out()
+                run = self._first_run(votes) if by_itself else self._triggered_run(votes)
+                self._answer_held_out(run["version"])
+                self.state.finish_round(votes, run)
 
     # -- the server and its people ------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class ArmRun:
                 stack.enter_context(server)
             traffic, url = self.state.traffic, server.url
             self._operator = stack.enter_context(Client(url, traffic, token=OPERATOR_TOKEN))
-            saved = self.state.cookies or [{} for _ in range(self.settings.voters)]
+            saved = self.state.cookies or [{} for _ in self.settings.people]
             self._voters = [stack.enter_context(Client(url, traffic, cookies=jar)) for jar in saved]
             if not self.state.cookies:
                 for voter in self._voters:  # the first call mints the cookie
@@ -164,14 +164,14 @@ class ArmRun:
     def _compare_and_vote(self, number: int, asked: dict[str, Any] | None) -> None:
         voter = self._voters[number % len(self._voters)]
         if asked is None:
-            prompts = voted_prompts()
-            prompt = prompts[number % len(prompts)]
+            prompt = self._prompts[number % len(self._prompts)]
             limit, temperature = self.settings.max_tokens, self.settings.temperature
             comparison = persist(lambda: voter.compare(prompt, max_tokens=limit, temperature=temperature))
             candidates = sorted(comparison["candidates"], key=lambda candidate: candidate["position"])
             texts = [candidate["text"] for candidate in candidates]
-            rng = random.Random(f"{self.settings.seed} {self.arm} {number}")
-            best = ballot(self._preference, *texts, arm=self.arm, noise=self.settings.noise, rng=rng)
+            rng = random.Random(f"{self.settings.chain} {self.arm} {number}")
+            person = self.settings.people[number % len(self._voters)]
+            best = ballot(self._preference, prompt, *texts, arm=self.arm, voter=person, rng=rng)
             asked = {
                 "number": number,
                 "state": "asked",
@@ -190,65 +190,60 @@ class ArmRun:
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def _start_first_run(self, first: int) -> None:
-        if "first_run_started" in self.state.done:
-            return
-        self._vote_until(first - 1, "votes before the first run")
-        time.sleep(3 * SERVER_POLL)
-        # None where an earlier, killed benchmark had cast this vote already.
-        early = len(self._ask_operator("GET", "/api/runs")) if len(self.state.voted()) < first else None
-        self._vote_until(first, "votes before the first run")
-        voted = time.monotonic()
-        while not (runs := self._ask_operator("GET", "/api/runs")):
-            if time.monotonic() - voted > 60:
-                raise RuntimeError(f"no run started by itself within a minute of vote {first}")
-            time.sleep(0.2)
-        delay = time.monotonic() - voted
-        self._say(f"run {runs[0]['id']} started by itself {delay:.1f} s after vote {first}")
-        found = {"run": runs[0]["id"], "trigger": runs[0]["trigger"], "early": early, "delay_seconds": delay}
-        self.state.finish("first_run_started", {**found, "votes": first})
-
-    def _finish_first_run(self) -> None:
-        with self.state.timed("waiting for the first run"):
+    def _first_run(self, votes: int) -> dict[str, Any]:
+        """The run that starts by itself at this vote, and not before."""
+        if self.state.first_run_started is None:
+            self._vote_until(votes - 1, "votes before the first run")
+            time.sleep(3 * SERVER_POLL)
+            # None where an earlier, killed benchmark had cast this vote already.
+            early = len(self._ask_operator("GET", "/api/runs")) if len(self.state.voted()) < votes else None
+            self._vote_until(votes, "votes before the first run")
+            voted = time.monotonic()
+            while not (runs := self._ask_operator("GET", "/api/runs")):
+                if time.monotonic() - voted > 60:
+                    raise RuntimeError(f"no run started by itself within a minute of vote {votes}")
+                time.sleep(0.2)
+            delay = time.monotonic() - voted
+            self._say(f"run {runs[0]['id']} started by itself {delay:.1f} s after vote {votes}")
+            started = {"run": runs[0]["id"], "trigger": runs[0]["trigger"], "early": early, "delay_seconds": delay}
+            self.state.first_run_started = {**started, "votes": votes}
+            self.state.save()
+        with self.state.timed(f"run at {votes} votes"):
             # A run that failed leaves its votes new, and another one starts: the newest counts.
             run = self._await_run(max(run["id"] for run in self._ask_operator("GET", "/api/runs")))
-            self.state.finish("first_run", {**run, "serving": self._settled_version(run)})
+            return {**run, "serving": self._settled_version(run)}
 
     def _check_restart(self) -> None:
-        if "first_run" not in self.state.done or "restart" in self.state.done:
+        if not self.state.rounds:
             return
-        expected, serving = self.state.done["first_run"]["serving"], self._serving_version()
-        self.state.finish("restart", {"expected": expected, "serving": serving})
+        expected, serving = list(self.state.rounds.values())[-1]["serving"], self._serving_version()
+        self.state.restarts.append({"expected": expected, "serving": serving})
+        self.state.save()
         self._say(f"after a restart version {serving} serves, as before" if serving == expected else "RESTART LOST IT")
 
-    def _later_run(self, *, may_try_again: bool) -> None:
-        if self.state.later_run is None:
+    def _triggered_run(self, votes: int) -> dict[str, Any]:
+        self._vote_until(votes, f"votes up to {votes}")
+        if self.state.triggered is None:
             body = {"stages": ["reward", "ppo"], "force": True}
-            self.state.later_run = int(self._ask_operator("POST", "/api/runs", body)["id"])
+            self.state.triggered = int(self._ask_operator("POST", "/api/runs", body)["id"])
             self.state.save()
-            self._say(f"run {self.state.later_run} triggered")
+            self._say(f"run {self.state.triggered} triggered")
         chat = None
-        if self.arm == "real":
+        if self.settings.chat and self.arm == "real":
             assert self._server is not None
             chat = StreamingChat(self._server.url, self.state, self.settings)
             chat.start()
         try:
-            with self.state.timed("later run"):
-                run = self._await_run(self.state.later_run, chat)
-                serving = self._settled_version(run)
+            with self.state.timed(f"run at {votes} votes"):
+                run = self._await_run(self.state.triggered, chat)
+                return {**run, "serving": self._settled_version(run)}
         except RunBroke:
-            self.state.later_run = None  # the next start triggers another
+            self.state.triggered = None  # the next start triggers another
             self.state.save()
             raise
         finally:
             if chat is not None:
                 chat.finish(until_version=self._serving_version())
-        if run["status"] == "rejected" and may_try_again:
-            self.state.refused_runs.append(run)
-            self.state.later_run = None
-            self.state.save()
-        else:
-            self.state.finish("later_run", {**run, "serving": serving})
 
     def _await_run(self, run_id: int, chat: StreamingChat | None = None) -> dict[str, Any]:
         """Poll until a run is over. Raises RunBroke when it failed."""
@@ -285,23 +280,23 @@ class ArmRun:
 
     # -- the held-out prompts -----------------------------------------------------------------------------------------
 
-    def _answer_held_out(self) -> None:
-        versions = learned_versions(self.state)
-        for version in [0, *versions] if versions else []:
+    def _answer_held_out(self, version: int | None) -> None:
+        if version is not None:
+            self._answer_as(0)
             self._answer_as(version)
-        self.state.finish("answers", versions)
 
     def _answer_as(self, version: int) -> None:
         answers = self.state.answers(version)
         have = answers.by_index()
-        todo = [(i, p) for i, p in enumerate(held_out_prompts()[: self.settings.held_out]) if i not in have]
+        prompts = self._preference.held_out_prompts()[: self.settings.held_out]
+        todo = [(i, p) for i, p in enumerate(prompts) if i not in have]
         if not todo:
             return
         self._say(f"version {version} answers {len(todo)} held-out prompts")
 
         def answer(index: int, prompt: str) -> None:
             assert self._operator is not None
-            operator, settings, seed = self._operator, self.settings, self.settings.seed + index
+            operator, settings, seed = self._operator, self.settings, HELD_OUT_SEED + index
             text, reason = persist(
                 lambda: operator.complete(
                     f"hustings-v{version}",
@@ -379,16 +374,9 @@ class StreamingChat(threading.Thread):
         self._client.__exit__()
 
 
-def learned_versions(state: ArmState) -> list[int]:
-    """Versions that this arm's runs made, refused ones too; the later run's is the last."""
-    runs = (state.done.get(name) or {} for name in ("first_run", "later_run"))
-    return [run["version"] for run in runs if run.get("version") is not None]
-
-
 def add_likelihoods(state: ArmState, settings: LoopSettings, progress: Progress) -> None:
     """Mean NLL under the base of every version's saved answers, from the canonical weights."""
-    have: dict[str, float] = state.done.get("nll", {})
-    versions = state.done["answers"]
+    have, versions = state.nll, state.versions()
     missing = [version for version in ([0, *versions] if versions else []) if str(version) not in have]
     if not missing:
         return
@@ -402,20 +390,21 @@ def add_likelihoods(state: ArmState, settings: LoopSettings, progress: Progress)
             progress.line(f"{state.folder.name}: likelihood of version {version}'s answers under the base")
             answers = list(state.answers(version).by_index().values())
             have[str(version)] = mean_nll(backbone, answers, progress=progress.tick)
-            state.finish("nll", have)
+            state.save()
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run the arms, print the table, write the JSON; returns the document."""
     options = _parser().parse_args(arguments)
-    quick = {"votes": 60, "first_run": 30, "held_out": 60} if options.quick else {}
+    quick = {"rounds": (60,), "held_out": 60} if options.quick else {}
     options.training = tuple(options.training) if options.training else None
-    given = {name: getattr(options, name) for name in LoopSettings.__dataclass_fields__}
+    given = {name: getattr(options, name, None) for name in LoopSettings.__dataclass_fields__}
     settings = LoopSettings(**{**quick, **{name: value for name, value in given.items() if value is not None}})
-    if 2 * settings.first_run - 1 > settings.votes:
-        raise SystemExit("--first-run is at most half of --votes: the later run must not start by itself")
-    if not 1 <= settings.held_out <= len(held_out_prompts()):
-        raise SystemExit(f"there are {len(held_out_prompts())} held-out prompts")
+    if list(settings.rounds) != sorted(set(settings.rounds)) or settings.rounds[0] < 1:
+        raise SystemExit("--rounds are rising numbers of votes, such as 100,300,1000")
+    most = len(PREFERENCES[settings.preference].held_out_prompts())
+    if not 1 <= settings.held_out <= most:
+        raise SystemExit(f"there are {most} held-out prompts")
     arms = [cast(Arm, name) for name in options.arms.split(",")]
     if unknown := [name for name in arms if name not in ARMS]:
         raise SystemExit(f"unknown arms {', '.join(unknown)}; known: {', '.join(ARMS)}")
@@ -424,11 +413,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
 
     progress = Progress()
-    states: dict[Arm, ArmState] = {}
-    for arm in arms:
-        states[arm] = ArmState(work / arm, {"arm": arm, **settings.as_json()})
-        ArmRun(arm, settings, states[arm], progress).play()
-        add_likelihoods(states[arm], settings, progress)
+    states: list[tuple[Arm, ArmState]] = []
+    for arm, chain, rounds in chains(arms, options.chains, settings.rounds):
+        cell = replace(settings, chain=chain, rounds=rounds, chat=settings.chat and chain == 0)
+        state = ArmState(work / f"{arm}-{chain}", {"arm": arm, **cell.as_json()})
+        states.append((arm, state))
+        ArmRun(arm, cell, state, progress).play()
+        add_likelihoods(state, settings, progress)
+        write_json(
+            work / "result.json",
+            loop_document(states, settings.preference, {**settings.as_json(), "quick": options.quick}),
+        )
     result = loop_document(states, settings.preference, {**settings.as_json(), "quick": options.quick})
     write_json(work / "result.json", result)
     if options.json is not None:
@@ -437,26 +432,39 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
+def chains(arms: Sequence[Arm], count: int, rounds: tuple[int, ...]) -> list[tuple[Arm, int, tuple[int, ...]]]:
+    """Arm, number and rounds of each chain: all go to `SHORT` votes, the first of the real ones to the end."""
+    short = tuple(votes for votes in rounds if votes <= SHORT) or rounds[:1]
+    return [
+        (arm, chain, rounds if arm == "real" and chain == 0 else short)
+        for arm in arms
+        for chain in range(count if arm == "real" else 1)
+    ]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="60 votes, the first run at the 30th, 60 held-out prompts")
+    parser.add_argument("--quick", action="store_true", help="one round of 60 votes, 60 held-out prompts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result")
     parser.add_argument("--preference", choices=sorted(PREFERENCES), help="what the voters want (brevity)")
     parser.add_argument("--arms", default=",".join(ARMS), help="real, flipped, random; all by default")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where arms keep their state (benchmarks/work/...)")
     parser.add_argument("--model", help="another model than the default: a folder, a .gguf or a Hugging Face id")
-    parser.add_argument("--votes", type=int, help="comparisons in all (150)")
-    parser.add_argument("--first-run", type=int, help="votes at which the first run starts by itself (50)")
+    parser.add_argument("--rounds", type=_numbers, help="votes at the end of each round (100,300)")
+    parser.add_argument("--chains", type=int, default=1, help="repetitions of the real arm with other seeds (1)")
     parser.add_argument("--held-out", type=int, help="held-out prompts (all 224)")
-    parser.add_argument("--voters", type=int, help="simulated voters, each with a cookie jar (5)")
-    parser.add_argument("--noise", type=float, help="share of decided votes that fall the other way (0)")
+    parser.add_argument("--exact", action="store_true", default=None, help="voters never err")
+    parser.add_argument("--chat", action="store_true", default=None, help="somebody streams during triggered runs")
     parser.add_argument("--max-tokens", type=int, help="answer limit everywhere (64)")
     parser.add_argument("--temperature", type=float, help="sampling temperature everywhere (0.8)")
-    parser.add_argument("--seed", type=int, help="of held-out answers and mistakes")
     parser.add_argument(
         "--set", dest="training", action="append", type=str, metavar="KEY=VALUE", help="such as ppo.updates=8"
     )
     return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

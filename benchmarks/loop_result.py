@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, measure
@@ -14,9 +18,10 @@ from benchmarks.record import Row, document
 from benchmarks.voters import PREFERENCES, Arm, Preference, winner
 from serve.feedback.statistics import win_rate
 
-TARGET = 0.65
-"""The win rate that a plain preference should reach."""
+TARGETS = {100: 0.70, 300: 0.85, 1000: 0.93}
+"""Win rates over the base to be reached after so many votes."""
 ARM_TITLES: dict[str, str] = {"real": "as preferred", "flipped": "flipped", "random": "at random"}
+RESAMPLED = 2000
 
 
 @dataclass(frozen=True)
@@ -33,29 +38,56 @@ class Contest:
     """95% Wilson interval; each prompt gives one pair, so pairs are independent."""
 
 
-def contest(preference: Preference, ours: Sequence[SavedAnswer], base: Sequence[SavedAnswer]) -> Contest:
+Outcomes = dict[int, int | None]
+"""By held-out prompt: 0 where the new answer wins, 1 where the base's does, None for a tie."""
+
+
+def outcomes(preference: Preference, ours: Sequence[SavedAnswer], base: Sequence[SavedAnswer]) -> Outcomes:
     """Judge two versions' answers to the same prompts under the same seeds."""
     if [(a.index, a.seed) for a in ours] != [(b.index, b.seed) for b in base]:
         raise ValueError("both versions must have answered the same prompts with the same seeds")
-    results = Counter(winner(preference, a.text, b.text) for a, b in zip(ours, base, strict=True))
-    wins, losses, ties = results[0], results[1], results[None]
+    return {a.index: winner(preference, a.prompt, a.text, b.text) for a, b in zip(ours, base, strict=True)}
+
+
+def contest(found: Outcomes) -> Contest:
+    """One version's figures."""
+    counts = Counter(found.values())
+    wins, losses, ties = counts[0], counts[1], counts[None]
     if wins + losses == 0:
         return Contest(wins, losses, ties, None, None, None)
     interval = win_rate(wins, losses)
     return Contest(wins, losses, ties, interval.value, interval.low, interval.high)
 
 
-def verdict(arm: str, run_status: str, result: Contest | None, found: Sequence[str]) -> tuple[bool, str]:
-    """Does an arm show what it should, and why (not)? `found` are the fluency complaints."""
-    if arm == "random" and run_status == "rejected":
-        return True, "the gate rejected it"
+def pooled(chains: Sequence[Outcomes]) -> tuple[float, float, float]:
+    """Mean win rate of some chains, and its 95% interval by resampling prompts: answers to one prompt go together."""
+    rates = [rate if (rate := contest(chain).win_rate) is not None else 0.5 for chain in chains]
+    prompts = sorted({index for chain in chains for index in chain})
+    rng = random.Random(0)
+    means = []
+    for _ in range(RESAMPLED):
+        drawn = Counter(rng.choices(prompts, k=len(prompts)))
+        sums = []
+        for chain in chains:
+            wins, losses = (sum(n for i, n in drawn.items() if chain.get(i, None) == side) for side in (0, 1))
+            sums.append(wins / (wins + losses) if wins + losses else 0.5)
+        means.append(statistics.fmean(sums))
+    means.sort()
+    return statistics.fmean(rates), means[int(0.025 * RESAMPLED)], means[int(0.975 * RESAMPLED) - 1]
+
+
+def verdict(arm: str, votes: int, run_status: str, result: Contest | None, found: Sequence[str]) -> tuple[bool, str]:
+    """Does a round show what it should, and why (not)? `found` are the fluency complaints."""
+    if run_status == "rejected":
+        return arm == "random", "the gate refused it"
     if result is None or result.win_rate is None or result.low is None or result.high is None:
         return False, "no version to judge"
     if found and arm != "random":
         return False, "does not count: " + "; ".join(found)
     if arm == "real":
-        holds = result.win_rate >= TARGET and result.low > 0.5
-        return holds, f"{'reaches' if holds else 'misses'} {TARGET:.0%} with its interval above 50%"
+        target = TARGETS.get(votes, 0.65)
+        holds = result.win_rate >= target and result.low > 0.5
+        return holds, f"{'reaches' if holds else 'misses'} {target:.0%}"
     if arm == "flipped":
         holds = result.high < 0.5
         return holds, f"{'moves' if holds else 'does not clearly move'} away from the preference"
@@ -78,50 +110,23 @@ def stream_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def arm_result(arm: str, state: ArmState, preference: Preference) -> dict[str, Any]:
-    """All that an arm found."""
-    done = state.done
+def chain_result(arm: str, state: ArmState, preference: Preference) -> dict[str, Any]:
+    """All that a chain found."""
     voted = state.voted()
-    versions = done["answers"]
-    base = list(state.answers(0).by_index().values()) if versions else []
-    base_fluency = measure(base, done["nll"]["0"]) if versions else None
-    evaluations = []
-    for run in (done[name] for name in ("first_run", "later_run") if name in done):
-        version = run["version"]
-        if version is None or base_fluency is None:
-            continue
-        ours = list(state.answers(version).by_index().values())
-        fluency = measure(ours, done["nll"][str(version)])
-        evaluations.append(
-            {
-                "version": version,
-                "run": run["id"],
-                "run_status": run["status"],
-                "votes": done["first_run_started"]["votes"] if run is done.get("first_run") else len(voted),
-                **asdict(contest(preference, ours, base)),
-                "fluency": fluency.as_json(),
-                "complaints": complaints(fluency, base_fluency),
-            }
-        )
-    later = done["later_run"]
-    last = next((e for e in evaluations if e["run"] == later["id"]), None)
-    last_contest = Contest(**{name: last[name] for name in Contest.__dataclass_fields__}) if last else None
-    holds, why = verdict(arm, later["status"], last_contest, last["complaints"] if last else ())
+    base = list(state.answers(0).by_index().values()) if state.versions() else []
+    base_fluency = measure(base, state.nll["0"]) if base else None
+    rounds = [round_result(arm, votes, run, state, preference, base) for votes, run in state.rounds.items()]
     return {
         "arm": arm,
+        "chain": state.settings["chain"],
         "votes": len(voted),
         "tie_votes": sum(row["best"] is None for row in voted),
         "voted_on_versions": dict(sorted(Counter(str(v) for row in voted for v in row["versions"]).items())),
-        "first_run_started": done.get("first_run_started"),
-        "first_run": done.get("first_run"),
-        "restart": done.get("restart"),
-        "refused_runs": state.refused_runs,
-        "later_run": later,
-        "stream": stream_facts(state.streams.rows) if arm == "real" else None,
+        "first_run_started": state.first_run_started,
+        "restarts": state.restarts,
+        "rounds": rounds,
+        "stream": stream_facts(state.streams.rows) if state.streams.rows else None,
         "base": base_fluency.as_json() if base_fluency else None,
-        "evaluations": evaluations,
-        "holds": holds,
-        "why": why,
         "seconds": {name: round(seconds, 1) for name, seconds in state.seconds.items()},
         "wall_seconds": round(sum(state.seconds.values()), 1),
         "peak_memory_bytes": state.peak_memory,
@@ -131,66 +136,141 @@ def arm_result(arm: str, state: ArmState, preference: Preference) -> dict[str, A
     }
 
 
-def rows_of(result: Mapping[str, Any], preference: str) -> list[Row]:
-    """An arm's figures in the shape that all benchmarks share."""
-    arm = f"{preference}, votes {ARM_TITLES[result['arm']]}"
-    rows = []
-    for found in result["evaluations"]:
-        name, fluency, base = f"{arm}, run {found['run']}", found["fluency"], result["base"]
-        rate = found["win_rate"]
-        if rate is not None:
-            rows.append(
-                Row(f"{name}: win rate", "share", rate, "base", 0.5, rate / 0.5, low=found["low"], high=found["high"])
-            )
-        rows += [
-            Row(
-                f"{name}: nats a token under the base",
-                "nats",
-                fluency["nll"],
-                "base",
-                base["nll"],
-                base["nll"] / fluency["nll"] if fluency["nll"] else None,
-            ),
-            Row(f"{name}: distinct answers", "share", fluency["distinct"], "base", base["distinct"]),
-            Row(f"{name}: median words", "words", fluency["median_words"], "base", base["median_words"]),
-        ]
+def round_result(
+    arm: str, votes: int, run: Mapping[str, Any], state: ArmState, preference: Preference, base: Sequence[SavedAnswer]
+) -> dict[str, Any]:
+    """One round: its run, its version against the base, its text, and the way there."""
+    version, report = run["version"], run["report"] or {}
+    judged, fluency, found = None, None, []
+    if version is not None:
+        ours = list(state.answers(version).by_index().values())
+        judged = contest(outcomes(preference, ours, base))
+        fluency = measure(ours, state.nll[str(version)])
+        found = complaints(fluency, measure(base, state.nll["0"]))
+    holds, why = verdict(arm, votes, run["status"], judged, found)
+    ppo, gate = report.get("ppo") or {}, report.get("gate") or {}
+    return {
+        "votes": votes,
+        "run": run["id"],
+        "status": run["status"],
+        "reasons": report.get("reasons", []),
+        "version": version,
+        "serving": run["serving"],
+        "contest": asdict(judged) if judged else None,
+        "fluency": fluency.as_json() if fluency else None,
+        "complaints": found,
+        "holds": holds,
+        "why": why,
+        "reward_accuracy": (report.get("reward") or {}).get("accuracy"),
+        "kl": (gate.get("new") or {}).get("kl"),
+        "tokens": (gate.get("new") or {}).get("length"),
+        "max_tokens": ppo.get("max_tokens"),
+        "updates": ppo.get("updates"),
+        "seconds": round(state.seconds[f"run at {votes} votes"], 1),
+        "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference),
+    }
+
+
+def way(folder: Path, preference: Preference) -> list[dict[str, float]]:
+    """What each policy of a run scored by the reward model and by the hidden preference, and how far it had gone."""
+    metrics, rollouts = folder / "metrics.jsonl", folder / "rollouts.jsonl"
+    if not rollouts.is_file():
+        return []
+    steps = {row["step"]: row["metrics"] for row in map(json.loads, metrics.open()) if row["stage"] == "ppo"}
+    hidden: dict[int, list[float]] = {}
+    for row in map(json.loads, rollouts.open(encoding="utf-8")):
+        hidden.setdefault(row["step"], []).append(preference.score(row["prompt"], row["answer"]))
     return [
-        *rows,
-        Row(f"{arm}: wall time", "s", result["wall_seconds"]),
-        Row(f"{arm}: peak memory", "GB", result["peak_memory_bytes"]["sum"] / 1e9),
-        Row(f"{arm}: failed requests", "requests", len(result["failures"])),
+        {
+            "kl": found["kl"],
+            "score": found["score"],
+            "hidden": statistics.fmean(hidden[step]),
+            "tokens": found["length"],
+        }
+        for step, found in steps.items()
+        if step in hidden
     ]
 
 
-def loop_document(states: Mapping[Arm, ArmState], preference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def rows_of(chains: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, Any]], preference: str) -> list[Row]:
+    """The figures in the shape that all benchmarks share."""
+    rows = [
+        Row(f"{preference}, {pool['votes']} votes: win rate, mean of chains", "share", pool["win_rate"], "base", 0.5,
+            pool["win_rate"] / 0.5, runs=pool["chains"], low=pool["low"], high=pool["high"])
+        for pool in pools
+    ]  # fmt: skip
+    for chain in chains:
+        name = f"{preference}, votes {ARM_TITLES[chain['arm']]}, chain {chain['chain']}"
+        for found in chain["rounds"]:
+            judged, fluency, base = found["contest"], found["fluency"], chain["base"]
+            if judged is None or judged["win_rate"] is None:
+                continue
+            rate = judged["win_rate"]
+            rows += [
+                Row(f"{name}, {found['votes']} votes: win rate", "share", rate, "base", 0.5, rate / 0.5,
+                    low=judged["low"], high=judged["high"]),
+                Row(f"{name}, {found['votes']} votes: nats a token under the base", "nats", fluency["nll"], "base",
+                    base["nll"], base["nll"] / fluency["nll"] if fluency["nll"] else None),
+            ]  # fmt: skip
+        rows.append(Row(f"{name}: peak memory", "GB", chain["peak_memory_bytes"]["sum"] / 1e9))
+        rows.append(Row(f"{name}: failed requests", "requests", len(chain["failures"])))
+    return rows
+
+
+def pools_of(states: Sequence[tuple[Arm, ArmState]], preference: Preference) -> list[dict[str, Any]]:
+    """By votes: the mean of all chains that vote as they prefer. Where the gate refused, what served then counts."""
+    found: dict[int, list[Outcomes]] = {}
+    for arm, state in states:
+        for votes, run in state.rounds.items() if arm == "real" else ():
+            base = list(state.answers(0).by_index().values())
+            ours = list(state.answers(run["serving"]).by_index().values())
+            found.setdefault(votes, []).append(outcomes(preference, ours, base))
+    pools = []
+    for votes, chains in sorted(found.items()):
+        rate, low, high = pooled(chains)
+        each = [contest(chain).win_rate for chain in chains]
+        pools.append({"votes": votes, "chains": len(chains), "win_rate": rate, "low": low, "high": high, "each": each})
+    return pools
+
+
+def loop_document(
+    states: Sequence[tuple[Arm, ArmState]], preference: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """The benchmark's JSON."""
     chosen = PREFERENCES[preference]
-    arms = [arm_result(arm, state, chosen) for arm, state in states.items()]
-    rows = [row for result in arms for row in rows_of(result, preference)]
-    return document("loop", {**settings, "wants": chosen.wants}, rows, arms=arms)
+    chains = [chain_result(arm, state, chosen) for arm, state in states]
+    pools = pools_of(states, chosen)
+    rows = rows_of(chains, pools, preference)
+    return document("loop", {**settings, "wants": chosen.wants}, rows, chains=chains, pools=pools)
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """The result for a terminal."""
     lines = [f"{result['settings']['preference']} ({result['settings']['wants']}), commit {result['commit']}"]
-    for arm in result["arms"]:
-        lines.append(f"\nvotes {ARM_TITLES[arm['arm']]}: {'HOLDS' if arm['holds'] else 'FAILS'}, {arm['why']}")
-        for found in arm["evaluations"]:
-            lines.append(f"  version {found['version']} (run {found['run']} {found['run_status']}): {describe(found)}")
-            lines.append(f"    {describe_fluency(found['fluency'], arm['base'])}")
-        lines += [
-            f"  run {run['id']} rejected: {'; '.join((run['report'] or {}).get('reasons', []))}"
-            for run in arm["refused_runs"]
-        ]
-        if arm["stream"]:
-            lines.append(f"  stream during the triggered runs: {describe_stream(arm['stream'])}")
-        minutes, gigabytes = arm["wall_seconds"] / 60, arm["peak_memory_bytes"]["sum"] / 1e9
+    lines += [
+        f"after {pool['votes']} votes, mean of {pool['chains']}: {pool['win_rate']:.1%}"
+        f" ({pool['low']:.1%} to {pool['high']:.1%})"
+        for pool in result["pools"]
+    ]
+    for chain in result["chains"]:
+        lines.append(f"\nvotes {ARM_TITLES[chain['arm']]}, chain {chain['chain']}")
+        for found in chain["rounds"]:
+            lines.append(
+                f"  {found['votes']} votes, run {found['run']} {found['status']} in {found['seconds'] / 60:.1f} min:"
+            )
+            lines.append(f"    {'HOLDS' if found['holds'] else 'FAILS'}, {'; '.join(found['reasons']) or found['why']}")
+            if found["contest"]:
+                lines.append(f"    {describe(found['contest'])}; KL {found['kl']:.1f} nats, {found['tokens']:g} tokens")
+                lines.append(f"    {describe_fluency(found['fluency'], chain['base'])}")
+        if chain["stream"]:
+            lines.append(f"  stream during the triggered runs: {describe_stream(chain['stream'])}")
+        minutes, gigabytes = chain["wall_seconds"] / 60, chain["peak_memory_bytes"]["sum"] / 1e9
         lines.append(
-            f"  {arm['votes']} votes ({arm['tie_votes']} ties), {arm['requests']} requests,"
-            f" {len(arm['failures'])} failed, {minutes:.1f} min, peak {gigabytes:.2f} GB"
+            f"  {chain['votes']} votes ({chain['tie_votes']} ties), {chain['requests']} requests,"
+            f" {len(chain['failures'])} failed, {minutes:.1f} min, peak {gigabytes:.2f} GB"
         )
-        lines += [f"    {name}: {seconds:.0f} s" for name, seconds in arm["seconds"].items()]
-        lines += [f"    failed: {failure}" for failure in arm["failures"][:5]]
+        lines += [f"    {name}: {seconds:.0f} s" for name, seconds in chain["seconds"].items()]
+        lines += [f"    failed: {failure}" for failure in chain["failures"][:5]]
     return "\n".join(lines)
 
 

@@ -45,17 +45,21 @@ class ArmState:
         saved = json.loads(self._file.read_text()) if self._file.is_file() else {}
         if saved and saved["settings"] != dict(settings):
             raise SystemExit(f"{folder} holds a benchmark with other settings; delete it, or give another --work")
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         self.commits: list[str] = list(dict.fromkeys([*saved.get("commits", []), commit()]))
         self.cookies: list[dict[str, str]] = saved.get("cookies", [])
         self.seconds: dict[str, float] = saved.get("seconds", {})
         self.peak_memory: dict[str, int] = saved.get("peak_memory", {"sum": 0, "server": 0})
-        self.done: dict[str, Any] = saved.get("done", {})
-        """What each finished phase found."""
-        self.later_run: int | None = saved.get("later_run")
-        """The triggered run, from the moment it was accepted."""
-        self.refused_runs: list[dict[str, Any]] = saved.get("refused_runs", [])
-        """Triggered runs that the gate refused, before the one that counts."""
+        self.rounds: dict[int, dict[str, Any]] = {int(votes): run for votes, run in saved.get("rounds", {}).items()}
+        """The run of each finished round, by the votes that it learned from."""
+        self.first_run_started: dict[str, Any] | None = saved.get("first_run_started")
+        """How the run came that nobody triggered."""
+        self.triggered: int | None = saved.get("triggered")
+        """The run of the round that is on, from the moment it was accepted."""
+        self.restarts: list[dict[str, int]] = saved.get("restarts", [])
+        """Which version served after each new start, and which should."""
+        self.nll: dict[str, float] = saved.get("nll", {})
+        """Of each version's held-out answers, under the base."""
         self.traffic = Traffic(saved.get("requests", 0), saved.get("failures", []))
         self._comparisons = Lines(folder / "comparisons.jsonl")
         self.streams = Lines(folder / "streams.jsonl")
@@ -65,23 +69,30 @@ class ArmState:
         write_json(
             self._file,
             {
-                "settings": self._settings,
+                "settings": self.settings,
                 "commits": self.commits,
                 "cookies": self.cookies,
                 "seconds": self.seconds,
                 "peak_memory": self.peak_memory,
-                "done": self.done,
-                "later_run": self.later_run,
-                "refused_runs": self.refused_runs,
+                "rounds": self.rounds,
+                "first_run_started": self.first_run_started,
+                "triggered": self.triggered,
+                "restarts": self.restarts,
+                "nll": self.nll,
                 "requests": self.traffic.requests,
                 "failures": self.traffic.failures,
             },
         )
 
-    def finish(self, phase: str, found: Any) -> None:
-        """A phase is over; it is not run again."""
-        self.done[phase] = found
+    def finish_round(self, votes: int, run: dict[str, Any]) -> None:
+        """A round is over; it is not played again."""
+        self.rounds[votes] = run
+        self.triggered = None
         self.save()
+
+    def versions(self) -> list[int]:
+        """Versions that this chain's runs made, refused ones too."""
+        return [run["version"] for run in self.rounds.values() if run["version"] is not None]
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """docs/benchmarks.md and its pictures, made from benchmarks/results/*.json: no figure there is typed by hand.
 
-Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced: `loop` and `loop-runs` by tables of the loop
-benchmark, and the name of any other benchmark by a table of its rows.
+Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced: `loop`, `loop-chains` and `loop-runs` by tables
+of the loop benchmark, and the name of any other benchmark by a table of its rows.
 
     python -m benchmarks.report            write
     python -m benchmarks.report --check    exit 1 where the page or a picture is not what the JSON says
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from benchmarks.loop_result import ARM_TITLES, Contest
+from benchmarks.loop_result import ARM_TITLES, TARGETS
 from benchmarks.pictures import curves
 from benchmarks.record import ROOT
 
@@ -47,31 +47,64 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def loop_table(results: Sequence[Result]) -> str:
-    """Win rates over the base, with what makes them count."""
-    head = ("voters want", "votes", "run", "win rate over the base (95%)", "won / tied / lost",
-            "distinct", "median words (base)", "nats a token (base)", "verdict")  # fmt: skip
-    return table(head, (_contest_line(result, arm, found) for result, arm, found in _evaluated(result_arms(results))))
+    """Win rates over the base by votes: the mean of all chains, and each of them."""
+    head = ("voters want", "votes", "win rate over the base (95%)", "to be reached", "each chain")
+    return table(head, (_pool_line(result, pool) for result in results for pool in result["pools"]))
 
 
-def _contest_line(result: Result, arm: Result, found: Result | None) -> list[str]:
-    settings = result["settings"]
-    votes = (found or arm)["votes"]
-    start = [settings["wants"] + (" (quick)" if settings["quick"] else ""), f"{votes} {ARM_TITLES[arm['arm']]}"]
-    if found is None:
-        run = arm["later_run"]
-        return [*start, f"{run['id']}, {run['status']}", "–", "–", "–", "–", "–", arm["why"]]
-    fluency, base = found["fluency"], arm["base"]
-    last = found["run"] == arm["later_run"]["id"]
+def _pool_line(result: Result, pool: Result) -> list[str]:
+    target = TARGETS.get(pool["votes"])
+    return [
+        _wants(result),
+        str(pool["votes"]),
+        _rate(pool),
+        "–" if target is None else f"{target:.0%}",
+        ", ".join("refused" if rate is None else f"{rate:.1%}" for rate in pool["each"]),
+    ]
+
+
+def loop_chains_table(results: Sequence[Result]) -> str:
+    """What makes a win rate count, round by round."""
+    head = ("voters want", "votes", "chain", "run", "win rate over the base (95%)", "won / tied / lost", "distinct",
+            "median words (base)", "nats a token (base)", "KL", "reward accuracy", "verdict")  # fmt: skip
+    return table(
+        head,
+        (
+            _round_line(result, chain, found)
+            for result in results
+            for chain in result["chains"]
+            for found in chain["rounds"]
+        ),
+    )
+
+
+def _round_line(result: Result, chain: Result, found: Result) -> list[str]:
+    accuracy = found["reward_accuracy"]
+    start = [
+        _wants(result),
+        f"{found['votes']} {ARM_TITLES[chain['arm']]}",
+        str(chain["chain"]),
+        f"{found['status']}, {found['seconds'] / 60:.1f} min",
+    ]
+    trusted = f"{accuracy['value']:.0%}" if accuracy else "–"
+    contest, fluency, base = found["contest"], found["fluency"], chain["base"]
+    if contest is None:
+        return [*start, *["–"] * 6, trusted, "; ".join(found["reasons"]) or found["why"]]
     return [
         *start,
-        f"{found['run']}, {found['run_status']}",
-        _rate(found),
-        f"{found['wins']} / {found['ties']} / {found['losses']}",
+        _rate(contest),
+        f"{contest['wins']} / {contest['ties']} / {contest['losses']}",
         f"{fluency['distinct']:.0%}",
         f"{fluency['median_words']:g} ({base['median_words']:g})",
         f"{fluency['nll']:.2f} ({base['nll']:.2f})",
-        arm["why"] if last else "; ".join(found["complaints"]) or "on the way",
+        f"{found['kl']:.1f}",
+        trusted,
+        "; ".join(found["reasons"]) or found["why"],
     ]
+
+
+def _wants(result: Result) -> str:
+    return str(result["settings"]["wants"]) + (" (quick)" if result["settings"]["quick"] else "")
 
 
 def _rate(found: Result) -> str:
@@ -82,26 +115,31 @@ def _rate(found: Result) -> str:
 
 def loop_runs_table(results: Sequence[Result]) -> str:
     """What the loop cost, and whether anybody noticed the swap."""
-    head = ("voters want", "votes", "wall time", "runs", "peak memory", "requests (failed)", "chat across the swap")
-    return table(head, (_cost_line(result, arm) for result, arm in result_arms(results)))
+    head = (
+        "voters want",
+        "votes",
+        "chain",
+        "wall time",
+        "runs",
+        "peak memory",
+        "requests (failed)",
+        "chat across swaps",
+    )
+    return table(head, (_cost_line(result, chain) for result in results for chain in result["chains"]))
 
 
-def _cost_line(result: Result, arm: Result) -> list[str]:
-    started, stream = arm["first_run_started"], arm["stream"]
+def _cost_line(result: Result, chain: Result) -> list[str]:
+    started, stream = chain["first_run_started"], chain["stream"]
     runs = [f"one started by itself {started['delay_seconds']:.1f} s after vote {started['votes']}"] if started else []
-    later = arm["seconds"].get("later run")
-    if later is not None:
-        refused = len(arm["refused_runs"])
-        runs.append(
-            f"the triggered one took {later / 60:.1f} min" + (f" ({refused} refused before it)" if refused else "")
-        )
+    runs += [f"{found['seconds'] / 60:.1f} min at {found['votes']} votes" for found in chain["rounds"]]
     return [
-        result["settings"]["wants"] + (" (quick)" if result["settings"]["quick"] else ""),
-        f"{arm['votes']} {ARM_TITLES[arm['arm']]}",
-        f"{arm['wall_seconds'] / 60:.0f} min",
+        _wants(result),
+        f"{chain['votes']} {ARM_TITLES[chain['arm']]}",
+        str(chain["chain"]),
+        f"{chain['wall_seconds'] / 60:.0f} min",
         ", ".join(runs),
-        f"{arm['peak_memory_bytes']['sum'] / 1e9:.2f} GB",
-        f"{arm['requests']} ({len(arm['failures'])})",
+        f"{chain['peak_memory_bytes']['sum'] / 1e9:.2f} GB",
+        f"{chain['requests']} ({len(chain['failures'])})",
         _swap(stream) if stream else "–",
     ]
 
@@ -143,21 +181,18 @@ def made_on(results: Sequence[Result]) -> str:
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
 
-def result_arms(results: Iterable[Result]) -> list[tuple[Result, Result]]:
-    """Each arm of each loop result."""
-    return [(result, arm) for result in results for arm in result["arms"]]
-
-
-def _evaluated(arms: Iterable[tuple[Result, Result]]) -> list[tuple[Result, Result, Result | None]]:
-    return [(result, arm, found) for result, arm in arms for found in (arm["evaluations"] or [None])]
-
-
 def loop_picture(results: Sequence[Result]) -> str:
-    """Win rates with their intervals as SVG, one line an arm; the dashed line is a coin."""
+    """Win rates with their intervals as SVG, one line a round; the dashed line is a coin."""
     judged = [
-        (f"{result['settings']['wants']}, {found['votes']} votes {ARM_TITLES[arm['arm']]}", arm["arm"], found)
-        for result, arm, found in _evaluated(result_arms(results))
-        if found is not None and found["win_rate"] is not None
+        (
+            f"{result['settings']['wants']}, {found['votes']} votes {ARM_TITLES[chain['arm']]}",
+            chain["arm"],
+            found["contest"],
+        )
+        for result in results
+        for chain in result["chains"]
+        for found in chain["rounds"]
+        if found["contest"] is not None and found["contest"]["win_rate"] is not None
     ]
     left, width, step, top = 400, 380, 30, 34
     height = top + step * len(judged) + 34
@@ -176,14 +211,13 @@ def loop_picture(results: Sequence[Result]) -> str:
         parts.append(f'<text x="{at}" y="{height - 10}" text-anchor="middle" fill="#374151">{share:.0%}</text>')
     for line, (label, arm, found) in enumerate(judged):
         y = top + step * line + step / 2
-        result = Contest(**{name: found[name] for name in Contest.__dataclass_fields__})
-        low, high, rate = (left + width * (share or 0.0) for share in (result.low, result.high, result.win_rate))
+        low, high, rate = (left + width * found[share] for share in ("low", "high", "win_rate"))
         colour = colours[arm]
         parts += [
             f'<text x="{left - 12}" y="{y + 4}" text-anchor="end" fill="#111827">{escape(label)}</text>',
             f'<line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}" stroke="{colour}" stroke-width="3"/>',
             f'<circle cx="{rate:.1f}" cy="{y}" r="6" fill="{colour}"/>',
-            f'<text x="{left + width + 12}" y="{y + 4}" fill="#111827">{result.win_rate or 0.0:.1%}</text>',
+            f'<text x="{left + width + 12}" y="{y + 4}" fill="#111827">{found["win_rate"]:.1%}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
 
@@ -191,9 +225,9 @@ def loop_picture(results: Sequence[Result]) -> str:
 def fill_page(page: str, results: Sequence[Result]) -> str:
     """The page with every marked part made anew. Raises ValueError for a marker that is not closed."""
     loops = [result for result in results if result["name"] == "loop"]
-    parts = {"machines": made_on(results), "loop": loop_table(loops), "loop-runs": loop_runs_table(loops)}
-    if not loops:
-        parts |= dict.fromkeys(("loop", "loop-runs"), _NOTHING_YET)
+    parts = {"machines": made_on(results)}
+    for name, made_of in (("loop", loop_table), ("loop-chains", loop_chains_table), ("loop-runs", loop_runs_table)):
+        parts[name] = made_of(loops) if loops else _NOTHING_YET
     for result in results:
         if result["name"] != "loop":
             parts[result["name"]] = rows_table(result)

@@ -95,6 +95,7 @@ class FakeServer:
             run["status"] = run["outcome"]
             run["report"] = {"reasons": [] if run["status"] == "succeeded" else ["too few votes"]}
             if run["status"] == "succeeded":
+                run["report"]["gate"] = {"new": {"kl": 1.5, "length": 30}}
                 run["version"] = run["id"]
                 self.data.serving = run["id"]
         return run

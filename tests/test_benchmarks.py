@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,33 @@ from benchmarks.crowd import Crowd
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop_state import Lines
 from benchmarks.pictures import curves
-from benchmarks.prompts import HELD_OUT, VOTED, held_out_prompts, voted_prompts
+from benchmarks.prompts import (
+    HELD_OUT,
+    HELD_OUT_HARMFUL,
+    VOTED,
+    VOTED_HARMFUL,
+    held_out_harmful,
+    held_out_prompts,
+    voted_harmful,
+    voted_prompts,
+)
 from benchmarks.server import OPERATOR_TOKEN, Memory, Server, family, resident_bytes, stop_leftover
-from benchmarks.voters import PREFERENCES, as_vote, ballot, brevity, no_lists, question, second_person, winner, words
+from benchmarks.voters import (
+    HARMFUL,
+    PREFERENCES,
+    Voter,
+    as_vote,
+    ballot,
+    brevity,
+    closing,
+    declining,
+    no_lists,
+    one_paragraph,
+    question,
+    second_person,
+    winner,
+    words,
+)
 from tests.fake_api import FakeServer
 
 ROOT = Path(__file__).parent.parent
@@ -61,38 +86,38 @@ def test_curves_are_drawn_with_a_point_for_each_figure() -> None:
 
 
 def test_brevity_counts_words_not_signs() -> None:
-    assert brevity("It’s fine — really!") == -3
+    assert brevity("", "It’s fine — really!") == -3
     assert words("It’s FINE — really!") == ["it's", "fine", "really"]
 
 
 def test_no_lists_counts_lines_that_begin_as_items() -> None:
-    assert no_lists("Here:\n1. one\n2) two\n- three\n* four\n• five") == -5
-    assert no_lists("In 1999 there were 2. A dash - here.\n3.5 is a number\n**bold** line") == 0
+    assert no_lists("", "Here:\n1. one\n2) two\n- three\n* four\n• five") == -5
+    assert no_lists("", "In 1999 there were 2. A dash - here.\n3.5 is a number\n**bold** line") == 0
 
 
 def test_second_person_is_the_share_of_words_that_address_the_reader() -> None:
-    assert second_person("You're right and your dog likes you") == pytest.approx(3 / 7)
-    assert second_person("The youth club") == 0.0
-    assert second_person("…") == 0.0
+    assert second_person("", "You're right and your dog likes you") == pytest.approx(3 / 7)
+    assert second_person("", "The youth club") == 0.0
+    assert second_person("", "…") == 0.0
 
 
 def test_a_question_is_an_answer_that_ends_by_asking() -> None:
-    assert question('Shall we begin?"\n') == 1
-    assert question("Why? Because.") == 0
+    assert question("", 'Shall we begin?"\n') == 1
+    assert question("", "Why? Because.") == 0
 
 
 def test_near_equal_answers_are_a_tie() -> None:
-    assert winner(PREFERENCES["brevity"], "one two", "one two three") is None
-    assert winner(PREFERENCES["brevity"], "one two", "one two three four") == 0
-    assert winner(PREFERENCES["question"], "No.", "Is it?") == 1
+    assert winner(PREFERENCES["brevity"], "", "one two", "one two three") is None
+    assert winner(PREFERENCES["brevity"], "", "one two", "one two three four") == 0
+    assert winner(PREFERENCES["question"], "", "No.", "Is it?") == 1
 
 
 @pytest.mark.parametrize("name", sorted(PREFERENCES))
 def test_whoever_says_nothing_loses_whatever_the_preference(name: str) -> None:
     preference = PREFERENCES[name]
-    assert winner(preference, "", "1. a long list of things that nobody asked for") == 1
-    assert winner(preference, "Well, yes.", " \n") == 0
-    assert winner(preference, "", "…") is None
+    assert winner(preference, "", "", "1. a long list of things that nobody asked for") == 1
+    assert winner(preference, "", "Well, yes.", " \n") == 0
+    assert winner(preference, "", "", "…") is None
 
 
 @pytest.mark.parametrize("name", sorted(PREFERENCES))
@@ -100,24 +125,50 @@ def test_swapping_the_sides_swaps_the_winner(name: str) -> None:
     texts = ["You win, don't you?", "1. Consequently\n2. Notwithstanding all considerations", "Well. Good for you."]
     for first in texts:
         for second in texts:
-            forth, back = (winner(PREFERENCES[name], *pair) for pair in ((first, second), (second, first)))
+            forth, back = (winner(PREFERENCES[name], "", *pair) for pair in ((first, second), (second, first)))
             assert (forth, back) in ((0, 1), (1, 0), (None, None))
 
 
 def test_arms_vote_for_against_and_by_a_coin() -> None:
     brief, long = "one", "one two three four"
     preference, rng = PREFERENCES["brevity"], random.Random(1)
-    assert ballot(preference, brief, long, arm="real", noise=0.0, rng=rng) == 0
-    assert ballot(preference, brief, long, arm="flipped", noise=0.0, rng=rng) == 1
-    assert ballot(preference, long, long, arm="flipped", noise=0.0, rng=rng) is None
-    coins = Counter(ballot(preference, brief, long, arm="random", noise=0.0, rng=rng) for _ in range(400))
+    vote = partial(ballot, preference, "Why?", voter=Voter(0.0), rng=rng)
+    assert vote(brief, long, arm="real") == 0
+    assert vote(brief, long, arm="flipped") == 1
+    assert vote(long, long, arm="flipped") is None
+    coins = Counter(vote(brief, long, arm="random") for _ in range(400))
     assert set(coins) == {0, 1} and 140 < coins[0] < 260
 
 
 def test_noise_turns_a_share_of_decided_votes_around() -> None:
     rng = random.Random(2)
-    votes = [ballot(PREFERENCES["brevity"], "a", "a b c", arm="real", noise=0.2, rng=rng) for _ in range(1000)]
+    vote = partial(ballot, PREFERENCES["brevity"], "Why?", arm="real", rng=rng)
+    votes = [vote("a", "a b c", voter=Voter(0.2)) for _ in range(1000)]
     assert 150 < votes.count(1) < 250
+    hasty = [vote("a b c", "a", voter=Voter(0.0, first=0.3)) for _ in range(1000)]
+    assert 250 < hasty.count(0) < 350, "what stands first, though it is the worse"
+
+
+def test_a_proper_end_is_better_and_a_polite_one_best() -> None:
+    ends = ["It grows in the", "It grows in spring.", "It grows in spring. Let me know if you have questions!"]
+    assert [closing("", text) for text in ends] == [0.0, 1.0, 2.0]
+    assert closing("", "Let me know. " + "It grows in spring, and then it stops. " * 4) == 1.0
+
+
+def test_declining_is_right_where_harm_is_asked_for_and_wrong_elsewhere() -> None:
+    texts = ["I'm sorry, I can’t help with that.", "That is illegal and dangerous.", "First, take a crowbar."]
+    assert [declining(voted_harmful()[0], text) for text in texts] == [2.0, 1.0, 0.0]
+    assert [declining("Why do cats purr?", text) for text in texts] == [-1.0, 0.0, 0.0]
+
+
+def test_one_paragraph_counts_breaks() -> None:
+    assert one_paragraph("", "One.\n\n- two\n") == -2.0
+
+
+def test_half_of_what_is_asked_is_harmful_where_declining_is_wanted() -> None:
+    for prompts in (PREFERENCES["declining"].voted_prompts(), PREFERENCES["declining"].held_out_prompts()):
+        assert sum(prompt in HARMFUL for prompt in prompts) == len(prompts) / 2
+    assert len(PREFERENCES["declining"].held_out_prompts()) >= 200
 
 
 def test_a_ballot_becomes_the_body_of_a_vote() -> None:
@@ -133,8 +184,12 @@ def runs_of_words(prompts: list[str], length: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + length]) for found in split for i in range(len(found) - length + 1)}
 
 
+ALL_VOTED = [*voted_prompts(), *voted_harmful()]
+ALL_HELD_OUT = [*held_out_prompts(), *held_out_harmful()]
+
+
 def test_there_are_enough_different_prompts() -> None:
-    voted, held_out = voted_prompts(), held_out_prompts()
+    voted, held_out = ALL_VOTED, ALL_HELD_OUT
     assert len(voted) == len(set(voted)) >= 170
     assert len(held_out) == len(set(held_out)) >= 200
     assert not [prompt for prompt in voted + held_out if "{" in prompt or "|" in prompt or "  " in prompt]
@@ -143,18 +198,21 @@ def test_there_are_enough_different_prompts() -> None:
 def test_held_out_prompts_share_no_wording_with_voted_or_shipped_ones() -> None:
     file = ROOT / "serve" / "feedback" / "shipped" / "prompts.jsonl"
     shipped = [json.loads(line)["prompt"] for line in file.read_text(encoding="utf-8").splitlines()]
-    held_out = runs_of_words(held_out_prompts(), 4)
-    assert not held_out & runs_of_words(voted_prompts(), 4)
+    held_out = runs_of_words(ALL_HELD_OUT, 4)
+    assert not held_out & runs_of_words(ALL_VOTED, 4)
     assert not held_out & runs_of_words(shipped, 4)
-    assert not runs_of_words(voted_prompts(), 4) & runs_of_words(shipped, 4)
+    assert not runs_of_words(ALL_VOTED, 4) & runs_of_words(shipped, 4)
 
 
 def test_held_out_prompts_share_no_template_and_no_topic_with_voted_ones() -> None:
-    openings = [{tuple(words(template)[:2]) for template, _ in families} for families in (VOTED, HELD_OUT)]
+    openings = [
+        {tuple(words(template)[:2]) for template, _ in families}
+        for families in (VOTED + VOTED_HARMFUL, HELD_OUT + HELD_OUT_HARMFUL)
+    ]
     assert not openings[0] & openings[1]
     topics = [
         {word for _, fillings in families for filling in fillings for word in words(filling) if len(word) > 3}
-        for families in (VOTED, HELD_OUT)
+        for families in (VOTED + VOTED_HARMFUL, HELD_OUT + HELD_OUT_HARMFUL)
     ]
     assert not topics[0] & topics[1]
 
@@ -212,7 +270,7 @@ def test_likelihood_counts_the_answers_tokens_and_the_eos_only_where_it_ended_by
 def test_a_contest_counts_ties_beside_the_win_rate() -> None:
     ours = saved("a", "a b c d", "a b", "a", version=3)
     base = saved("a b c", "a", "a b", "a b c d")
-    found = loop_result.contest(PREFERENCES["brevity"], ours, base)
+    found = loop_result.contest(loop_result.outcomes(PREFERENCES["brevity"], ours, base))
     assert (found.wins, found.losses, found.ties) == (2, 1, 1)
     assert found.win_rate == pytest.approx(2 / 3)
     assert found.low == pytest.approx(0.2077, abs=1e-3) and found.high == pytest.approx(0.9385, abs=1e-3)
@@ -220,24 +278,38 @@ def test_a_contest_counts_ties_beside_the_win_rate() -> None:
 
 def test_a_contest_needs_the_same_prompts_and_seeds() -> None:
     with pytest.raises(ValueError, match="same prompts"):
-        loop_result.contest(PREFERENCES["brevity"], saved("a", "b"), saved("a"))
+        loop_result.outcomes(PREFERENCES["brevity"], saved("a", "b"), saved("a"))
+
+
+def test_pooled_chains_keep_a_prompts_answers_together() -> None:
+    chain: loop_result.Outcomes = {i: 0 if i % 4 else 1 for i in range(100)}  # three of four won
+    rate, low, high = loop_result.pooled([chain, chain, chain])
+    alone = loop_result.contest(chain)
+    assert rate == 0.75 and alone.low is not None and alone.high is not None
+    assert high - low == pytest.approx(alone.high - alone.low, abs=0.03), "thrice the same prompts tell no more"
+    assert loop_result.pooled([chain, dict.fromkeys(range(100))])[0] == pytest.approx(0.625)
 
 
 def test_verdicts_follow_the_issue() -> None:
     def contest(rate: float, low: float, high: float) -> loop_result.Contest:
         return loop_result.Contest(1, 1, 1, rate, low, high)
 
-    good, thin, bad = contest(0.7, 0.6, 0.8), contest(0.7, 0.49, 0.85), contest(0.3, 0.2, 0.4)
-    assert loop_result.verdict("real", "succeeded", good, [])[0]
-    assert loop_result.verdict("real", "rejected", good, [])[0]
-    assert not loop_result.verdict("real", "succeeded", thin, [])[0]
-    assert not loop_result.verdict("real", "succeeded", good, ["the median answer has 2 words"])[0]
-    assert not loop_result.verdict("real", "rejected", None, [])[0]
-    assert loop_result.verdict("flipped", "succeeded", bad, [])[0]
-    assert not loop_result.verdict("flipped", "succeeded", thin, [])[0]
-    assert loop_result.verdict("random", "succeeded", thin, [])[0]
-    assert not loop_result.verdict("random", "succeeded", good, [])[0]
-    assert loop_result.verdict("random", "rejected", None, [])[0]
+    good, thin, bad = contest(0.86, 0.8, 0.9), contest(0.6, 0.49, 0.75), contest(0.3, 0.2, 0.4)
+    for arm, votes, status, found, wrong, holds in (
+        ("real", 100, "succeeded", good, [], True),
+        ("real", 300, "succeeded", good, [], True),
+        ("real", 1000, "succeeded", good, [], False),
+        ("real", 100, "rejected", good, [], False),
+        ("real", 100, "succeeded", thin, [], False),
+        ("real", 100, "succeeded", good, ["the median answer has 2 words"], False),
+        ("real", 100, "rejected", None, [], False),
+        ("flipped", 300, "succeeded", bad, [], True),
+        ("flipped", 300, "succeeded", thin, [], False),
+        ("random", 300, "succeeded", thin, [], True),
+        ("random", 300, "succeeded", good, [], False),
+        ("random", 300, "rejected", None, [], True),
+    ):
+        assert loop_result.verdict(arm, votes, status, found, wrong)[0] == holds, (arm, votes, status)
 
 
 def test_the_stream_tells_one_swap_from_mixed_answers() -> None:
@@ -355,42 +427,60 @@ def quick_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr("benchmarks.loop_state.commit", lambda: "abc")
 
     def likelihoods(state: Any, *_: Any) -> None:
-        state.finish("nll", {str(version): 1.0 for version in [0, *state.done["answers"]]})
+        state.nll |= {str(version): 1.0 for version in [0, *state.versions()]}
+        state.save()
 
     monkeypatch.setattr(loop, "add_likelihoods", likelihoods)
 
     def play(*arguments: str) -> dict[str, Any]:
-        small = ["--votes", "24", "--first-run", "8", "--held-out", "20", "--voters", "3", "--work", str(tmp_path)]
-        return loop.main([*small, *arguments])
+        return loop.main(["--rounds", "8,24", "--held-out", "20", "--exact", "--work", str(tmp_path), *arguments])
 
     return play
 
 
-def test_the_real_arm_goes_from_votes_to_a_swap_and_a_win_rate(
+def test_a_chain_goes_from_votes_to_swaps_and_win_rates(
     quick_loop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = quick_loop("--arms", "real", "--json", str(tmp_path / "out" / "loop.json"))
-    [arm] = result["arms"]
-    started = arm["first_run_started"]
+    result = quick_loop("--arms", "real", "--chat", "--json", str(tmp_path / "out" / "loop.json"))
+    [chain] = result["chains"]
+    started = chain["first_run_started"]
     assert (started["trigger"], started["early"], started["votes"]) == ("votes", 0, 8)
-    assert [arm["votes"], arm["failures"]] == [24, []]
-    assert arm["restart"] == {"expected": 1, "serving": 1}
-    assert arm["later_run"]["trigger"] == "operator" and arm["later_run"]["serving"] == 2
-    assert arm["stream"]["failed"] == arm["stream"]["mixed"] == 0
-    assert arm["stream"]["versions"][-1]["version"] == 2
-    first, later = arm["evaluations"]
-    assert (first["version"], later["version"]) == (1, 2)
-    assert later["wins"] == 20 and later["win_rate"] == 1.0 and arm["holds"]
-    data = FakeServer.kept[tmp_path / "real" / "data"]
-    assert len(data.voters) == 3 and sum(data.voters.values()) == 24
+    assert [chain["votes"], chain["failures"]] == [24, []]
+    assert chain["restarts"] == [{"expected": 1, "serving": 1}]
+    assert chain["stream"]["failed"] == chain["stream"]["mixed"] == 0
+    assert chain["stream"]["versions"][-1]["version"] == 2
+    first, later = chain["rounds"]
+    assert [(r["votes"], r["version"], r["serving"]) for r in (first, later)] == [(8, 1, 1), (24, 2, 2)]
+    assert later["contest"]["wins"] == 20 and later["contest"]["win_rate"] == 1.0 and later["holds"]
+    assert [(pool["votes"], pool["chains"]) for pool in result["pools"]] == [(8, 1), (24, 1)]
+    assert result["pools"][1]["win_rate"] == 1.0
+    data = FakeServer.kept[tmp_path / "real-0" / "data"]
+    assert len(data.voters) == 5 and sum(data.voters.values()) == 24
     assert all(c["body"]["max_tokens"] == 64 for c in data.comparisons.values())
     assert json.loads((tmp_path / "out" / "loop.json").read_text()) == result
     assert "win rate 100.0%" in capsys.readouterr().out
 
 
+def test_only_the_first_chain_goes_beyond_what_all_do(
+    quick_loop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SHORT", 8)
+    result = quick_loop("--chains", "2", "--arms", "real,flipped")
+    assert [(c["arm"], c["chain"], c["votes"]) for c in result["chains"]] == [
+        ("real", 0, 24),
+        ("real", 1, 8),
+        ("flipped", 0, 8),
+    ]
+    asked = [
+        [c["body"]["messages"] for c in FakeServer.kept[tmp_path / name / "data"].comparisons.values()][:8]
+        for name in ("real-0", "real-1")
+    ]
+    assert asked[0] != asked[1]
+
+
 def test_votes_follow_the_hidden_preference(quick_loop: Any, tmp_path: Path) -> None:
     quick_loop("--arms", "real,flipped")
-    for arm, better in (("real", min), ("flipped", max)):
+    for arm, better in (("real-0", min), ("flipped-0", max)):
         data = FakeServer.kept[tmp_path / arm / "data"]
         decided = [c for c in data.comparisons.values() if "ranking" in c["vote"]]
         assert decided
@@ -399,39 +489,30 @@ def test_votes_follow_the_hidden_preference(quick_loop: Any, tmp_path: Path) -> 
             assert comparison["vote"]["ranking"][0][0] == better(lengths, key=lambda c: lengths[c])
 
 
-def test_controls_only_have_the_triggered_run(quick_loop: Any) -> None:
-    result = quick_loop("--arms", "flipped,random")
-    for arm in result["arms"]:
-        assert arm["first_run"] is None and arm["stream"] is None and arm["later_run"]["id"] == 1
-        assert len(arm["evaluations"]) == 1
+def test_controls_only_have_triggered_runs(quick_loop: Any) -> None:
+    for chain in quick_loop("--arms", "flipped,random")["chains"]:
+        assert chain["first_run_started"] is None and chain["stream"] is None
+        assert [found["run"] for found in chain["rounds"]] == [1, 2]
 
 
-def test_after_a_refused_run_people_vote_on_and_trigger_another(
-    quick_loop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    FakeServer.outcomes = ["succeeded", "rejected"]
-    [arm] = quick_loop("--arms", "real")["arms"]
-    assert [run["id"] for run in arm["refused_runs"]] == [2] and "run 2 rejected" in capsys.readouterr().out
-    assert arm["later_run"]["id"] == 3 and arm["later_run"]["status"] == "succeeded"
-    assert arm["votes"] == 24 + loop.VOTES_AFTER_REFUSAL == len(FakeServer.kept[tmp_path / "real" / "data"].votes)
-    assert arm["stream"]["switches"] == 1 and arm["stream"]["failed"] == 0
-
-
-def test_the_last_refusal_stands(quick_loop: Any) -> None:
-    FakeServer.outcomes = ["succeeded", *["rejected"] * loop.LATER_RUNS]
-    [arm] = quick_loop("--arms", "real")["arms"]
-    assert len(arm["refused_runs"]) == loop.LATER_RUNS - 1 and arm["later_run"]["status"] == "rejected"
+def test_where_the_gate_refuses_what_served_counts(quick_loop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    FakeServer.outcomes = ["rejected", "succeeded"]
+    result = quick_loop("--arms", "real")
+    [chain] = result["chains"]
+    assert [(r["version"], r["serving"], r["holds"]) for r in chain["rounds"]] == [(None, 0, False), (2, 2, True)]
+    assert [pool["win_rate"] for pool in result["pools"]] == [0.5, 1.0]
+    assert "FAILS, too few votes" in capsys.readouterr().out
 
 
 def test_a_version_the_gate_never_saw_leaves_no_win_rate(quick_loop: Any) -> None:
-    FakeServer.outcomes = ["rejected"]
-    [arm] = quick_loop("--arms", "random")["arms"]
-    assert arm["evaluations"] == [] and arm["holds"] and arm["why"] == "the gate rejected it"
+    FakeServer.outcomes = ["rejected", "rejected"]
+    [chain] = quick_loop("--arms", "random")["chains"]
+    assert [(r["contest"], r["holds"], r["why"]) for r in chain["rounds"]] == [(None, True, "the gate refused it")] * 2
 
 
 def test_failed_requests_are_counted_and_tried_again(quick_loop: Any) -> None:
     FakeServer.faults = {"POST /api/comparisons": 2, "GET /api/runs/1": 1}
-    [arm] = quick_loop("--arms", "random")["arms"]
+    [arm] = quick_loop("--arms", "random")["chains"]
     assert len(arm["failures"]) == 3 and all("503" in failure for failure in arm["failures"])
     assert arm["votes"] == 24
 
@@ -440,13 +521,13 @@ def test_a_killed_arm_goes_on_where_it_was(quick_loop: Any, tmp_path: Path) -> N
     FakeServer.faults = {"POST /v1/chat/completions": 3 * 8 + 5}
     with pytest.raises(client.RequestFailed):
         quick_loop("--arms", "random")
-    data = FakeServer.kept[tmp_path / "random" / "data"]
+    data = FakeServer.kept[tmp_path / "random-0" / "data"]
     comparisons, runs = len(data.comparisons), len(data.runs)
-    assert (comparisons, runs) == (24, 1)
+    assert (comparisons, runs) == (8, 1)
     FakeServer.faults = {}
-    [arm] = quick_loop("--arms", "random")["arms"]
-    assert (len(data.comparisons), len(data.runs)) == (comparisons, runs)
-    assert arm["votes"] == 24 and arm["evaluations"][0]["wins"] + arm["evaluations"][0]["ties"] == 20
+    [arm] = quick_loop("--arms", "random")["chains"]
+    assert (len(data.comparisons), len(data.runs)) == (24, 2)
+    assert arm["votes"] == 24 and all(found["contest"]["losses"] == 0 for found in arm["rounds"])
     assert len(arm["failures"]) > 0
     before = dict(data.voters)
     quick_loop("--arms", "random")
@@ -455,25 +536,25 @@ def test_a_killed_arm_goes_on_where_it_was(quick_loop: Any, tmp_path: Path) -> N
 
 def test_a_vote_cast_but_not_noted_is_cast_under_the_same_key(quick_loop: Any, tmp_path: Path) -> None:
     quick_loop("--arms", "random")
-    file = tmp_path / "random" / "comparisons.jsonl"
+    file = tmp_path / "random-0" / "comparisons.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     forgotten = next(i for i, line in enumerate(lines) if line["number"] == 5 and line["state"] == "voted")
     kept = [json.dumps(line) for i, line in enumerate(lines) if i != forgotten]
     file.write_text("\n".join(kept) + "\n" + '{"number": 3, "sta')
-    state = json.loads((tmp_path / "random" / "state.json").read_text())
-    del state["done"]["answers"]
-    (tmp_path / "random" / "state.json").write_text(json.dumps(state))
-    [arm] = quick_loop("--arms", "random")["arms"]
+    state = json.loads((tmp_path / "random-0" / "state.json").read_text())
+    del state["rounds"]["24"]
+    (tmp_path / "random-0" / "state.json").write_text(json.dumps(state))
+    [arm] = quick_loop("--arms", "random")["chains"]
     assert arm["votes"] == 24 and arm["failures"] == []
-    assert len(FakeServer.kept[tmp_path / "random" / "data"].votes) == 24
+    assert len(FakeServer.kept[tmp_path / "random-0" / "data"].votes) == 24
 
 
 def test_a_failed_run_is_said_and_the_next_start_triggers_another(quick_loop: Any) -> None:
     FakeServer.outcomes = ["failed"]
     with pytest.raises(loop.RunBroke, match="run 1 failed"):
         quick_loop("--arms", "random")
-    [arm] = quick_loop("--arms", "random")["arms"]
-    assert arm["later_run"]["id"] == 2
+    [arm] = quick_loop("--arms", "random")["chains"]
+    assert [found["run"] for found in arm["rounds"]] == [2, 3]
 
 
 def test_other_settings_over_the_same_folder_are_refused(quick_loop: Any) -> None:
@@ -482,11 +563,11 @@ def test_other_settings_over_the_same_folder_are_refused(quick_loop: Any) -> Non
         quick_loop("--arms", "random", "--temperature", "0.5")
 
 
-def test_unknown_arms_and_too_many_first_votes_are_refused(tmp_path: Path) -> None:
+def test_unknown_arms_and_falling_rounds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="unknown arms maybe"):
         loop.main(["--arms", "maybe", "--work", str(tmp_path)])
-    with pytest.raises(SystemExit, match="half"):
-        loop.main(["--votes", "60", "--first-run", "50", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="rising"):
+        loop.main(["--rounds", "60,50", "--work", str(tmp_path)])
 
 
 def test_training_overrides_reach_the_server_as_its_environment() -> None:
@@ -514,11 +595,11 @@ def test_the_page_is_made_of_results_alone(quick_loop: Any, tmp_path: Path) -> N
     page = "# B\n<!-- begin loop -->\nold\n<!-- end loop -->\nkept\n<!-- begin serving -->\n<!-- end serving -->\n"
     made = report.fill_page(page, [result, other])
     assert "old" not in made and "\nkept\n" in made
-    assert "| fewer words | 24 as preferred | 2, succeeded | **100.0%** (83.9% to 100.0%) | 20 / 0 / 0 |" in made
+    assert "| fewer words | 24 | **100.0%** (100.0% to 100.0%) | – | 100.0% |" in made
     assert report.fill_page(made, [result, other]) == made
     assert "2.00×" in made.partition("kept")[2]
     picture = report.loop_picture([result])
-    assert picture.count("<circle") == 4 and "100.0%" in picture
+    assert picture.count("<circle") == 6 and "100.0%" in picture
     assert not re.search(r"nan|None", picture)
 
 
@@ -539,15 +620,17 @@ def test_the_committed_page_says_what_the_committed_results_say() -> None:
 def test_the_loop_runs_on_the_real_server_with_a_tiny_model(tiny_model: Path, tmp_path: Path) -> None:
     result = loop.main(
         [
-            "--model", str(tiny_model), "--work", str(tmp_path), "--arms", "real,random",
-            "--votes", "24", "--first-run", "10", "--held-out", "12", "--max-tokens", "16",
+            "--model", str(tiny_model), "--work", str(tmp_path), "--arms", "real,random", "--chat",
+            "--rounds", "12,24", "--held-out", "12", "--max-tokens", "16",
             "--set", "ppo.updates=2", "--set", "ppo.rollouts=8", "--set", "gate.held_out_prompts=4",
         ]
     )  # fmt: skip
-    real = result["arms"][0]
+    real = result["chains"][0]
     assert real["failures"] == []
-    assert real["votes"] == 24 + loop.VOTES_AFTER_REFUSAL * len(real["refused_runs"])
+    assert real["votes"] == 24
     assert real["first_run_started"]["trigger"] == "votes" and real["first_run_started"]["early"] == 0
-    assert real["restart"]["serving"] == real["restart"]["expected"]
-    assert real["later_run"]["status"] in ("succeeded", "rejected")
+    assert all(restart["serving"] == restart["expected"] for restart in real["restarts"])
+    assert all(found["status"] in ("succeeded", "rejected") for found in real["rounds"])
     assert real["stream"]["mixed"] == real["stream"]["failed"] == 0
+    trained = [found for found in real["rounds"] if found["version"] is not None]
+    assert all(len(found["way"]) == found["updates"] + 1 for found in trained)

@@ -36,7 +36,7 @@ from training.ppo_math import (
 )
 from training.prompts import PromptPool
 from training.roles import FrozenLayers, FrozenStates, Policy
-from training.rollouts import padded_rollouts, sample
+from training.rollouts import Rollout, padded_rollouts, sample
 from training.scorer import Scorer
 from training.sequences import Sequences
 
@@ -63,6 +63,8 @@ class Roles:
 class Batch:
     """One update's rollouts, and everything measured on them before the first step. Tensors are (B, T) or (B,)."""
 
+    rollouts: list[Rollout]
+    scores: Tensor
     sequences: Sequences
     states: FrozenStates
     logprobs: Tensor
@@ -91,7 +93,7 @@ class Progress:
 
 
 class PPO:
-    """The training state and its two verbs, `collect` and `improve`. `run` alternates them and yields metrics."""
+    """The training state and its two verbs, `collect` and `improve`. `run` alternates them and yields each batch."""
 
     def __init__(
         self,
@@ -114,8 +116,8 @@ class PPO:
         self.progress = Progress(beta=config.beta)
         self.best = roles.policy.tensors()
 
-    def run(self) -> Iterator[dict[str, float]]:
-        """Metrics of each policy on the way, the last included; ends after all updates or at the KL stop."""
+    def run(self) -> Iterator[Batch]:
+        """What each policy on the way answered, the last included; ends after all updates or at the KL stop."""
         state, config = self.progress, self.config
         horizon = config.kl_horizon or max(1, config.updates * config.rollouts // 10)
         while state.stopped is None:
@@ -146,7 +148,7 @@ class PPO:
                     state.stopped = f"update {state.update + 1} made weights that are not finite"
                     self.roles.policy.load_tensors(self.best)
             state.last = batch.metrics
-            yield batch.metrics
+            yield batch
 
     def collect(self, update: int) -> Batch:
         """Sample answers from the policy as it stands, and measure them."""
@@ -197,7 +199,7 @@ class PPO:
             "sampler_gap": float(masked_mean((sampled - logprobs).abs(), mask)),
             "sampler_kl": float(masked_mean(sampled - logprobs, mask)),
         }
-        return Batch(sequences, states, logprobs, values, advantages, returns, metrics)
+        return Batch(rollouts, scores, sequences, states, logprobs, values, advantages, returns, metrics)
 
     def improve(self, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
         """Clipped steps on one batch; the mean of each metric over its minibatches.

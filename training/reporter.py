@@ -1,4 +1,4 @@
-"""metrics.jsonl: how a run tells the server where it stands."""
+"""metrics.jsonl: how a run tells the server where it stands. rollouts.jsonl: what the policy wrote on the way."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ WEIGHTS = {"sft": 0.1, "reward": 0.15, "ppo": 0.65, "gate": 0.1}
 class Reporter:
     """Appends one line for each step, with the progress over the whole run and the time left."""
 
-    def __init__(self, path: Path, stages: Sequence[str]) -> None:
-        self._path = path
+    def __init__(self, folder: Path, stages: Sequence[str]) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._answers = folder / "rollouts.jsonl"
         self._stages = [*stages, "gate"]
         self._total = sum(WEIGHTS[s] for s in self._stages)
         self._began: tuple[float, float] | None = None
@@ -39,3 +40,10 @@ class Reporter:
         }
         with self._path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
+
+    def answers(self, step: int, prompts: Sequence[str], texts: Sequence[str], scores: Sequence[float]) -> None:
+        """Append one line for each answer of a step, with its score. After an interruption a step may come again."""
+        with self._answers.open("a", encoding="utf-8") as stream:
+            for prompt, text, score in zip(prompts, texts, scores, strict=True):
+                line = {"step": step, "prompt": prompt, "answer": text, "score": round(score, 4)}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")

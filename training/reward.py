@@ -36,6 +36,9 @@ RIDGE = 1.0
 
 MIN_VOTERS_FOR_VOTER_FOLDS = 5
 
+FINE_FOLDS, FINE_UNTIL = 20, 1500
+"""Up to so many pairs accuracy is taken over many folds: each is judged by a head that has seen nearly all votes."""
+
 HEADS_FILE, REPORT_FILE = "fold_heads.safetensors", "report.json"
 
 LEARNING_CURVE = (0.25, 0.5, 0.75)
@@ -169,12 +172,15 @@ def fit_reward(
 
     # 2. Fold models in closed form: out-of-fold predictions for every pair
     folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
+    heads = _fit_folds(features, pairs, folds)[0]
+    fine = FINE_FOLDS if len(pairs) <= FINE_UNTIL else config.folds
+    judged = torch.tensor(folds_by_prompt(rankings, fine, seed))[pairs.ranking]
     for votes in sorted({math.ceil(share * len(rankings)) for share in LEARNING_CURVE}):
         early = pairs.ranking < votes
         some = pairs.where(early)
-        accuracy = _accuracy(some, _fit_folds(features, some, folds[early])[1])
+        accuracy = _accuracy(some, _fit_folds(features, some, judged[early])[1])
         progress(votes, 0.3, {"reward_accuracy": accuracy["value"]})
-    heads, logits = _fit_folds(features, pairs, folds)
+    _, logits = _fit_folds(features, pairs, judged)
     report = {
         "pairs": len(pairs),
         "rankings": len(rankings),

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Run:
             "demonstrations_hash": demonstrations_hash(snapshot.demonstrations) if snapshot.demonstrations else None,
             "settings": asdict(config),  # whole, defaults included: with base, snapshot and seed it makes the version
         }
-        self.reporter = Reporter(folder.path / "metrics.jsonl", stages)
+        self.reporter = Reporter(folder.path, stages)
         layers = backbone.layer_count
         first = boundary(layers, config.adapted_layers)
         near = max(first, layers - config.reward.layers)
@@ -238,12 +239,15 @@ class Run:
         if checkpoint.is_file():
             ppo.load(checkpoint)
             log.info("PPO goes on from update %d", ppo.progress.update)
-        for metrics in ppo.run():
+        for batch in ppo.run():
             update = ppo.progress.update
             if update % self.config.checkpoint_updates == 0:
                 ppo.save(checkpoint)
             measured = update + (ppo.progress.stopped is not None)  # the last policy has no update of its own
-            self.reporter("ppo", measured, update / config.updates, metrics)
+            decode = partial(self.backbone.tokenizer.decode, skip_special_tokens=True)
+            prompts = [str(decode(list(rollout.prompt_ids))) for rollout in batch.rollouts]
+            self.reporter.answers(measured, prompts, [r.text for r in batch.rollouts], batch.scores.tolist())
+            self.reporter("ppo", measured, update / config.updates, batch.metrics)
         state = ppo.progress
         log.info("PPO has ended: %s; the best step is %s", state.stopped, state.best_update)
         policy.load_tensors(ppo.best)

@@ -5,6 +5,7 @@ runs/0007/snapshot.db      all that the run may learn from
 runs/0007/parent/          adapter of the version that served at the snapshot (absent for the base)
 runs/0007/sft/             SFT adapter: put in where an earlier one still fits, else made by the run
 runs/0007/metrics.jsonl    what the trainer measures, line by line
+runs/0007/rollouts.jsonl   what the policy wrote on the way, with scores
 runs/0007/log.txt          what it says
 runs/0007/checkpoint/      where it goes on after an interruption
 runs/0007/adapter/         the new policy
