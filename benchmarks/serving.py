@@ -65,10 +65,14 @@ class Contender:
 
     def seconds(self, **work: int) -> float:
         """One measurement of {rows, prompt, tokens}; ours also takes {versions, turn_tokens}."""
+        return float(self.ask(work)["seconds"])
+
+    def ask(self, work: Mapping[str, Any]) -> dict[str, Any]:
+        """One measurement, whole."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(work) + "\n")
         self._process.stdin.flush()
-        return float(self._answer()["seconds"])
+        return self._answer()
 
     def close(self) -> None:
         """End the subprocess."""

@@ -1,0 +1,161 @@
+"""How fast does PPO learn from an answer? Our update beside TRL 1.12's, in one run, taking turns.
+
+    make peers                                  TRL 1.12, the last with PPO, in an environment of its own
+    python -m benchmarks.ppo --json benchmarks/results/ppo.json
+    python -m benchmarks.ppo --quick
+
+Both take the same weights, prompts of the same length, answers of the same length (without an EOS), epochs,
+minibatches, threads and precision. TRL trains a LoRA of rank 16 on all layers of the policy; its value and reward
+models are whole models, as it ships; also with a LoRA on its value model. Ours carries LoRA of the same rank on the
+upper third, the value model's as deep as the policy's; also as runs are set by default (value LoRA on two layers), and
+with LoRA on all layers. Rewards are of random models: they cost what others do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.reference import CACHE
+from benchmarks.serving import Contender
+from serve.policy.base import ModelFolder, resolve_model
+
+TRL = "trl"
+PHASES = ("generate", "score", "update")
+OURS: dict[str, dict[str, Any]] = {
+    "value as deep as the policy": {"policy_layers": None, "value_layers": None},
+    "value on two layers": {"policy_layers": None, "value_layers": 2},
+    "LoRA on all layers": {"policy_layers": 1000, "value_layers": None},
+}
+THEIRS: dict[str, dict[str, Any]] = {
+    "as shipped": {"value_lora": False},
+    "LoRA on its value model": {"value_lora": True},
+}
+LENGTHS = ((32, 32), (64, 128))
+"""Tokens of prompt and answer."""
+EPISODES, EPOCHS, MINIBATCHES = 8, 4, 2
+REACH = {"episodes/s as shipped": 3.0, "peak memory as shipped": 2.5}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some updates of one contender."""
+
+    seconds: dict[str, list[float]]
+    """By phase."""
+    peak: float
+
+    @property
+    def whole(self) -> list[float]:
+        """Seconds of each update."""
+        return [sum(parts) for parts in zip(*self.seconds.values(), strict=True)]
+
+
+@contextmanager
+def contenders(
+    model: ModelFolder, prompt: int, answer: int, threads: int, dtype: str, episodes: int = EPISODES
+) -> Iterator[dict[str, Contender]]:
+    """All of ours, and TRL's where it is installed."""
+    shared = {
+        "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "dtype": dtype, "threads": threads,
+        "tokens": answer, "episodes": episodes, "epochs": EPOCHS, "minibatches": MINIBATCHES, "temperature": 0.8,
+        "pad_token": "<|endoftext|>",
+        "prompts": [[1000 + 37 * row + place for place in range(prompt)] for row in range(episodes)],
+    }  # fmt: skip
+    theirs = ROOT / ".peers" / "trl-ppo" / "bin" / "python"
+    worker = ROOT / "benchmarks" / "peers" / "trl_ppo_speed.py"
+    commands = {name: ([sys.executable, "-m", "benchmarks.ppo_worker"], own) for name, own in OURS.items()}
+    if theirs.exists():
+        commands |= {f"{TRL} {name}": ([str(theirs), str(worker)], own) for name, own in THEIRS.items()}
+    else:
+        print("TRL is not installed and left out; `make peers` installs it", flush=True)
+    found: dict[str, Contender] = {}
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            for number, (who, (command, own)) in enumerate(commands.items()):
+                settings = Path(name, str(number), "settings.json")
+                settings.parent.mkdir()
+                settings.write_text(json.dumps(shared | own))
+                found[who] = Contender([*command, str(settings)], Path(name, f"{number}.log"))
+            yield found
+        finally:
+            for contender in found.values():
+                contender.close()
+
+
+def measure(found: Mapping[str, Contender], runs: int) -> dict[str, Measured]:
+    """`runs` updates of each, in turns, after one that warms up."""
+    measured = {who: Measured({phase: [] for phase in PHASES}, 0.0) for who in found}
+    for turn in range(runs + 1):
+        for who, contender in found.items():
+            answer = contender.ask({})
+            if turn > 0:
+                for phase in PHASES:
+                    measured[who].seconds[phase].append(answer[phase])
+            measured[who] = Measured(measured[who].seconds, answer["peak"])
+    return measured
+
+
+def rows_of(measured: Mapping[str, Measured], label: str) -> list[Row]:
+    """Every one of ours beside every one of theirs, and the phases."""
+    rows = []
+    speeds = {who: EPISODES / statistics.median(found.whole) for who, found in measured.items()}
+    for ours in OURS:
+        for theirs in THEIRS:
+            peer = f"{TRL} {theirs}"
+            if peer not in measured:
+                continue
+            what = theirs if ours == next(iter(OURS)) else f"{theirs}; ours {ours}"
+            speed, memory = (speeds[ours], speeds[peer]), (measured[ours].peak / 1e9, measured[peer].peak / 1e9)
+            whole = measured[ours].whole
+            rows += [
+                Row(f"episodes/s {what}, {label}", "episodes/s", speed[0], TRL, speed[1], speed[0] / speed[1],
+                    len(whole), EPISODES / max(whole), EPISODES / min(whole)),
+                Row(f"peak memory {what}, {label}", "GB", memory[0], TRL, memory[1], memory[1] / memory[0], len(whole)),
+            ]  # fmt: skip
+    for who, found in measured.items():
+        name = who if who.startswith(TRL) else f"ours, {who}"
+        rows += [
+            Row(f"{phase}: {name}, {label}", "s", statistics.median(seconds), runs=len(seconds))
+            for phase, seconds in found.seconds.items()
+        ]
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ppo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="prompts and answers of 32 tokens, 2 runs")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    options = parser.parse_args()
+    runs = 2 if options.quick else options.runs
+    model = resolve_model("default", CACHE)
+    rows: list[Row] = []
+    for prompt, answer in LENGTHS[:1] if options.quick else LENGTHS:
+        with contenders(model, prompt, answer, options.threads, options.dtype) as found:
+            rows += rows_of(measure(found, runs), f"{prompt}+{answer} tokens")
+    for row in rows:
+        versus = f" against {row.theirs:.3g}, {row.ratio:.2f}x" if row.theirs is not None and row.ratio else ""
+        print(f"{row.what}: {row.ours:.3g} {row.unit}{versus}")
+    if options.json is not None:
+        settings = {
+            "episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES, "threads": options.threads,
+            "dtype": options.dtype, "runs": runs, "rank": 16,
+        }  # fmt: skip
+        write_json(options.json, document("ppo", settings, rows))
+
+
+if __name__ == "__main__":
+    main()
