@@ -1,0 +1,179 @@
+"""Does the reward model know what real people prefer? Beside TRL 1.16's RewardTrainer, fold by fold, taking turns.
+
+    make peers                                  TRL 1.16, in an environment of its own
+    python -m benchmarks.reward --data FILE --json benchmarks/results/reward.json
+
+FILE holds comparisons in the HH format, one JSON object a line, perhaps compressed (.gz); it is imported as an operator
+would. Five folds by prompt: both learn from four and are asked about the fifth, with the same tokens, threads and
+precision. TRL trains its whole model for one epoch, at the best of three learning rates; which one that is, is found on
+the first fold's own held-out pairs, in its favour. Ours is fitted as a run does. Each fit is kept and not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.reference import CACHE
+from serve.feedback.exchange import import_lines
+from serve.feedback.statistics import win_rate
+from serve.feedback.store import Store
+from serve.folder import DataFolder
+from serve.policy.base import load_backbone, resolve_model
+from training.preferences import Ranked, folds_by_prompt, read_snapshot
+
+FOLDS = 5
+LEARNING_RATES = (1e-5, 3e-5, 1e-4)
+LONGEST = 512
+"""Tokens of prompt and answer: a longer prompt loses its front, a longer answer its end."""
+LONGEST_ANSWER = 256
+RESAMPLED = 10_000
+THEIRS = ROOT / ".peers" / "trl-reward" / "bin" / "python"
+
+Pair = tuple[list[int], list[int], list[int]]
+"""Token ids of a prompt, the chosen answer and the rejected one."""
+Fit = Mapping[str, Any]
+
+
+def imported(data: Path) -> list[Ranked]:
+    """The file's comparisons on their way through the record, as a run reads them."""
+    content = data.read_bytes()
+    lines = gzip.decompress(content) if data.suffix == ".gz" else content
+    with tempfile.TemporaryDirectory() as name:
+        with Store.open(DataFolder(Path(name, "feedback.db"))) as store:
+            import_lines(store, lines, "hh")
+            run = store.create_run("operator", ["reward"], {})
+            store.snapshot(run.id, Path(name, "snapshot.db"))
+        backbone = load_backbone(resolve_model("default", CACHE))
+        return list(read_snapshot(Path(name, "snapshot.db"), backbone.tokenizer).rankings)
+
+
+def pair_of(ranked: Ranked) -> Pair:
+    """Token ids within `LONGEST`."""
+    chosen, rejected = (list(answer[:LONGEST_ANSWER]) for answer in ranked.answers)
+    room = LONGEST - max(len(chosen), len(rejected))
+    return list(ranked.prompt_ids[-room:]), chosen, rejected
+
+
+class Folds:
+    """The five fits of each contender, kept in a folder."""
+
+    def __init__(self, data: Path, work: Path, *, threads: int, dtype: str, limit: int | None) -> None:
+        votes = [r for r in imported(data) if len(r.answers) == 2 and r.groups == (0, 1)][:limit]
+        self.fold = folds_by_prompt(votes, FOLDS, seed=0)
+        self.pairs = [pair_of(r) for r in votes]
+        self._work = work / f"{len(votes)}-{dtype}"
+        self._work.mkdir(parents=True, exist_ok=True)
+        model = resolve_model("default", CACHE)
+        self._shared = {
+            "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "threads": threads, "dtype": dtype,
+        }  # fmt: skip
+
+    def ours(self, fold: int) -> Fit:
+        """Our fit without a fold."""
+        return self._fit(f"ours-{fold}", fold, [sys.executable, "-m", "benchmarks.reward_worker"], {})
+
+    def theirs(self, fold: int, learning_rate: float) -> Fit:
+        """TRL's."""
+        command = [str(THEIRS), str(ROOT / "benchmarks" / "peers" / "trl_reward_fit.py")]
+        return self._fit(f"trl-{learning_rate:g}-{fold}", fold, command, {"learning_rate": learning_rate})
+
+    def _fit(self, name: str, fold: int, command: list[str], own: Mapping[str, Any]) -> Fit:
+        out = self._work / f"{name}.json"
+        if not out.is_file():
+            sides = [[p for p, f in zip(self.pairs, self.fold, strict=True) if (f == fold) == held] for held in (0, 1)]
+            settings = {**self._shared, **own, "train": sides[0], "held_out": sides[1]}
+            with tempfile.TemporaryDirectory() as folder:
+                asked, answered = Path(folder, "settings.json"), Path(folder, "out.json")
+                asked.write_text(json.dumps(settings))
+                subprocess.run([*command, str(asked), str(answered)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+                found = json.loads(answered.read_text()) | {"trained_on": len(sides[0])}
+            write_json(out, found)
+        fit: Fit = json.loads(out.read_text())
+        print(f"{name}: {accuracy(fit['margins']):.1%} of {len(fit['margins'])} in {fit['seconds']:.0f} s", flush=True)
+        return fit
+
+
+def accuracy(margins: Sequence[float]) -> float:
+    """Share of pairs told the right way round."""
+    return statistics.fmean(margin > 0 for margin in margins)
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Our accuracy less theirs on the same pairs, and its 95% interval by resampling pairs."""
+    each = [(a > 0) - (b > 0) for a, b in zip(ours, theirs, strict=True)]
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(each, k=len(each))) for _ in range(RESAMPLED))
+    return statistics.fmean(each), means[int(0.025 * RESAMPLED)], means[int(0.975 * RESAMPLED) - 1]
+
+
+def rows_of(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
+    """Accuracy, their difference, pairs a second and memory."""
+    margins = [[m for fit in fits for m in fit["margins"]] for fits in (ours, theirs)]
+    right = sum(m > 0 for m in margins[0])
+    interval = win_rate(right, len(margins[0]) - right)
+    speeds = [[fit["trained_on"] / fit["seconds"] for fit in fits] for fits in (ours, theirs)]
+    own = Row("accuracy out of fold", "share", interval.value, runs=len(ours), low=interval.low, high=interval.high)
+    speed = Row(
+        "pairs/s", "pairs/s", statistics.median(speeds[0]), runs=len(ours), low=min(speeds[0]), high=max(speeds[0])
+    )
+    if not theirs:
+        return [own, speed]
+    difference, low, high = paired_difference(*margins)
+    peer = accuracy(margins[1])
+    pace = statistics.median(speeds[1])
+    memory = [max(fit["peak"] for fit in fits) / 1e9 for fits in (ours, theirs)]
+    return [
+        Row(own.what, own.unit, own.ours, "trl", peer, own.ours / peer, own.runs, own.low, own.high),
+        Row("accuracy ahead of trl", "share", difference, runs=len(ours), low=low, high=high),
+        Row(speed.what, speed.unit, speed.ours, "trl", pace, speed.ours / pace, speed.runs, speed.low, speed.high),
+        Row("peak memory", "GB", memory[0], "trl", memory[1], memory[1] / memory[0], len(ours)),
+    ]
+
+
+def main() -> None:
+    """Fit, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reward", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="comparisons in the HH format, .jsonl or .jsonl.gz")
+    parser.add_argument("--quick", action="store_true", help="the first 200 pairs")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work" / "reward")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    options = parser.parse_args()
+    limit = 200 if options.quick else None
+    folds = Folds(options.data, options.work, threads=options.threads, dtype=options.dtype, limit=limit)
+    ours, theirs, best = [], [], None
+    for fold in range(FOLDS):
+        ours.append(folds.ours(fold))
+        if not THEIRS.exists():
+            continue
+        if best is None:
+            tried = {rate: accuracy(folds.theirs(fold, rate)["margins"]) for rate in LEARNING_RATES}
+            best = max(tried, key=tried.__getitem__)
+        theirs.append(folds.theirs(fold, best))
+    rows = rows_of(ours, theirs)
+    for row in rows:
+        versus = f" against {row.theirs:.3g}, {row.ratio:.2f}x" if row.theirs is not None and row.ratio else ""
+        between = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None and row.high is not None else ""
+        print(f"{row.what}: {row.ours:.3g}{between} {row.unit}{versus}")
+    if options.json is not None:
+        settings = {
+            "pairs": len(folds.pairs), "folds": FOLDS, "threads": options.threads, "dtype": options.dtype,
+            "longest": LONGEST, "learning_rate": best, "epochs": 1,
+        }  # fmt: skip
+        write_json(options.json, document("reward", settings, rows))
+
+
+if __name__ == "__main__":
+    main()
