@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.probe import fit_head, log_loss
+from training.probe import fit_head, known_directions, log_loss
 
 
 def test_it_finds_the_minimum_that_gradient_descent_finds() -> None:
@@ -42,3 +42,16 @@ def test_separable_votes_stay_finite() -> None:
 
 def test_log_loss_of_a_coin_is_log_two() -> None:
     assert log_loss(torch.zeros(3), torch.tensor([1.0, 0.0, 0.5]), torch.ones(3)) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("votes", [5, 40])
+def test_what_votes_leave_open_is_the_inverse_of_the_curvature(votes: int) -> None:
+    """Fewer votes than features, and more."""
+    generator = torch.Generator().manual_seed(0)
+    d = torch.randn(votes, 8, generator=generator, dtype=torch.float64)
+    t, c = torch.ones(votes), torch.rand(votes, generator=generator) + 0.5
+    head = fit_head(d, t, c, ridge=0.5)
+    p = torch.sigmoid(d @ head)
+    covariance = torch.linalg.inv(0.5 * torch.eye(8) + d.T @ (d * (c.double() * p * (1 - p))[:, None]))
+    known = known_directions(d, t, c, head, ridge=0.5).double()
+    torch.testing.assert_close((torch.eye(8) - known.T @ known) / 0.5, covariance, atol=1e-5, rtol=1e-4)

@@ -13,8 +13,9 @@ from serve.policy.base import Backbone, load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, read_snapshot
-from training.reward import Pairs, RewardFit, batch_pull, bradley_terry_loss, fit_head_of, fit_reward
+from training.reward import Pairs, RewardFit, batch_pull, bradley_terry_loss, fit_head_of, fit_reward, ranked_sequences
 from training.roles import FrozenLayers, LoraShape
+from training.sequences import Sequences
 
 NEAR = LoraShape(3, 4, 8)
 
@@ -128,3 +129,20 @@ def test_votes_at_random_do_not_pass_for_a_preference(backbone: Backbone, tmp_pa
 def test_a_single_vote_tells_nothing_and_breaks_nothing(backbone: Backbone, tmp_path: Path) -> None:
     fitted = fit(backbone, tmp_path / "snapshot.db", votes=1)
     assert fitted.report["accuracy"]["low"] <= 0.5
+
+
+def test_an_answer_unlike_any_that_was_judged_is_doubted_and_does_not_pay(backbone: Backbone, tmp_path: Path) -> None:
+    fitted = fit(backbone, tmp_path / "snapshot.db", votes=50)
+    scorer, rankings = fitted.scorer, read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings
+    judged = ranked_sequences(rankings)
+    strange = Sequences.of([r.prompt_ids for r in rankings], [(7,) * 30 for _ in rankings])  # one byte, over and over
+    frozen = FrozenLayers(backbone, 2, 3)
+    doubts = []
+    for sequences in (judged, strange):
+        features = (scorer.all_features(frozen(sequences, 512), sequences, 512) - scorer.mean) / scorer.std
+        doubts.append(float(scorer.doubt(features).mean()))
+        scores = features @ scorer.weight + scorer.bias
+        found = scorer.cautious_scores(frozen(sequences, 512), sequences, 512)
+        torch.testing.assert_close(found, scores - scorer.caution * scorer.doubt(features))
+    assert scorer.caution == RewardConfig().caution
+    assert doubts[1] > 2 * doubts[0]

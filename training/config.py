@@ -58,6 +58,8 @@ class RewardConfig:
     """Fold models, split by prompt: the out-of-fold judges of accuracy and of the gate's win rate."""
     centring: float = _bounded(0.01, 0, 10)
     """Weight of (score₁ + score₂)², which keeps scores near zero."""
+    caution: float = _bounded(1.5, 0, 100)
+    """Standard deviations that are taken from a score, of what the votes leave open: what nobody judged pays less."""
     max_voter_share: float = _bounded(0.5, 0.05, 1)
     """Most that one voter's votes may weigh in a fit or a batch, from three voters up."""
     margin: float = _bounded(0.0, 0, 10)

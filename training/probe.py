@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 NEWTON_STEPS = 25
+MOST_DIRECTIONS = 1024
 
 
 def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
@@ -31,6 +32,20 @@ def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: fl
             break
         logits = updated
     return d.T @ dual
+
+
+def known_directions(differences: Tensor, targets: Tensor, weights: Tensor, head: Tensor, *, ridge: float) -> Tensor:
+    """What votes tell about the head of `fit_head`: (R, F) such that its posterior covariance is (I − KᵀK) / ridge.
+
+    Laplace's approximation: the inverse of ridge·I + Σ weight · p (1 − p) · d dᵀ. R is at most `MOST_DIRECTIONS`.
+    """
+    d = differences.double()
+    p = torch.sigmoid(d @ head.double())
+    rows = d * (weights.double() * p * (1 - p) / ridge).sqrt()[:, None]  # (N, F)
+    values, vectors = torch.linalg.eigh(rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows)
+    values, vectors = values[-MOST_DIRECTIONS:].clamp(min=1e-12), vectors[:, -MOST_DIRECTIONS:]
+    axes = (vectors.T @ rows) / values.sqrt()[:, None] if len(rows) <= rows.shape[1] else vectors.T  # (R, F), unit
+    return (axes * (values / (1 + values)).sqrt()[:, None]).float()
 
 
 def log_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> float:

@@ -26,7 +26,7 @@ from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
-from training.probe import fit_head, log_loss
+from training.probe import fit_head, known_directions, log_loss
 from training.roles import FrozenLayers, FrozenStates, LoraShape
 from training.scorer import Scorer
 from training.sequences import Sequences
@@ -105,9 +105,10 @@ class Judges:
     """Its LoRA is still at zero; it holds the features' mean and standard deviation."""
 
     def score(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
-        """Mean score over the folds, of each answer: (B,)."""
+        """Mean score over the folds, of each answer, less the reward model's caution: (B,)."""
         raw = self.untrained.all_features(states, sequences, micro_batch_tokens)
-        return (((raw - self.untrained.mean) / self.untrained.std) @ self.heads.T).mean(-1)
+        features = (raw - self.untrained.mean) / self.untrained.std
+        return (features @ self.heads.T).mean(-1) - self.untrained.caution * self.untrained.doubt(features)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,10 @@ def fit_reward(
     if len({r.voter for r in rankings}) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
         report["accuracy_on_unseen_voters"] = _accuracy(pairs, _fit_folds(features, pairs, by_voter)[1])
+    head, _ = fit_head_of(features, pairs)
+    differences = features[pairs.better] - features[pairs.worse]
+    scorer.known = known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
+    scorer.caution.fill_(config.caution)
     judges = Judges(heads.float(), scorer.twin(backbone, seed=seed))
     votes = len(rankings)
     progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})

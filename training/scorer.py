@@ -23,7 +23,7 @@ from training.roles import FrozenStates, LoraShape, load_lora_tensors, lora_tens
 from training.sequences import Sequences
 
 HEAD_FILE = "head.safetensors"
-HEAD = ("weight", "bias", "mean", "std", "centre")
+HEAD = ("weight", "bias", "mean", "std", "centre", "known", "caution")
 
 
 IMAGINED_TOKENS = 16
@@ -44,6 +44,10 @@ class Scorer(nn.Module):
     std: Tensor
     centre: Tensor
     """(3, D): an average token of an answer, as embedding, at the boundary and at the top."""
+    known: Tensor
+    """(R, F): directions in which votes tell something; see `doubt`."""
+    caution: Tensor
+    """(): how many standard deviations are taken from a score."""
 
     def __init__(self, backbone: Backbone, shape: LoraShape, *, seed: int) -> None:
         super().__init__()
@@ -56,6 +60,8 @@ class Scorer(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.register_buffer("centre", torch.zeros(3, size))
+        self.register_buffer("known", torch.zeros(0, width))
+        self.register_buffer("caution", torch.zeros(()))
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(()))
 
@@ -107,6 +113,24 @@ class Scorer(nn.Module):
         features = (self.features(boundary, near, batch) - self.mean) / self.std
         return features @ self.weight + self.bias
 
+    def doubt(self, features: Tensor) -> Tensor:
+        """What the votes leave open of a score: its posterior standard deviation, features (…, F) → (…).
+
+        σ² = ‖x‖² − ‖known · x‖², Laplace's approximation at ridge 1: large for an answer unlike any that was judged.
+        """
+        left = features.square().sum(-1) - (features @ self.known.T).square().sum(-1)
+        return left.clamp(min=0).sqrt()
+
+    @torch.no_grad()
+    def cautious_scores(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
+        """Scores (B,) less `caution` standard deviations of them: what PPO climbs.
+
+        A policy finds whatever a reward model never saw and happens to score high; here that does not pay (a lower
+        confidence bound; Coste et al. 2023, arXiv 2310.02743, for ensembles).
+        """
+        features = (self.all_features(states, sequences, micro_batch_tokens) - self.mean) / self.std
+        return features @ self.weight + self.bias - self.caution * self.doubt(features)
+
     def score(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
         """The score of each whole answer: (B,)."""
         ends = batch.answer_mask.sum(-1, keepdim=True)
@@ -139,6 +163,7 @@ class Scorer(nn.Module):
         with torch.no_grad():
             self.bias.sub_(shift).div_(scale)
             self.weight.div_(scale)
+            self.caution.div_(scale)
 
     def twin(self, backbone: Backbone, *, seed: int) -> Scorer:
         """Another scorer with the same weights, to be trained apart (the value model starts from the reward model)."""
@@ -158,6 +183,7 @@ class Scorer(nn.Module):
         """Take over what `tensors` gave."""
         lora = {name.removeprefix("lora."): t for name, t in tensors.items() if name.startswith("lora.")}
         load_lora_tensors(self.lora, lora)
+        self.known = tensors["known"].clone()  # as many rows as the votes have told directions
         with torch.no_grad():
             for name in HEAD:
                 getattr(self, name).copy_(tensors[name])
