@@ -13,7 +13,16 @@ from serve.policy.base import Backbone, load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, read_snapshot
-from training.reward import Pairs, RewardFit, batch_pull, bradley_terry_loss, fit_head_of, fit_reward, ranked_sequences
+from training.reward import (
+    Pairs,
+    RewardFit,
+    batch_pull,
+    bradley_terry_loss,
+    centring_loss,
+    fit_head_of,
+    fit_reward,
+    ranked_sequences,
+)
 from training.roles import FrozenLayers, LoraShape
 from training.sequences import Sequences
 
@@ -79,6 +88,8 @@ def test_the_loss_by_hand() -> None:
     )
     expected = (1.0 * math.log(1 + math.exp(-0.5)) + 3.0 * math.log(2)) / 4
     assert loss.item() == pytest.approx(expected)
+    centring = centring_loss(torch.tensor([1.0, 0.5]), torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 3.0]))
+    assert centring.item() == pytest.approx(3.0 * 1.5**2 / 4)
 
 
 def test_votes_on_one_prompt_share_a_fold_and_so_do_one_voters_votes() -> None:

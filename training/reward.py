@@ -237,6 +237,11 @@ def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Te
     return (losses * weight).sum() / weight.sum()
 
 
+def centring_loss(better: Tensor, worse: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of (better + worse)², which differences alone leave open; all (N,) → a scalar."""
+    return ((better + worse) ** 2 * weight).sum() / weight.sum()
+
+
 def _fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Tensor]:
     """One head for each fold, fitted on the others: heads (K, F) and each pair's out-of-fold logit (N,)."""
     logits = torch.zeros(len(pairs), dtype=torch.float64)
@@ -299,7 +304,7 @@ def _lora_epochs(
             better, worse = _pair_scores(scorer, states, sequences, batch, micro_batch_tokens)
             margin, pull = config.margin * batch.strength, batch_pull(batch, config.max_voter_share)
             loss = bradley_terry_loss(better, worse, batch.target, pull, margin)
-            loss = loss + config.centring * ((better + worse) ** 2 * pull).sum() / pull.sum()
+            loss = loss + config.centring * centring_loss(better, worse, pull)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(scorer.trained(), 1.0)
