@@ -27,7 +27,7 @@ screenshots: .venv/.installed-dev
 	$(BIN)/python docs/screenshots.py
 
 # What benchmarks/serving.py and benchmarks/parity.py compare with, each in an environment of its own (llama.cpp compiles
-# for some minutes). TRL 1.12 is the last one with PPO.
+# for some minutes). TRL 1.12 is the last one with PPO; its reward training is today's.
 # vLLM's CPU build finds itself by the name of the main package, and fails beside torch's other libraries.
 VLLM := .peers/vllm/bin/python
 peers:
@@ -40,6 +40,8 @@ peers:
 		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$folder/METADATA
 	$(PYTHON) -m venv .peers/trl-ppo
 	.peers/trl-ppo/bin/pip install --quiet 'trl[peft]==1.12.0' torch==2.13.0 transformers==5.23.0
+	$(PYTHON) -m venv .peers/trl-reward
+	.peers/trl-reward/bin/pip install --quiet 'trl[peft]==1.16.0' torch==2.13.0 transformers==5.23.0
 
 # Pins every dependency with its hashes, for all Python versions; an existing pin stays as long as it fits.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"

@@ -20,10 +20,12 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from benchmarks import client, loop, loop_result, report, swaps
 from benchmarks.client import chunk_version
 from benchmarks.crowd import Crowd
+from benchmarks.findings import Findings
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop_state import Lines
 from benchmarks.pictures import curves
@@ -243,8 +245,6 @@ def test_text_that_is_no_longer_text_is_complained_about() -> None:
 
 
 def test_likelihood_counts_the_answers_tokens_and_the_eos_only_where_it_ended_by_itself(tiny_model: Path) -> None:
-    import torch
-
     from serve.policy.base import load_backbone, resolve_model
     from serve.policy.chat import render
     from serve.records import Message
@@ -584,6 +584,42 @@ def test_an_unfinished_last_line_is_dropped(tmp_path: Path) -> None:
     lines = Lines(file)
     lines.add({"a": 2})
     assert lines.rows == Lines(file).rows == [{"a": 1}, {"a": 2}]
+
+
+# -- parity ------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_agree_once_the_convention_is_switched_and_only_then() -> None:
+    ours, theirs = torch.tensor([1.0, 5.0]), torch.tensor([1.0, 2.0])
+    found = Findings()
+    found.compare("score", ours, theirs)
+    assert not found.hold
+    found.compare("score", ours, theirs, torch.tensor([True, False]), "the first alone")
+    assert found.hold
+    found.compare("score", ours, theirs + math.nan, convention="the first alone")
+    assert not found.hold and found.rows("PPO")[0].what == "PPO: score"
+
+
+def test_a_gradient_is_measured_by_its_largest_number_and_must_not_be_zero() -> None:
+    small = torch.tensor([1e-6, 2e-6])
+    for ours, theirs, hold in (
+        (small, small * 1.00001, True),
+        (small, small * 1.001, False),
+        (small, torch.zeros(2), False),
+        (torch.zeros(2), torch.zeros(2), False),
+    ):
+        found = Findings()
+        found.compare_gradient("loss", ours, theirs)
+        assert found.hold == hold
+
+
+def test_agreement_counts_only_where_its_cases_occurred() -> None:
+    found = Findings()
+    found.occurs("ends early", torch.tensor([True, False]), least=2)
+    assert not found.hold
+    found.occurs("ends early", torch.tensor([True]), least=2)
+    [row] = found.rows("PPO")
+    assert found.hold and (row.ours, row.unit) == (2, "of 3")
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

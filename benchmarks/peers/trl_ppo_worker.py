@@ -1,4 +1,4 @@
-"""One round of TRL's PPO, and what it computed on the way, for `benchmarks/parity.py`.
+"""One round of TRL's PPO, and what it computed on the way, for `benchmarks/parity_ppo.py`.
 
     trl_ppo_worker.py SETTINGS.json OUT.pt
 
@@ -32,7 +32,7 @@ def kept(frame: Any, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 
 def main(settings: dict[str, Any], out: Path) -> None:
-    """Train for one batch and write what `parity.py` reads."""
+    """Train for one batch and write what `parity_ppo.py` reads."""
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     folder = settings["model"]
