@@ -132,7 +132,9 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
             found.compare_gradient(name, gradient, step["gradient"], convention="the same")
             if number == 0:
                 head, *ours = torch.autograd.grad(scores, [scorer.weight, *lora.values()], gradient, retain_graph=True)
-                found.compare_gradient(f"{name} to the head", head.view(4, -1)[LAST_AT_THE_TOP], step["to_head"])
-                for mine, theirs in zip(ours, map(step["to_lora"].__getitem__, lora), strict=True):
-                    found.compare_gradient(f"{name} to the LoRA", mine, theirs)
+                head, both = head.view(4, -1)[LAST_AT_THE_TOP], "both switched"
+                found.compare_gradient(f"{name} to the head", head, step["to_head"], convention=both)
+                assert step["to_lora"].keys() == lora.keys()
+                for key, mine in zip(lora, ours, strict=True):
+                    found.compare_gradient(f"{name} to the LoRA", mine, step["to_lora"][key], convention=both)
     return found
