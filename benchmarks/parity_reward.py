@@ -16,25 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.findings import Findings
 from benchmarks.prompts import voted_prompts
 from serve.policy import chat
+from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
 from serve.policy.split import boundary
 from serve.records import Message
 from training.preferences import Ranked
 from training.reward import Pairs, bradley_terry_loss, centring_loss, ranked_sequences
-from training.roles import FrozenLayers, LoraShape, Scorer, load_lora
+from training.roles import FrozenLayers, LoraShape, load_lora_tensors
+from training.scorer import GROUPS, Scorer
 
 PEER = "trl-reward"
 SETTINGS: dict[str, Any] = {"steps": 3, "learning_rate": 1e-3}
 LOSSES = {"plain loss": (0.0, 0.0), "loss with margins": (0.8, 0.0), "loss with centring": (0.0, 0.1)}
 """Margin at full strength, and the weight of centring."""
 MICRO_BATCH = 1024
-LAST_AT_THE_TOP = 2
-"""Which of the scorer's four features TRL's head reads."""
+LAST_AT_THE_TOP = list(GROUPS).index("top now")
+"""Which of the scorer's groups of features TRL's head reads."""
 
 VOTES: tuple[tuple[int | None, tuple[str, ...]], ...] = (
     (None, ("So much matter in one place that not even light gets away.", "They are stars that died.", "Holes.")),
@@ -68,7 +71,7 @@ def rankings(tokenizer: PreTrainedTokenizerBase) -> list[Ranked]:
 def asked(backbone: Backbone) -> dict[str, Any]:
     """Each pair as text, and what each loss is made of."""
     given = rankings(backbone.tokenizer)
-    pairs = Pairs.of(given)
+    pairs = Pairs.of(given, max_voter_share=1.0)
     texts = [text for _, texts in VOTES for text in texts]
     return {
         "pairs": {
@@ -87,7 +90,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
     """All quantities, in the order in which a step computes them."""
     found = Findings()
     given = rankings(backbone.tokenizer)
-    pairs = Pairs.of(given)
+    pairs = Pairs.of(given, max_voter_share=1.0)
     rows = torch.cat([pairs.better, pairs.worse])
     first_step = trl["plain loss"]["steps"][0]
 
@@ -104,9 +107,9 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
     # 2. Scores
     first = boundary(backbone.layer_count, None)
     scorer = Scorer(backbone, LoraShape(first, rank=16, alpha=32), seed=0)
-    load_lora(scorer.lora, adapter)
+    load_lora_tensors(scorer.lora, load_file(str(adapter / WEIGHTS)))
     with torch.no_grad():
-        scorer.weight.view(4, -1)[LAST_AT_THE_TOP] = trl["plain loss"]["head"]
+        scorer.weight.view(len(GROUPS), -1)[LAST_AT_THE_TOP] = trl["plain loss"]["head"]
     without_eos = [replace(r, answers=tuple(answer[:-1] for answer in r.answers)) for r in given]
     place = "read before the EOS, which TRL pads with and takes for padding"
     for convention, votes in (("", given), (place, without_eos)):
@@ -132,7 +135,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
             found.compare_gradient(name, gradient, step["gradient"], convention="the same")
             if number == 0:
                 head, *ours = torch.autograd.grad(scores, [scorer.weight, *lora.values()], gradient, retain_graph=True)
-                head, both = head.view(4, -1)[LAST_AT_THE_TOP], "both switched"
+                head, both = head.view(len(GROUPS), -1)[LAST_AT_THE_TOP], "both switched"
                 found.compare_gradient(f"{name} to the head", head, step["to_head"], convention=both)
                 assert step["to_lora"].keys() == lora.keys()
                 for key, mine in zip(lora, ours, strict=True):

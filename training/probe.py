@@ -45,7 +45,8 @@ def known_directions(differences: Tensor, targets: Tensor, weights: Tensor, head
     values, vectors = torch.linalg.eigh(rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows)
     values, vectors = values[-MOST_DIRECTIONS:].clamp(min=1e-12), vectors[:, -MOST_DIRECTIONS:]
     axes = (vectors.T @ rows) / values.sqrt()[:, None] if len(rows) <= rows.shape[1] else vectors.T  # (R, F), unit
-    return (axes * (values / (1 + values)).sqrt()[:, None]).float()
+    directions: Tensor = (axes * (values / (1 + values)).sqrt()[:, None]).float()
+    return directions
 
 
 def log_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> float:
