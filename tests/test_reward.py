@@ -153,7 +153,7 @@ def test_an_answer_unlike_any_that_was_judged_is_doubted_and_does_not_pay(backbo
         features = (scorer.all_features(frozen(sequences, 512), sequences, 512) - scorer.mean) / scorer.std
         doubts.append(float(scorer.doubt(features).mean()))
         scores = features @ scorer.weight + scorer.bias
-        found = scorer.cautious_scores(frozen(sequences, 512), sequences, 512)
+        found = scorer.all_values(frozen(sequences, 512), sequences, 512)[1]
         torch.testing.assert_close(found, scores - scorer.caution * scorer.doubt(features))
     assert scorer.caution == RewardConfig().caution
     assert doubts[1] > 2 * doubts[0]

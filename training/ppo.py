@@ -173,7 +173,7 @@ class PPO:
         states = roles.frozen(sequences, self.micro_batch_tokens)
         logprobs = self._policy_logprobs(states, sequences)
         reference = roles.reference_logprobs(states, sequences)
-        scores = roles.reward.cautious_scores(states, sequences, self.micro_batch_tokens)
+        scores = roles.reward.all_values(states, sequences, self.micro_batch_tokens)[1]
         values = roles.value.all_values(states, sequences, self.micro_batch_tokens)[0]
 
         # 3. The score of the answer, less a penalty for running into serving's own limit

@@ -191,10 +191,6 @@ def fit_reward(
     if len({r.voter for r in rankings}) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
         report["accuracy_on_unseen_voters"] = _accuracy(pairs, _fit_folds(features, pairs, by_voter)[1])
-    head, _ = fit_head_of(features, pairs)
-    differences = features[pairs.better] - features[pairs.worse]
-    scorer.known = known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
-    scorer.caution.fill_(config.caution)
     judges = Judges(heads.float(), scorer.twin(backbone, seed=seed))
     votes = len(rankings)
     progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
@@ -217,6 +213,14 @@ def fit_reward(
     leanings = _start_head(scorer, features, pairs)
     for epoch in train(pairs, epochs=epochs):
         progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
+
+    # 5. What the votes leave open, to be taken from every score
+    head, _ = fit_head_of(features, pairs)
+    differences = features[pairs.better] - features[pairs.worse]
+    known = known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
+    for each in (scorer, judges.untrained):
+        each.known = known
+        each.caution.fill_(config.caution)
     names = list(dict.fromkeys(r.voter for r in rankings))
     report |= {
         "lora_epochs": epochs,

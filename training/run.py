@@ -209,7 +209,7 @@ class Run:
         rollouts = sample(self.engine, place, prompts, answers_per_prompt=1, sampling=self.sampling, seed=self.seed)
         sequences, _ = padded_rollouts(rollouts)
         states = self.frozen(sequences, self.config.micro_batch_tokens)
-        scores = fitted.scorer.cautious_scores(states, sequences, self.config.micro_batch_tokens)
+        scores = fitted.scorer.all_values(states, sequences, self.config.micro_batch_tokens)[1]
         shift, scale = float(scores.mean()), max(float(scores.std()), 1e-6)
         fitted.scorer.rescale(shift, scale)
         return {"mean": shift, "std": scale, "answers": len(rollouts)}

@@ -109,9 +109,14 @@ class Scorer(nn.Module):
         return (raw - self.mean) / self.std
 
     def forward(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
-        """Scalars of s₀ … s_T: (B, T + 1). Places past an answer's end hold no meaning."""
+        """Scalars of s₀ … s_T, less `caution` standard deviations of them: (B, T + 1).
+
+        A policy finds whatever a reward model never saw and happens to score high: so it does not pay (lower confidence
+        bounds; Coste et al. 2023, arXiv 2310.02743, for ensembles). Places past an answer's end hold no meaning.
+        """
         features = (self.features(boundary, near, batch) - self.mean) / self.std
-        return features @ self.weight + self.bias
+        scalars = features @ self.weight + self.bias
+        return scalars - self.caution * self.doubt(features) if self.caution > 0 else scalars
 
     def doubt(self, features: Tensor) -> Tensor:
         """What the votes leave open of a score: its posterior standard deviation, features (…, F) → (…).
@@ -119,17 +124,7 @@ class Scorer(nn.Module):
         σ² = ‖x‖² − ‖known · x‖², Laplace's approximation at ridge 1: large for an answer unlike any that was judged.
         """
         left = features.square().sum(-1) - (features @ self.known.T).square().sum(-1)
-        return left.clamp(min=0).sqrt()
-
-    @torch.no_grad()
-    def cautious_scores(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
-        """Scores (B,) less `caution` standard deviations of them: what PPO climbs.
-
-        A policy finds whatever a reward model never saw and happens to score high; here that does not pay (a lower
-        confidence bound; Coste et al. 2023, arXiv 2310.02743, for ensembles).
-        """
-        features = (self.all_features(states, sequences, micro_batch_tokens) - self.mean) / self.std
-        return features @ self.weight + self.bias - self.caution * self.doubt(features)
+        return left.clamp(min=1e-8).sqrt()  # above 0, where a root has a gradient
 
     def score(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
         """The score of each whole answer: (B,)."""
