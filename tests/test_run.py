@@ -20,7 +20,9 @@ from tests.run_scenes import SMALL, write_run, write_snapshot
 from training.config import TrainingConfig
 from training.ppo import PPO, Batch
 from training.preferences import Snapshot
-from training.run import execute, rollout_temperature
+from training.reward import RewardFit
+from training.roles import Policy
+from training.run import Run, execute, rollout_temperature
 
 LENIENT = {
     **SMALL,
@@ -113,6 +115,29 @@ def test_weights_that_are_no_numbers_end_ppo_before_its_checkpoint(
     checkpoint = torch.load(tmp_path / "checkpoint" / "ppo.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in checkpoint["policy"].values())
     assert [line["step"] for line in lines(tmp_path) if line["stage"] == "ppo"] == [1, 2]
+
+
+@pytest.mark.parametrize(("value", "why"), [(math.nan, "holds NaN"), (math.inf, "holds NaN"), (1e6, "not finite")])
+def test_a_version_that_the_engine_cannot_answer_with_is_refused(
+    value: float,
+    why: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def spoil(self: Run, policy: Policy, judged: RewardFit) -> None:
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight.fill_(value)
+
+    monkeypatch.setattr(Run, "optimise", spoil)
+    caplog.set_level("INFO")
+    write_snapshot(tmp_path / "snapshot.db")
+    report = execute(write_run(tmp_path, tiny_model, settings=LENIENT))
+    assert report["status"] == "rejected"
+    assert "weights are broken" in report["reasons"][0]
+    assert why in caplog.text
 
 
 @pytest.mark.parametrize(

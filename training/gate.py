@@ -23,6 +23,8 @@ REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:no|')t|won't|will not)|as an ai)\b", re.IGNORECASE
 )
 
+UNABLE = "the engine can answer with its parent, but not with it: its weights are broken"
+
 
 @dataclass(frozen=True)
 class Answers:

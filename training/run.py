@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from serve.engine.local import PREFILL_TOKENS, LocalEngine
-from serve.errors import NothingToLearn
+from serve.errors import AdapterError, NothingToLearn, Unavailable
 from serve.policy.adapters import WEIGHTS, sync
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.policy.split import boundary, check_split
 from serve.records import BASE_VERSION, Sampling
 from training.config import MAX_RANK, MIN_TEMPERATURE, ROWS_IN_FLIGHT, TrainingConfig
-from training.gate import Answers, judge, votes_suffice
+from training.gate import UNABLE, Answers, judge, votes_suffice
 from training.ppo import POLICY_PLACE, PPO, Roles
 from training.preferences import Prompt, Snapshot, demonstrations_hash, read_snapshot
 from training.prompts import split_prompts
@@ -265,11 +265,16 @@ class Run:
     def gate(self, policy: Policy, judged: RewardFit | None) -> dict[str, Any]:
         """Answers of the new version and of its parent to the held-out prompts, judged."""
         self.reporter("gate", 1, 0.0, {})
-        self.engine.load_tensors(POLICY_PLACE, policy.tensors(), scaling=policy.scaling)
         parent = self._place(PARENT_PLACE, self.folder.parent if self.folder.parent.is_dir() else None)
-        new = self._answers(POLICY_PLACE, judged)
+        before = self._answers(parent, judged)
         self.reporter("gate", 2, 0.45, {})
-        verdict = judge(new, self._answers(parent, judged), self.config.gate, compare=judged is not None)
+        try:
+            self.engine.load_tensors(POLICY_PLACE, policy.tensors(), scaling=policy.scaling)
+            after = self._answers(POLICY_PLACE, judged)
+        except (AdapterError, Unavailable) as error:  # it has answered with the parent: it is not the engine
+            log.info("%s", error)
+            return {"passed": False, "reasons": [UNABLE]}
+        verdict = judge(after, before, self.config.gate, compare=judged is not None)
         self.reporter("gate", 3, 1.0, {"win_rate": verdict["win_rate"]["value"]})
         return verdict
 
