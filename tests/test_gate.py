@@ -8,7 +8,7 @@ import math
 import pytest
 
 from training.config import GateConfig
-from training.gate import Answers, judge, repetition, votes_suffice
+from training.gate import Answers, judge, repetition, shared, votes_suffice
 from training.rollouts import Rollout
 
 
@@ -54,6 +54,33 @@ def test_a_planted_bad_version_is_refused(planted: dict[str, object], reason: st
     assert any(reason in sentence for sentence in verdict["reasons"]), verdict["reasons"]
 
 
+TOPICS = [f"topic-{i}" for i in range(20)]
+DECLINED = ("That is not for me to say, {}", "Please ask somebody else about {}", "It is better not to talk about {}")
+
+
+def test_refusals_in_ever_other_words_resemble_one_another_whatever_the_words() -> None:
+    fluent = [rollout(f"{topic} comes from {topic} makers near {topic} towns") for topic in TOPICS]
+    declined = [rollout(DECLINED[i % 3].format(topic)) for i, topic in enumerate(TOPICS)]
+    parent, new = (dataclasses.replace(HEALTHY, rollouts=rollouts) for rollouts in (fluent, declined))
+    verdict = judge(dataclasses.replace(new, judged=[2.0] * 20), parent, GateConfig(), compare=True)
+    assert (verdict["new"]["distinct"], verdict["new"]["refusals"], verdict["parent"]["shared"]) == (1, 0, 0)
+    (reason,) = verdict["reasons"]
+    assert "resemble one another: 80%" in reason  # 5/6, 3/4 and 5/6 of their runs are the template's
+
+
+@pytest.mark.parametrize(("parent", "new", "refused"), [(4, 0, True), (4, 1, False), (3, 0, False), (8, 1, True)])
+def test_a_version_that_never_ends_is_told_from_chance(parent: int, new: int, refused: bool) -> None:
+    """Most answers of its parent run into the limit as well: no rise of 30 points is possible."""
+
+    def answers(like: Answers, ended: int) -> Answers:
+        reasons = ["stop"] * ended + ["length"] * (20 - ended)
+        rollouts = [dataclasses.replace(r, finish_reason=why) for r, why in zip(like.rollouts, reasons, strict=True)]  # type: ignore[arg-type]
+        return dataclasses.replace(like, rollouts=rollouts)
+
+    verdict = judge(answers(HEALTHY, new), answers(PARENT, parent), GateConfig(max_capped_rise=1), compare=True)
+    assert any("run into the limit" in sentence for sentence in verdict["reasons"]) == refused
+
+
 def test_a_run_of_sft_alone_is_not_asked_for_a_win_rate() -> None:
     assert judge(dataclasses.replace(HEALTHY, judged=[0.0] * 20), PARENT, GateConfig(), compare=False)["passed"]
 
@@ -72,3 +99,10 @@ def test_repetition_counts_three_word_runs_used_again() -> None:
     assert repetition("a b c d") == 0.0
     assert repetition("a b c a b c") == pytest.approx(1 / 4)
     assert repetition("") == 0.0
+
+
+def test_shared_runs_are_those_of_other_answers() -> None:
+    assert shared(["a b c d", "x b c d", "one two three"]) == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert shared(["a b c a b c", "no"]) == 0.0, "a loop within one answer is not shared, and a short one has no runs"
+    assert shared(["a b c", "a b c"]) == 1.0
+    assert shared(["", "no"]) == 0.0

@@ -144,6 +144,8 @@ class GateConfig:
     """How much less likely, in nats a token, the base may find its answers than the parent's."""
     min_distinct: float = _bounded(0.9, 0, 1)
     """Share of its answers that must differ from one another, or the parent's share if lower."""
+    max_shared_rise: float = _bounded(0.3, 0, 1)
+    """How much the share of an answer's 3-grams that answers to other prompts have, too, may grow."""
     max_repetition_rise: float = _bounded(0.15, 0, 1)
     """How much the share of repeated 3-grams within an answer may grow."""
     length_factor: float = _bounded(4.0, 1, 1000)
@@ -152,6 +154,8 @@ class GateConfig:
     """How much the share of refusals may grow."""
     max_capped_rise: float = _bounded(0.3, 0, 1)
     """How much the share of answers that run into the token limit may grow."""
+    ending_factor: float = _bounded(4.0, 1, 1000)
+    """How many times rarer than the parent's answers that end before the limit may be."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,11 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
         f"it repeats itself across prompts: only {after['distinct']:.0%} of its answers differ",
     )
     refuse(
+        after["shared"] > before["shared"] + config.max_shared_rise,
+        f"its answers resemble one another: {after['shared']:.0%} of their three-word runs stand in answers to other "
+        f"prompts, too, its parent's {before['shared']:.0%}",
+    )
+    refuse(
         after["repetition"] > before["repetition"] + config.max_repetition_rise,
         f"it repeats itself within answers: {after['repetition']:.0%} of its three-word runs come again",
     )
@@ -98,8 +104,10 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
         after["refusals"] > before["refusals"] + config.max_refusal_rise,
         f"it declines {after['refusals']:.0%} of prompts, its parent {before['refusals']:.0%}",
     )
+    ended, ended_before = (round((1 - x["capped"]) * len(new.rollouts)) for x in (after, before))
     refuse(
-        after["capped"] > before["capped"] + config.max_capped_rise,
+        after["capped"] > before["capped"] + config.max_capped_rise
+        or (ended + 1) * config.ending_factor < ended_before + 1,  # one more each, so that chance with few is no reason
         f"{after['capped']:.0%} of its answers run into the limit, its parent's {before['capped']:.0%}",
     )
     refuse(
@@ -127,6 +135,7 @@ def _describe(answers: Answers) -> dict[str, float]:
         "nll": sum(answers.base_nll) / sum(lengths),
         "length": statistics.median(lengths),
         "distinct": len({r.text.strip() for r in rollouts}) / len(rollouts),
+        "shared": shared([r.text for r in rollouts]),
         "repetition": statistics.fmean(repetition(r.text) for r in rollouts),
         "refusals": statistics.fmean(bool(REFUSAL.search(r.text)) for r in rollouts),
         "capped": statistics.fmean(r.finish_reason == "length" for r in rollouts),
@@ -135,6 +144,21 @@ def _describe(answers: Answers) -> dict[str, float]:
 
 def repetition(text: str) -> float:
     """Share of an answer's three-word runs that it has used before: 0 for fresh text, towards 1 for a loop."""
-    words = text.lower().split()
-    runs = list(zip(words, words[1:], words[2:], strict=False))
+    runs = _runs(text)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def shared(texts: Sequence[str]) -> float:
+    """Share of an answer's three-word runs that other answers have, too; the mean over answers.
+
+    Towards 1 where prompts no longer matter: one answer for all, or refusals in ever other words, in any language.
+    """
+    by_answer = [_runs(text) for text in texts]
+    answers_with = Counter(run for runs in by_answer for run in set(runs))
+    shares = [sum(answers_with[run] > 1 for run in runs) / len(runs) for runs in by_answer if runs]
+    return statistics.fmean(shares) if shares else 0.0
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return list(zip(words, words[1:], words[2:], strict=False))
