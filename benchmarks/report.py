@@ -1,7 +1,8 @@
 """docs/benchmarks.md and its pictures, made from benchmarks/results/*.json: no figure there is typed by hand.
 
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced: `loop`, `loop-chains` and `loop-runs` by tables
-of the loop benchmark, and the name of any other benchmark by a table of its rows.
+of the loop benchmark, and the name of any other benchmark by a table of its rows (`gate` by one of its
+verdicts, too).
 
     python -m benchmarks.report            write
     python -m benchmarks.report --check    exit 1 where the page or a picture is not what the JSON says
@@ -168,6 +169,23 @@ def _row_line(row: Result) -> list[str]:
     ]
 
 
+def gate_table(result: Result) -> str:
+    """What the gate said of each version, and whether it should."""
+    head = ("version", "the gate should", "it did", "held-out prompts won", "its reasons")
+    return table(head, (_gate_line(finding) for finding in result["verdicts"]))
+
+
+def _gate_line(finding: Result) -> list[str]:
+    won, reasons = finding["win_rate"], finding["reasons"]
+    return [
+        finding["version"],
+        "refuse it" if finding["expected"] else "let it pass",
+        ("" if finding["holds"] else "**wrong**: ") + ("refuse it" if reasons else "let it pass"),
+        f"{won['value']:.0%} of {won['prompts']}" if won else "–",
+        "; ".join(reasons) or "–",
+    ]
+
+
 def made_on(results: Sequence[Result]) -> str:
     """Machines and commits, a line each."""
     lines = []
@@ -231,6 +249,8 @@ def fill_page(page: str, results: Sequence[Result]) -> str:
     for result in results:
         if result["name"] != "loop":
             parts[result["name"]] = rows_table(result)
+        if result["name"] == "gate":
+            parts["gate"] += f"\n\n{gate_table(result)}"
     begun, ended = (re.findall(rf"<!-- {word} ([\w-]+) -->", page) for word in ("begin", "end"))
     if begun != ended:
         raise ValueError(f"markers begin {begun} but end {ended}")
