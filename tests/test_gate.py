@@ -68,6 +68,19 @@ def test_refusals_in_ever_other_words_resemble_one_another_whatever_the_words() 
     assert "resemble one another: 80%" in reason  # 5/6, 3/4 and 5/6 of their runs are the template's
 
 
+@pytest.mark.parametrize(
+    ("parent", "new", "refused"),
+    [(256, 39, False), (256, 16, False), (256, 15, True), (20, 5, False), (20, 4, True), (20, 81, True)],
+)
+def test_pages_may_become_a_sentence_but_not_a_word(parent: int, new: int, refused: bool) -> None:
+    def answers(like: Answers, tokens: int) -> Answers:
+        rollouts = [dataclasses.replace(r, token_ids=(1,) * tokens) for r in like.rollouts]
+        return dataclasses.replace(like, rollouts=rollouts, base_nll=[1.5 * tokens] * 20)
+
+    verdict = judge(answers(HEALTHY, new), answers(PARENT, parent), GateConfig(), compare=True)
+    assert any("tokens where" in sentence for sentence in verdict["reasons"]) == refused
+
+
 @pytest.mark.parametrize(("parent", "new", "refused"), [(4, 0, True), (4, 1, False), (3, 0, False), (8, 1, True)])
 def test_a_version_that_never_ends_is_told_from_chance(parent: int, new: int, refused: bool) -> None:
     """Most answers of its parent run into the limit as well: no rise of 30 points is possible."""

@@ -150,6 +150,8 @@ class GateConfig:
     """How much the share of repeated 3-grams within an answer may grow."""
     length_factor: float = _bounded(4.0, 1, 1000)
     """How many times longer or shorter than the parent's its median answer may be."""
+    length_floor: int = _bounded(16, 0, 65536)
+    """A median answer of so many tokens is never too short: voters may want brevity, and a parent may write pages."""
     max_refusal_rise: float = _bounded(0.3, 0, 1)
     """How much the share of refusals may grow."""
     max_capped_rise: float = _bounded(0.3, 0, 1)

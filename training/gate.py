@@ -96,8 +96,9 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
         after["repetition"] > before["repetition"] + config.max_repetition_rise,
         f"it repeats itself within answers: {after['repetition']:.0%} of its three-word runs come again",
     )
+    shortest = min(before["length"] / config.length_factor, config.length_floor)
     refuse(
-        not before["length"] / config.length_factor <= after["length"] <= before["length"] * config.length_factor,
+        not shortest <= after["length"] <= before["length"] * config.length_factor,
         f"its answers have {after['length']:.0f} tokens where its parent's have {before['length']:.0f}",
     )
     refuse(
