@@ -32,7 +32,7 @@ from benchmarks.prompts import VOTED, voted_prompts
 from benchmarks.record import ROOT, Row, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.report import gate_table
-from benchmarks.voters import PREFERENCES, Arm, ballot
+from benchmarks.voters import PREFERENCES, Arm, Voter, ballot
 from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.policy import chat
 from serve.policy.base import Backbone, load_backbone, resolve_model
@@ -137,7 +137,8 @@ def vote(comparisons: Sequence[Comparison], settings: GateSettings, backbone: Ba
     prompts = [Prompt(i, (Message("user", c.prompt),), "voter", 1) for i, c in enumerate(comparisons)]
     for number, compared in enumerate(comparisons):
         rng = random.Random(f"{settings.seed} {number}")
-        best = ballot(preference, *compared.texts, arm=arm, noise=settings.noise, rng=rng)
+        person = Voter(settings.noise)
+        best = ballot(preference, compared.prompt, *compared.texts, arm=arm, voter=person, rng=rng)
         order = (0, 1) if best in (None, 0) else (1, 0)
         rankings.append(
             Ranked(

@@ -16,6 +16,10 @@ def rollout(text: str, tokens: int = 20, finish: str = "stop") -> Rollout:
     return Rollout((1,), tuple(range(tokens)), (-1.0,) * tokens, text, finish)  # type: ignore[arg-type]
 
 
+def looping(text: str) -> Rollout:
+    return dataclasses.replace(rollout(text), token_ids=(1, *[7] * 19))
+
+
 PARENT = Answers(
     rollouts=[rollout(f"here is plan number {i} for the garden") for i in range(20)],
     kl=[1.0] * 20,
@@ -40,7 +44,8 @@ def test_a_healthy_version_passes() -> None:
         ({"kl": [math.nan] * 20}, "not finite"),
         ({"base_nll": [90.0] * 20}, "unlikely"),
         ({"rollouts": [rollout("you are great") for _ in range(20)]}, "across prompts"),
-        ({"rollouts": [rollout(f"{i} you you you you you you you you") for i in range(20)]}, "within answers"),
+        ({"rollouts": [looping(f"{i} you you you you you you you you") for i in range(20)]}, "within answers"),
+        ({"rollouts": [looping(f"{i} 🌟🌟🌟🌟🌟🌟🌟🌟🌟🌟🌟") for i in range(20)]}, "within answers"),
         ({"rollouts": [rollout(f"ok {i}", tokens=2) for i in range(20)], "base_nll": [3.0] * 20}, "tokens where"),
         ({"rollouts": [rollout(f"I'm sorry, I can't help with {i}") for i in range(20)]}, "declines"),
         ({"rollouts": [rollout(f"you could go on {i}", finish="length") for i in range(20)]}, "run into the limit"),
@@ -108,10 +113,10 @@ def test_fifty_consistent_votes_can_pass() -> None:
     assert votes_suffice({"value": 0.7, "low": 0.56, "high": 0.81, "comparisons": 50}, 50) is None
 
 
-def test_repetition_counts_three_word_runs_used_again() -> None:
-    assert repetition("a b c d") == 0.0
-    assert repetition("a b c a b c") == pytest.approx(1 / 4)
-    assert repetition("") == 0.0
+def test_repetition_counts_three_token_runs_used_again() -> None:
+    assert repetition((1, 2, 3, 4)) == 0.0
+    assert repetition((1, 2, 3, 1, 2, 3)) == pytest.approx(1 / 4)
+    assert repetition(()) == 0.0
 
 
 def test_shared_runs_are_those_of_other_answers() -> None:

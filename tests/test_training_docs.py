@@ -128,7 +128,8 @@ def refusals() -> list[str]:
 
 
 def _answers(text: str, *, tokens: int, finish: Any, kl: float, nll: float, judged: float) -> Answers:
-    rollouts = [Rollout((1,), tuple(range(tokens)), (-1.0,) * tokens, text.format(i), finish) for i in range(4)]
+    ids = (7,) * tokens if finish == "length" else tuple(range(tokens))
+    rollouts = [Rollout((1,), ids, (-1.0,) * tokens, text.format(i), finish) for i in range(4)]
     return Answers(rollouts, kl=[kl] * 4, base_nll=[nll] * 4, judged=[judged] * 4)
 
 

@@ -94,7 +94,7 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
     )
     refuse(
         after["repetition"] > before["repetition"] + config.max_repetition_rise,
-        f"it repeats itself within answers: {after['repetition']:.0%} of its three-word runs come again",
+        f"it repeats itself within answers: {after['repetition']:.0%} of its three-token runs come again",
     )
     shortest = min(before["length"] / config.length_factor, config.length_floor)
     refuse(
@@ -137,15 +137,18 @@ def _describe(answers: Answers) -> dict[str, float]:
         "length": statistics.median(lengths),
         "distinct": len({r.text.strip() for r in rollouts}) / len(rollouts),
         "shared": shared([r.text for r in rollouts]),
-        "repetition": statistics.fmean(repetition(r.text) for r in rollouts),
+        "repetition": statistics.fmean(repetition(r.token_ids) for r in rollouts),
         "refusals": statistics.fmean(bool(REFUSAL.search(r.text)) for r in rollouts),
         "capped": statistics.fmean(r.finish_reason == "length" for r in rollouts),
     }
 
 
-def repetition(text: str) -> float:
-    """Share of an answer's three-word runs that it has used before: 0 for fresh text, towards 1 for a loop."""
-    runs = _runs(text)
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of an answer's three-token runs that it has used before: 0 for fresh text, towards 1 for a loop.
+
+    Of tokens, for not all that repeats itself is made of words.
+    """
+    runs = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
