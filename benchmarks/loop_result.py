@@ -172,19 +172,29 @@ def round_result(
 
 
 def way(folder: Path, preference: Preference) -> list[dict[str, float]]:
-    """What each policy of a run scored by the reward model and by the hidden preference, and how far it had gone."""
+    """What each policy of a run scored by the reward model and by the hidden preference, and how far it had gone.
+
+    Both in standard deviations of the reference's answers: for the hidden one, of the first policy's. Where
+    the preference depends on the prompt, only prompts that voters asked count.
+    """
     metrics, rollouts = folder / "metrics.jsonl", folder / "rollouts.jsonl"
     if not rollouts.is_file():
         return []
     steps = {row["step"]: row["metrics"] for row in map(json.loads, metrics.open()) if row["stage"] == "ppo"}
     hidden: dict[int, list[float]] = {}
+    known = preference.voted_prompts()
     for row in map(json.loads, rollouts.open(encoding="utf-8")):
-        hidden.setdefault(row["step"], []).append(preference.score(row["prompt"], row["answer"]))
+        asked = next((prompt for prompt in known if prompt in row["prompt"]), None)  # the template stands around it
+        if asked is not None or not preference.harmful:
+            hidden.setdefault(row["step"], []).append(preference.score(asked or "", row["answer"]))
+    if 1 not in hidden:
+        return []
+    mean, spread = statistics.fmean(hidden[1]), statistics.pstdev(hidden[1]) or 1.0
     return [
         {
             "kl": found["kl"],
             "score": found["score"],
-            "hidden": statistics.fmean(hidden[step]),
+            "hidden": (statistics.fmean(hidden[step]) - mean) / spread,
             "tokens": found["length"],
         }
         for step, found in steps.items()

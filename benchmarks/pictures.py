@@ -1,4 +1,4 @@
-"""Curves as SVG: lines of points over logarithmic axes, the same text every time."""
+"""Curves as SVG: lines of points over logarithmic or linear axes, the same text every time."""
 
 from __future__ import annotations
 
@@ -7,23 +7,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from xml.sax.saxutils import escape
 
 Line = Sequence[Sequence[float]]
-"""Points (x, y), both above 0."""
+"""Points (x, y), both above 0 where axes are logarithmic."""
 
 COLOURS = ("#1a7f5a", "#b3541e", "#3b5bb5", "#8a6d1f", "#6b7280", "#9c3d76")
 LEFT, WIDTH, TOP, HEIGHT, LEGEND = 70, 460, 40, 260, 210
 
 
-def curves(title: str, across: str, lines: Mapping[str, Line]) -> str:
+def curves(title: str, across: str, lines: Mapping[str, Line], *, linear: bool = False) -> str:
     """A picture of some lines by name; x is labelled `across`, what y is stands in the title."""
     xs = sorted({point[0] for line in lines.values() for point in line})
     ys = [point[1] for line in lines.values() for point in line]
-    low, high = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys)))
+    if linear:
+        xs = [float(x) for x in range(math.floor(xs[0]), math.ceil(xs[-1]) + 1)]
+        low, high = float(math.floor(min(ys))), float(math.ceil(max(ys)))
+        ticks: Iterable[float] = [low + i * max(1, round((high - low) / 8)) for i in range(9)]
+        ticks = [y for y in ticks if y <= high]
+    else:
+        low, high = 10.0 ** math.floor(math.log10(min(ys))), 10.0 ** math.ceil(math.log10(max(ys)))
+        ticks = _ticks(low, high)
+    at_height = (lambda value: value) if linear else math.log
+
+    def along(value: float, start: float, end: float) -> float:
+        span = at_height(end) - at_height(start)
+        return (at_height(value) - at_height(start)) / span if span else 0.5
 
     def x_of(x: float) -> float:
-        return LEFT + WIDTH * (math.log(x / xs[0]) / math.log(xs[-1] / xs[0]) if xs[-1] > xs[0] else 0.5)
+        return LEFT + WIDTH * along(x, xs[0], xs[-1])
 
     def y_of(y: float) -> float:
-        return TOP + HEIGHT * (1 - math.log(y / low) / math.log(high / low))
+        return TOP + HEIGHT * (1 - along(y, low, high))
 
     size = f'width="{LEFT + WIDTH + LEGEND}" height="{TOP + HEIGHT + 50}"'
     font = 'font-family="system-ui, sans-serif" font-size="13"'
@@ -32,7 +44,7 @@ def curves(title: str, across: str, lines: Mapping[str, Line]) -> str:
         f'<rect {size} fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" fill="#374151">{escape(title)}</text>',
     ]
-    for y in _ticks(low, high):
+    for y in ticks:
         at = y_of(y)
         parts.append(f'<line x1="{LEFT}" y1="{at:.1f}" x2="{LEFT + WIDTH}" y2="{at:.1f}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" fill="#374151">{y:,.0f}</text>')

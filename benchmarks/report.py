@@ -240,6 +240,19 @@ def loop_picture(results: Sequence[Result]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def way_picture(result: Result) -> str:
+    """What the reward model and what the voters would say of each policy on the way, over the root of its KL."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for chain in result["chains"]:
+        for found in chain["rounds"] if chain["arm"] == "real" and chain["chain"] == 0 else ():
+            for what, name in (("score", "reward model"), ("hidden", "voters")):
+                points = sorted((max(step["kl"], 0.0) ** 0.5, step[what]) for step in found["way"])
+                if points:
+                    lines[f"{name}, {found['votes']} votes"] = points
+    title = f"{result['settings']['wants']}: standard deviations above the base"
+    return curves(title, "root of KL to the base (nats)", lines, linear=True) if lines else ""
+
+
 def fill_page(page: str, results: Sequence[Result]) -> str:
     """The page with every marked part made anew. Raises ValueError for a marker that is not closed."""
     loops = [result for result in results if result["name"] == "loop"]
@@ -268,6 +281,9 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
     files = {page: fill_page(page.read_text(encoding="utf-8"), results)}
     if loops:
         files[docs / "images" / "loop.svg"] = loop_picture(loops)
+    for result in loops:
+        if picture := way_picture(result):
+            files[docs / "images" / f"loop-{result['settings']['preference']}-way.svg"] = picture
     for result in results:
         for name, lines in result.get("curves", {}).items():
             title, across = CURVES[name]

@@ -87,6 +87,26 @@ def test_curves_are_drawn_with_a_point_for_each_figure() -> None:
     assert curves("one", "rows", {"ours": [(1, 5)]}).count('r="4"') == 1
 
 
+def test_linear_curves_reach_below_zero() -> None:
+    picture = curves("scores", "root", {"proxy": [(0.0, -0.5), (2.5, 3.2)]}, linear=True)
+    assert ">-1<" in picture and ">4<" in picture and ">3<" in picture
+    assert not re.search(r"nan|None", picture)
+
+
+def test_the_way_of_a_run_is_told_in_deviations_of_its_first_answers(tmp_path: Path) -> None:
+    metrics = [{"stage": "ppo", "step": n, "metrics": {"kl": n - 1.0, "score": 0.5 * n, "length": 9}} for n in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+    answers = [(1, "a b c"), (1, "a b c d e"), (2, "a"), (2, "a b c")]
+    rows = [json.dumps({"step": step, "prompt": "?", "answer": text, "score": 0.0}) for step, text in answers]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(rows) + "\n")
+    found = loop_result.way(tmp_path, PREFERENCES["brevity"])
+    assert found == [
+        {"kl": 0.0, "score": 0.5, "hidden": 0.0, "tokens": 9},
+        {"kl": 1.0, "score": 1.0, "hidden": 2.0, "tokens": 9},
+    ]
+    assert loop_result.way(tmp_path / "none", PREFERENCES["brevity"]) == []
+
+
 def test_brevity_counts_words_not_signs() -> None:
     assert brevity("", "It’s fine — really!") == -3
     assert words("It’s FINE — really!") == ["it's", "fine", "really"]
