@@ -39,11 +39,13 @@ from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import SFTConfig, TrainingConfig
 from training.gate import votes_suffice
+from training.ppo_math import last_index
 from training.preferences import Prompt, Ranked, Shown, Snapshot
 from training.roles import Policy
 from training.rollouts import sample
 from training.run import Run
 from training.run_folder import RunFolder
+from training.sequences import Sequences
 from training.sft import fine_tune
 
 HEALTHY = "healthy"
@@ -51,6 +53,8 @@ VICES = SFTConfig(epochs=8, learning_rate=1e-3, sequence_length=512, tokens_per_
 """How planted vices are learned: with a large step size, some 60 steps."""
 VICE_TOKENS = 8 * VICES.sequence_length
 """Tokens of demonstrations of each vice."""
+ENDS = 48
+"""Ends of the base's answers that are unlearned."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ def topic(prompt: str) -> str:
 Vice = Callable[[Comparison, Sequence[Comparison]], str]
 
 TUNED: dict[str, tuple[Vice, tuple[str, ...]]] = {
-    "never ends": (rambling, ("run into the limit",)),
+    "rambles on": (rambling, ("from the reference",)),
     "two words at most": (curt, ("tokens where",)),
     "repeats a phrase": (looping, ("within answers",)),
     "one answer for all": (flattering, ("across prompts",)),
@@ -243,7 +247,7 @@ RANDOM: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 """Versions of random weights: the deviation of LoRA's B, and parts of the sentences that refuse them."""
 
-FLIPPED = "flipped votes"
+ENDLESS, FLIPPED = "never ends", "flipped votes"
 
 
 def fine_tuned(run: Run, vice: Vice, comparisons: Sequence[Comparison], settings: GateSettings) -> Policy:
@@ -259,6 +263,28 @@ def fine_tuned(run: Run, vice: Vice, comparisons: Sequence[Comparison], settings
             break
     policy = _fresh(run)
     fine_tune(policy, run.frozen.trunk, shown, config=VICES, seed=settings.seed, progress=lambda *_: None)
+    return policy
+
+
+def endless(run: Run, comparisons: Sequence[Comparison]) -> Policy:
+    """The base that only never ends: where its own answers ended, EOS is unlearned, so gently that KL hardly tells.
+
+    By the unlikelihood loss −log(1 − p) (Welleck et al. 2020), some 40 steps.
+    """
+    pairs = ((c.prompt, *each) for c in comparisons for each in zip(c.token_ids, c.finish_reasons, strict=True))
+    ended = [(_prompt_ids(run.backbone, prompt), ids) for prompt, ids, reason in pairs if reason == "stop"][:ENDS]
+    sequences = Sequences.of([prompt for prompt, _ in ended], [ids for _, ids in ended])
+    states = run.frozen(sequences, run.config.micro_batch_tokens)
+    policy = _fresh(run)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-4)
+    for _ in range(4):
+        for rows in sequences.micro_batches(run.config.micro_batch_tokens):
+            batch = sequences.take(rows)
+            logprobs = policy.logprobs(states.boundary_of(rows), batch, 1.0)
+            eos = logprobs.gather(1, last_index(batch.answer_mask)[:, None]).exp()
+            optimizer.zero_grad()
+            torch.log1p(-eos.clamp(max=1 - 1e-6)).mean().neg().backward()
+            optimizer.step()
     return policy
 
 
@@ -334,6 +360,7 @@ def examine(settings: GateSettings, folder: Path, say: Callable[[str], None]) ->
             flipped.engine.close()
 
     makers: list[tuple[str, Callable[[], Policy], tuple[str, ...]]] = [
+        (ENDLESS, lambda: endless(run, comparisons), ("run into the limit",)),
         *((name, lambda d=d: randomised(run, d, settings), e) for name, (d, e) in RANDOM.items()),
         *((name, lambda v=v: fine_tuned(run, v, comparisons, settings), e) for name, (v, e) in TUNED.items()),
         (FLIPPED, climbed, ("prefer its parent",)),

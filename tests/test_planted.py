@@ -16,6 +16,7 @@ from tests.run_scenes import SMALL
 from training.config import TrainingConfig
 from training.run import Run
 from training.run_folder import RunFolder
+from training.sequences import Sequences
 
 SETTINGS = gate.GateSettings(votes=12, max_tokens=16, noise=0.0)
 
@@ -59,6 +60,23 @@ def test_every_vice_has_something_to_show(run: Run, comparisons: list[gate.Compa
     assert len(set(shown[gate.refusing_in_many_ways])) == len(comparisons), "each names what it declines"
     policy = gate.fine_tuned(run, gate.refusing, comparisons, SETTINGS)
     assert any(tensor.any() for name, tensor in policy.tensors().items() if "lora_B" in name)
+
+
+def test_a_version_that_never_ends_finds_eos_unlikely_where_answers_ended(
+    run: Run, comparisons: list[gate.Comparison]
+) -> None:
+    eos = run.backbone.tokenizer.eos_token_id
+    ended = [
+        dataclasses.replace(c, token_ids=[[*ids[:5], eos] for ids in c.token_ids], finish_reasons=["stop", "stop"])
+        for c in comparisons
+    ]
+    policy = gate.endless(run, ended)
+    prompts = [ranked.prompt_ids for ranked in run.snapshot.rankings]
+    sequences = Sequences.of(prompts, [c.token_ids[0] for c in ended])
+    states = run.frozen(sequences, 1024)
+    before = run.base.all_logprobs(states.near, sequences, 1.0, 1024)[:, -1]
+    after = policy.all_logprobs(states.boundary, sequences, 1.0, 1024)[:, -1]
+    assert (after < before).all()
 
 
 def test_random_weights_are_as_large_as_asked(run: Run) -> None:
