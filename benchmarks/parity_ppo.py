@@ -22,11 +22,11 @@ from benchmarks.findings import Findings
 from benchmarks.prompts import held_out_prompts
 from serve.policy import chat
 from serve.policy.base import Backbone
-from serve.policy.split import boundary
 from serve.records import Message
 from training import ppo_math
 from training.roles import FrozenLayers, LoraShape, Policy
 from training.sequences import Sequences
+from training.split import boundary
 
 PEER = "trl-ppo"
 SETTINGS: dict[str, Any] = {

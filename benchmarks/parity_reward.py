@@ -24,12 +24,12 @@ from benchmarks.prompts import voted_prompts
 from serve.policy import chat
 from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
-from serve.policy.split import boundary
 from serve.records import Message
 from training.preferences import Ranked
 from training.reward import Pairs, bradley_terry_loss, centring_loss, ranked_sequences
 from training.roles import FrozenLayers, LoraShape, load_lora_tensors
 from training.scorer import GROUPS, Scorer
+from training.split import boundary
 
 PEER = "trl-reward"
 SETTINGS: dict[str, Any] = {"steps": 3, "learning_rate": 1e-3}

@@ -18,7 +18,6 @@ import torch
 
 from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.policy.base import Backbone, ModelFolder, load_backbone
-from serve.policy.split import boundary
 from serve.records import Sampling
 from training import ppo as ppo_module
 from training.config import MAX_RANK, ROWS_IN_FLIGHT, PPOConfig
@@ -28,6 +27,7 @@ from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
 from training.rollouts import sample
 from training.scorer import Scorer
 from training.sequences import Sequences
+from training.split import boundary
 
 MICRO_BATCH = 1024
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from serve.policy.base import ModelFolder, load_backbone
-from serve.policy.split import boundary
 from training.config import TrainingConfig
 from training.preferences import Ranked
 from training.reward import fit_reward
 from training.roles import FrozenLayers, LoraShape
 from training.sequences import Sequences
+from training.split import boundary
 
 
 def main(settings: dict[str, Any], out: Path) -> None:

@@ -130,10 +130,3 @@ def test_beta_follows_the_relative_error_clipped_to_a_fifth(kl: float, expected:
 def test_beta_stays_positive_when_the_horizon_is_shorter_than_an_update() -> None:
     # 1 − 0.2 · min(1, 100 / 10); unclamped it would be 1 − 2
     assert m.adapt_beta(0.05, 0.0, target=6.0, episodes=100, horizon=10) == pytest.approx(0.05 * 0.8)
-
-
-def test_selected_logprobs_equal_a_log_softmax_at_the_temperature() -> None:
-    logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[1, 2, 3], [4, 5, 10]])
-    expected = torch.log_softmax(logits / 0.7, -1).gather(-1, ids[..., None]).squeeze(-1)
-    torch.testing.assert_close(m.selected_logprobs(logits, ids, 0.7), expected)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from training.sequences import Sequences
 
 SOME = Sequences.of([(10, 11), (12,), (13, 14, 15)], [(1, 2, 3), (4,), (5, 2)])
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
 def test_rows_are_prompt_then_answer_padded_on_the_right() -> None:
@@ -32,6 +38,18 @@ def test_micro_batches_hold_each_row_once_sorted_by_length_within_the_bound() ->
     assert sorted(i for b in batches for i in b.tolist()) == [0, 1, 2]
     for batch in batches:
         assert len(batch) * int(SOME.lengths[batch].max()) <= 10
+
+
+def test_two_cores_get_parts_of_like_size_within_half_of_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    rows = Sequences.of([(1,)] * 12, [(1,) * (3 + i % 4) for i in range(12)])
+    for most, count in ((1000, 2), (90, 2), (60, 4), (24, 10)):
+        batches = rows.micro_batches(most)
+        assert len(batches) == count
+        assert sorted(i for b in batches for i in b.tolist()) == list(range(12))
+        padded = [len(b) * int(rows.lengths[b].max()) for b in batches]
+        assert max(padded) <= most // 2
+        assert most == 24 or max(padded) < 2 * min(padded)
 
 
 def test_a_row_longer_than_the_bound_goes_alone() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from serve.policy.base import Backbone, load_backbone, resolve_model
-from serve.policy.split import Section
 from serve.records import Message
 from training.config import SFTConfig
 from training.preferences import Shown
 from training.roles import LoraShape, Policy
 from training.sft import fine_tune, pack
+from training.split import Section, open_section
 
 SHOWN = [Shown((Message("user", f"say {word}"),), f"{word} {word}!") for word in ("red", "blue", "green", "grey")]
 
@@ -36,7 +36,7 @@ def loss(policy: Policy, trunk: Section, shown: list[Shown], length: int) -> flo
 
 def test_packing_changes_no_loss(backbone: Backbone) -> None:
     policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
-    trunk = Section(backbone.model, 0, 2)
+    trunk = open_section(backbone.model, 0, 2)
     assert len(pack(policy, SHOWN, 400)) < len(pack(policy, SHOWN, 80)) == len(SHOWN)
     assert loss(policy, trunk, SHOWN, 400) == pytest.approx(loss(policy, trunk, SHOWN, 80), abs=1e-4)
 
@@ -58,7 +58,7 @@ def test_a_long_demonstration_loses_the_front_of_its_prompt_not_its_answer(backb
 
 def test_demonstrations_become_likelier(backbone: Backbone) -> None:
     policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
-    trunk = Section(backbone.model, 0, 2)
+    trunk = open_section(backbone.model, 0, 2)
     before = loss(policy, trunk, SHOWN, 200)
     config = SFTConfig(epochs=8, learning_rate=5e-3, sequence_length=200, tokens_per_batch=200)
     report = fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda step, done, metrics: None)

@@ -21,6 +21,7 @@ from torch import Tensor
 from serve.engine.local import LocalEngine
 from serve.records import Sampling
 from training.config import ROWS_IN_FLIGHT, PPOConfig
+from training.parallel import in_parallel
 from training.ppo_math import (
     adapt_beta,
     answer_kl,
@@ -111,8 +112,12 @@ class PPO:
         self.roles, self.engine, self.pool, self.config = roles, engine, pool, config
         self.sampling, self.penalise_cap, self.demonstrations = sampling, penalise_cap, demonstrations
         self.micro_batch_tokens, self.seed = micro_batch_tokens, seed
-        self.policy_optimizer = torch.optim.Adam(roles.policy.parameters(), lr=config.learning_rate, eps=1e-5)
-        self.value_optimizer = torch.optim.Adam(roles.value.trained(), lr=config.value_learning_rate, eps=1e-5)
+        self.policy_optimizer = torch.optim.Adam(
+            roles.policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
+        )
+        self.value_optimizer = torch.optim.Adam(
+            roles.value.trained(), lr=config.value_learning_rate, eps=1e-5, fused=True
+        )
         self.progress = Progress(beta=config.beta)
         self.best = roles.policy.tensors()
 
@@ -219,30 +224,38 @@ class PPO:
 
     def _step(self, batch: Batch, rows: Tensor, train_policy: bool, generator: torch.Generator) -> dict[str, float]:
         """One optimizer step on some rows, in micro-batches whose gradients add up to the whole minibatch's."""
-        config = self.config
+        config, roles = self.config, self.roles
         tokens = int(batch.sequences.answer_mask[rows].sum())
-        sums = {"policy_loss": 0.0, "value_loss": 0.0, "clipped": 0.0, "moved": 0.0}
-        self.policy_optimizer.zero_grad()
-        self.value_optimizer.zero_grad()
-        for part in batch.sequences.micro_batches(self.micro_batch_tokens, rows):
+        of_value, of_policy = roles.value.trained(), roles.policy.parameters()
+
+        def run(part: Tensor) -> tuple[list[Tensor], dict[str, float]]:
+            """Gradients of value model and policy, and metrics, each as a share of the minibatch's."""
             some = batch.sequences.take(part)
             mask, width = some.answer_mask, some.answer_mask.shape[1]
             share = int(mask.sum()) / tokens
+            boundary, near = batch.states.boundary_of(part), batch.states.near_of(part)
             old_values, returns = batch.values[part, :width], batch.returns[part, :width]
 
-            values = self.roles.value(batch.states.boundary_of(part), batch.states.near_of(part), some)[:, :-1]
+            values = roles.value(boundary, near, some)[:, :-1]
             value_loss = clipped_value_loss(values, old_values, returns, mask, clip=config.value_clip)
-            (value_loss * share).backward()
-            sums["value_loss"] += value_loss.item() * share
+            gradients = [*torch.autograd.grad(value_loss * share, of_value)]
+            metrics = {"value_loss": value_loss.item() * share, "policy_loss": 0.0, "clipped": 0.0, "moved": 0.0}
 
             if train_policy:
-                logprobs = self.roles.policy.logprobs(batch.states.boundary_of(part), some, self.sampling.temperature)
+                logprobs = roles.policy.logprobs(boundary, some, self.sampling.temperature)
                 old, advantages = batch.logprobs[part, :width], batch.advantages[part, :width]
                 policy_loss, clipped = clipped_policy_loss(logprobs, old, advantages, mask, clip=config.clip)
-                (policy_loss * share).backward()
-                sums["policy_loss"] += policy_loss.item() * share
-                sums["clipped"] += clipped.item() * share
-                sums["moved"] += float(masked_mean((logprobs.detach() - old).abs(), mask)) * share
+                gradients += torch.autograd.grad(policy_loss * share, of_policy)
+                metrics["policy_loss"] = policy_loss.item() * share
+                metrics["clipped"] = clipped.item() * share
+                metrics["moved"] = float(masked_mean((logprobs.detach() - old).abs(), mask)) * share
+            return gradients, metrics
+
+        found = in_parallel(run, batch.sequences.micro_batches(self.micro_batch_tokens, rows))
+        trained = [*of_value, *of_policy] if train_policy else of_value
+        for weight, gradients in zip(trained, zip(*(g for g, _ in found), strict=True), strict=True):
+            weight.grad = sum(gradients[1:], start=gradients[0])
+        sums = {name: sum(metrics[name] for _, metrics in found) for name in found[0][1]}
         self._clip_gradients(self.roles.value.trained())
         self.value_optimizer.step()
         if train_policy:

@@ -122,12 +122,3 @@ def explained(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     wanted, missed = returns[mask], (returns - values)[mask]
     spread = float(wanted.var(correction=0))
     return 1 - float(missed.var(correction=0)) / spread if spread > 0 else 0.0
-
-
-def selected_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
-    """Log-probability of the chosen tokens at a temperature: logits (..., V), token_ids (...) → (...).
-
-    Never materialises a full-vocabulary log-softmax: logit of the chosen token minus log-sum-exp.
-    """
-    logits = logits.float() / temperature
-    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, -1)

@@ -25,6 +25,7 @@ from serve.feedback.statistics import win_rate
 from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
+from training.parallel import in_parallel
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
 from training.probe import fit_head, known_directions, log_loss
 from training.roles import FrozenLayers, FrozenStates, LoraShape
@@ -297,7 +298,7 @@ def _lora_epochs(
     epochs: int,
 ) -> Iterator[int]:
     """Train LoRA and head on the pairs; yields after each epoch. All pairs of a ranking stay in one batch."""
-    optimizer = torch.optim.Adam(scorer.trained(), lr=config.learning_rate, eps=1e-5)
+    optimizer = torch.optim.Adam(scorer.trained(), lr=config.learning_rate, eps=1e-5, fused=True)
     rankings = pairs.ranking.unique().tolist()
     shuffler = random.Random(seed)
     for epoch in range(epochs):
@@ -335,8 +336,12 @@ def _pair_scores(
 ) -> tuple[Tensor, Tensor]:
     """Scores of each pair's better and worse answer, each (N,); an answer in several pairs is run once."""
     rows, place = torch.cat([pairs.better, pairs.worse]).unique(return_inverse=True)
-    parts = list(sequences.micro_batches(micro_batch_tokens, rows))
-    scores = [scorer.score(states.boundary_of(part), states.near_of(part), sequences.take(part)) for part in parts]
+    parts = sequences.micro_batches(micro_batch_tokens, rows)
+
+    def scores_of(part: Tensor) -> Tensor:
+        return scorer.score(states.boundary_of(part), states.near_of(part), sequences.take(part))
+
+    scores = in_parallel(scores_of, parts)
     in_order = torch.cat(scores)[torch.cat(parts).argsort()]  # micro-batches are sorted by length: back to row order
     return in_order[place[: len(pairs)]], in_order[place[len(pairs) :]]
 

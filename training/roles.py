@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
-from serve.policy.split import Section
-from training.ppo_math import selected_logprobs
+from training.parallel import in_parallel
+from training.pieces import chosen_logprobs
 from training.sequences import Sequences
+from training.split import open_section
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,24 @@ class FrozenLayers:
     """The part of the backbone that no role adapts: trunk (below the policy's LoRA) and middle (up to the scorers')."""
 
     def __init__(self, backbone: Backbone, policy_first: int, scorer_first: int) -> None:
-        self.trunk = Section(backbone.model, 0, policy_first)
-        self._middle = Section(backbone.model, policy_first, scorer_first) if policy_first < scorer_first else None
+        self.trunk = open_section(backbone.model, 0, policy_first)
+        self._middle = open_section(backbone.model, policy_first, scorer_first) if policy_first < scorer_first else None
 
     @torch.no_grad()
     def __call__(self, sequences: Sequences, micro_batch_tokens: int) -> FrozenStates:
         """Run every row once."""
         empty = torch.empty(0)
         states = FrozenStates([empty] * len(sequences), [empty] * len(sequences))
-        for rows in sequences.micro_batches(micro_batch_tokens):
+
+        def run(rows: Tensor) -> None:
             batch = sequences.take(rows)
             boundary = self.trunk(batch.input_ids, batch.attention_mask)
             near = self._middle(boundary, batch.attention_mask) if self._middle else boundary
             for place, (row, length) in enumerate(zip(rows.tolist(), batch.lengths.tolist(), strict=True)):
                 states.boundary[row] = boundary[place, :length].clone()
                 states.near[row] = near[place, :length].clone()
+
+        in_parallel(run, sequences.micro_batches(micro_batch_tokens))
         return states
 
 
@@ -90,7 +94,7 @@ class Policy:
         if start is not None:
             load_lora_tensors(self.model, load_file(str(start / WEIGHTS)))
         inner = self.model.get_base_model()
-        self._upper = Section(inner, shape.first_layer, backbone.layer_count)
+        self._upper = open_section(inner, shape.first_layer, backbone.layer_count)
         self._head = inner.get_output_embeddings()
         self.scaling = shape.alpha / shape.rank
 
@@ -104,15 +108,15 @@ class Policy:
         Only answer places reach the LM head.
         """
         states = batch.answer_states(self._upper(boundary, batch.attention_mask))[:, :-1]  # (B, T, D)
-        chosen = states[batch.answer_mask].contiguous()  # (N, D); contiguous: the head's backward is 3× faster
-        flat = selected_logprobs(self._head(chosen), batch.answer_ids[batch.answer_mask], temperature)
+        chosen, tokens = states[batch.answer_mask], batch.answer_ids[batch.answer_mask]  # (N, D), (N,)
+        flat = chosen_logprobs(chosen, self._head.weight, self._head.bias, tokens, temperature)
         return torch.zeros(batch.answer_mask.shape).masked_scatter(batch.answer_mask, flat)
 
     def next_token_loss(self, states: Tensor, attention_mask: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """Mean negative log-likelihood, in nats, of targets (B, L) where they are ≥ 0; the rest as in Section."""
         final = self._upper(states, attention_mask, positions)
         wanted = targets >= 0
-        return -selected_logprobs(self._head(final[wanted].contiguous()), targets[wanted], 1.0).mean()
+        return -chosen_logprobs(final[wanted], self._head.weight, self._head.bias, targets[wanted], 1.0).mean()
 
     @torch.no_grad()
     def all_logprobs(
@@ -120,10 +124,13 @@ class Policy:
     ) -> Tensor:
         """`logprobs` of every row (B, T), without gradients, in micro-batches."""
         result = torch.zeros(sequences.answer_mask.shape)
-        for rows in sequences.micro_batches(micro_batch_tokens):
+
+        def run(rows: Tensor) -> None:
             batch = sequences.take(rows)
             found = self.logprobs(padded(states, rows), batch, temperature)
             result[rows, : found.shape[1]] = found
+
+        in_parallel(run, sequences.micro_batches(micro_batch_tokens))
         return result
 
     def tensors(self) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.errors import AdapterError, NothingToLearn, Unavailable
 from serve.policy.adapters import WEIGHTS, sync
 from serve.policy.base import Backbone, ModelFolder, load_backbone
-from serve.policy.split import boundary, check_split
 from serve.records import BASE_VERSION, Sampling
 from training.config import MAX_RANK, MIN_TEMPERATURE, ROWS_IN_FLIGHT, TrainingConfig
 from training.gate import UNABLE, Answers, judge, votes_suffice
@@ -36,6 +35,7 @@ from training.run_folder import RunFolder
 from training.scorer import Scorer
 from training.sequences import Sequences
 from training.sft import fine_tune
+from training.split import boundary, check_split
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
-from serve.policy.split import Section
+from training.parallel import in_parallel
 from training.roles import FrozenStates, LoraShape, load_lora_tensors, lora_tensors, save_lora, with_lora
 from training.sequences import Sequences
+from training.split import open_section
 
 HEAD_FILE = "head.safetensors"
 HEAD = ("weight", "bias", "mean", "std", "centre", "known", "caution")
@@ -53,7 +54,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.shape = shape
         self.lora = with_lora(backbone, shape, seed)
-        self._top = Section(self.lora.get_base_model(), shape.first_layer, backbone.layer_count)
+        self._top = open_section(self.lora.get_base_model(), shape.first_layer, backbone.layer_count)
         self._embed = backbone.model.get_input_embeddings()
         size = backbone.model.config.hidden_size
         width = len(GROUPS) * size
@@ -95,13 +96,14 @@ class Scorer(nn.Module):
 
         Afterwards features have mean 0 and a norm of about 1, shared between the groups as `GROUPS` says.
         """
-        total, tokens = torch.zeros_like(self.centre), 0
-        for rows in sequences.micro_batches(micro_batch_tokens):
+
+        def total(rows: Tensor) -> Tensor:
             batch = sequences.take(rows)
             depths = self._depths(states.boundary_of(rows), states.near_of(rows), batch)
-            total += torch.stack([found[:, 1:][batch.answer_mask].sum(0) for found in depths])
-            tokens += int(batch.answer_mask.sum())
-        self.centre.copy_(total / tokens)
+            return torch.stack([found[:, 1:][batch.answer_mask].sum(0) for found in depths])
+
+        totals = in_parallel(total, sequences.micro_batches(micro_batch_tokens))
+        self.centre.copy_(sum(totals) / sequences.answer_mask.sum())
         raw = self.all_features(states, sequences, micro_batch_tokens)
         weights = torch.tensor(list(GROUPS.values())).repeat_interleave(self.centre.shape[1])
         self.mean.copy_(raw.mean(0))
@@ -136,21 +138,27 @@ class Scorer(nn.Module):
         """Every row without gradients: values at s₀ … s_{T−1} (B, T), zero past the end, and scores at s_T (B,)."""
         values = torch.zeros(sequences.answer_mask.shape)
         scores = torch.zeros(len(sequences))
-        for rows in sequences.micro_batches(micro_batch_tokens):
+
+        def run(rows: Tensor) -> None:
             batch = sequences.take(rows)
             found = self.forward(states.boundary_of(rows), states.near_of(rows), batch)
             values[rows, : found.shape[1] - 1] = found[:, :-1] * batch.answer_mask
             scores[rows] = found.gather(1, batch.answer_mask.sum(-1, keepdim=True)).squeeze(1)
+
+        in_parallel(run, sequences.micro_batches(micro_batch_tokens))
         return values, scores
 
     @torch.no_grad()
     def all_features(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
         """Features of every whole answer, at s_T: (B, F)."""
         result = torch.zeros(len(sequences), len(self.weight))
-        for rows in sequences.micro_batches(micro_batch_tokens):
+
+        def run(rows: Tensor) -> None:
             batch = sequences.take(rows)
             found = self.features(states.boundary_of(rows), states.near_of(rows), batch)
             result[rows] = found[torch.arange(len(rows)), batch.answer_mask.sum(-1)]
+
+        in_parallel(run, sequences.micro_batches(micro_batch_tokens))
         return result
 
     def rescale(self, shift: float, scale: float) -> None:

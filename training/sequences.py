@@ -7,7 +7,7 @@ Logprobs and values are read at s₀ … s_{T−1}; the score of the whole answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,15 +64,24 @@ class Sequences:
             self.answer_mask[rows, :width],
         )
 
-    def micro_batches(self, max_tokens: int, rows: Tensor | None = None) -> Iterator[Tensor]:
-        """Row numbers in batches of like length, each of at most `max_tokens` padded tokens (or one row)."""
+    def micro_batches(self, max_tokens: int, rows: Tensor | None = None) -> list[Tensor]:
+        """Row numbers in batches of like length and size, to be run on all cores at once (`in_parallel`).
+
+        Those at work together have at most `max_tokens` padded tokens, if a row has no more than a core's share.
+        """
         rows = torch.arange(len(self)) if rows is None else rows
         rows = rows[self.lengths[rows].argsort(stable=True)]
-        start = 0
-        for end in range(1, len(rows) + 1):
-            if end == len(rows) or (end + 1 - start) * int(self.lengths[rows[end]]) > max_tokens:
-                yield rows[start:end]
-                start = end
+        cores = torch.get_num_threads()
+        lengths = self.lengths[rows]
+        middles = lengths.cumsum(0) - lengths / 2
+        count = min(cores, len(rows))
+        while True:
+            share = (middles * count / lengths.sum()).long()  # of equally many tokens
+            batches = [rows[share == i] for i in share.unique()]
+            padded = [len(batch) * int(self.lengths[batch].max()) for batch in batches]
+            if count >= len(rows) or max(padded) <= max_tokens // cores:
+                return batches
+            count = min(count + cores, len(rows))
 
     def answer_states(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, L, D) → the answers' states s₀ … s_T (B, T + 1, D); past an answer's end s_T repeats."""

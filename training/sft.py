@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.policy.split import Section
 from training.config import SFTConfig
 from training.preferences import Shown
 from training.roles import Policy
+from training.split import Section
 
 MIN_FOR_HOLDOUT = 10
 
@@ -65,7 +65,7 @@ def fine_tune(
     # 2. Epochs over packed rows, each step over about `tokens_per_batch` tokens
     per_step = max(1, config.tokens_per_batch // config.sequence_length)
     steps = config.epochs * math.ceil(len(train) / per_step)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.1, 1 - step / steps))
     shuffler = random.Random(seed)
     losses: list[float] = []
