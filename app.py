@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # what is slow to import is imported where it is used
     from training.scheduler import Scheduler
 
 FORMATS = ("trl", "hh", "kto", "sft", "arena")
+READINGS = ("whole", "demonstrations", "turns")
 _SETTINGS_WITHOUT_FLAG = ("operator_token", "training")
 """A token on the command line would show in the list of processes; training has `--set`."""
 
@@ -315,7 +316,7 @@ async def _command(command: str, settings: Settings, options: dict[str, Any]) ->
         if command == "rollback":
             return await client.rollback()
         if command == "import":
-            return await client.import_(content, options["format"])
+            return await client.import_(content, options["format"], options["reading"])
         if command == "export":
             return await _export(client, options["format"], options["out"])
         return await client.status()
@@ -403,6 +404,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: standard output")
     import_ = add("import", "take JSON lines in, all or none")
     import_.add_argument("--format", choices=FORMATS, required=True)
+    import_.add_argument(
+        "--as",
+        dest="reading",
+        choices=READINGS,
+        default="whole",
+        help="demonstrations: show the answers ranked first; turns: and the assistant's earlier ones (default: whole)",
+    )
     import_.add_argument("file", help="a file of JSON lines, - for standard input")
     add("doctor", "check model, adapters, database, port, disk and processor", "host", "port", "model")
     return top

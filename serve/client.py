@@ -136,9 +136,9 @@ class Client:
         except httpx.TransportError as error:
             raise _gone(error) from error
 
-    async def import_(self, content: bytes, format: str) -> Result:
+    async def import_(self, content: bytes, format: str, reading: str) -> Result:
         """Take JSON lines in, all or none."""
-        data = await self.call("POST", "/api/import", params={"format": format}, content=content)
+        data = await self.call("POST", "/api/import", params={"format": format, "as": reading}, content=content)
         return Result(data, "imported " + (", ".join(f"{count} {what}" for what, count in data.items()) or "nothing"))
 
     async def train(self, *, stages: Sequence[Stage] | None, settings: Mapping[str, Any], force: bool) -> Result:

@@ -460,9 +460,9 @@ class Service:
         """The record as JSON lines. Raises InvalidInput for a format that there is not."""
         return exchange.export(self.store, format)
 
-    async def import_lines(self, lines: bytes, format: str) -> ImportCounts:
+    async def import_lines(self, lines: bytes, format: str, reading: str) -> ImportCounts:
         """Take JSON lines in, all or none; returns counts. Raises InvalidInput with the line."""
-        return await asyncio.to_thread(exchange.import_lines, self.store, lines, format)
+        return await asyncio.to_thread(exchange.import_lines, self.store, lines, format, reading)
 
     # ---- inside
 

@@ -567,6 +567,8 @@ def test_what_is_exported_can_be_imported(voter: TestClient, operator: TestClien
     back = operator.post("/api/import", params={"format": "trl"}, content=out.content)
     assert back.status_code == 201
     assert back.json()["votes"] == 1
+    shown = operator.post("/api/import", params={"format": "trl", "as": "demonstrations"}, content=out.content)
+    assert {name: count for name, count in shown.json().items() if count} == {"demonstrations": 1}
 
 
 def test_a_bad_line_is_named_and_nothing_is_imported(web: Web, operator: TestClient) -> None:
@@ -582,6 +584,7 @@ def test_unknown_formats_are_refused(operator: TestClient) -> None:
     assert code(operator.get("/api/export?format=csv"), 422) == "invalid_input"
     assert code(operator.get("/api/export"), 422) == "invalid_input"
     assert code(operator.post("/api/import?format=csv", content="{}"), 422) == "invalid_input"
+    assert code(operator.post("/api/import?format=sft&as=answers", content="{}"), 422) == "invalid_input"
 
 
 def test_metrics_are_prometheus_text(voter: TestClient, operator: TestClient) -> None:

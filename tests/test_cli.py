@@ -91,6 +91,15 @@ def test_what_is_imported_is_exported_again(
     assert said(capsys)["messages"] == row["messages"]
 
 
+def test_chosen_answers_are_imported_as_demonstrations(
+    folder: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "Hello", "chosen": "Good morning.", "rejected": "What."}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    assert run(folder, "import", "--format", "trl", "--as", "demonstrations", "in.jsonl", "--json") == 0
+    assert {name: count for name, count in said(capsys).items() if count} == {"demonstrations": 1}
+
+
 def test_a_bad_import_line_is_named_and_nothing_is_taken(
     folder: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -370,3 +370,49 @@ def test_an_empty_file_is_refused(store: Store) -> None:
 def test_imported_prompts_never_show_imported_answers_as_ours(store: Store) -> None:
     import_lines(store, _lines(GOOD["trl"]), "trl")
     assert store.next_in_queue("anna") is None
+
+
+LONGER = [
+    {"role": "user", "content": "Hi?"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "And?"},
+]
+CHOSEN, REJECTED = ([*LONGER, {"role": "assistant", "content": said}] for said in ("Good day.", "What."))
+
+HH = {
+    side: f"\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant: {said}"
+    for side, said in (("chosen", "Good day."), ("rejected", "What."))
+}
+
+
+@pytest.mark.parametrize(
+    ("format", "row"),
+    [
+        ("trl", {"chosen": CHOSEN, "rejected": REJECTED}),
+        ("hh", HH),
+        ("kto", {"prompt": LONGER, "completion": CHOSEN[-1:], "label": True}),
+        ("sft", {"messages": CHOSEN}),
+        ("arena", {"conversation_a": REJECTED, "conversation_b": CHOSEN, "winner": "model_b"}),
+    ],
+)
+def test_answers_that_won_can_come_in_as_demonstrations(store: Store, format: str, row: dict[str, Any]) -> None:
+    if format == "kto":
+        bad = {"prompt": LONGER, "completion": REJECTED[-1:], "label": False}
+        lines = _lines(row, bad)
+    else:
+        lines = _lines(row)
+    assert import_lines(store, lines, format, "demonstrations") == ImportCounts(demonstrations=1)
+    assert _rows(store, "sft") == [{"messages": CHOSEN}]
+    assert _ballots(store) == []
+    assert import_lines(store, lines, format, "turns") == ImportCounts(demonstrations=1, skipped=1)
+    assert _rows(store, "sft") == [{"messages": CHOSEN}, {"messages": CHOSEN[:2]}]
+
+
+def test_ties_show_nothing_and_are_counted(store: Store) -> None:
+    tie = {"conversation_a": CHOSEN, "conversation_b": REJECTED, "winner": "tie (bothbad)"}
+    assert import_lines(store, _lines(tie), "arena", "demonstrations") == ImportCounts(skipped=1)
+
+
+def test_an_unknown_way_to_read_is_refused(store: Store) -> None:
+    with pytest.raises(InvalidInput, match="as is one of whole, demonstrations, turns"):
+        import_lines(store, _lines({"messages": CHOSEN}), "sft", "answers")

@@ -7,9 +7,9 @@ sft     {"messages": [message…]}, the last one the assistant's: demonstrations
 arena   {"model_a", "model_b", "winner", "judge", "conversation_a", "conversation_b", …}, as in LMSYS's arena
 
 Going out, voters are pseudonyms and every pair that a ranking implies is a row; in kto each answer is a row, good where
-it is ranked first. Going in, a file is taken whole or not at all, and its votes are no evidence. Rows whose two sides
-are equal, or answer different prompts, say nothing about one prompt: they are left out and counted, and so are
-demonstrations that were imported before.
+it is ranked first. Going in, a file is taken whole or not at all, and its votes are no evidence; on request they come
+in as demonstrations of the answers ranked first. Rows whose two sides are equal, or answer different prompts, say
+nothing about one prompt: they are left out and counted, and so are demonstrations that were imported before.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from serve.records import Message
 
 Format = Literal["trl", "hh", "kto", "sft", "arena"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+Reading = Literal["whole", "demonstrations", "turns"]
+"""What an import makes of its rows: what they are, demonstrations of what is ranked first, or of earlier turns too."""
+READINGS: tuple[Reading, ...] = get_args(Reading)
 
 Row = dict[str, Any]
 Item = NewBallot | NewDemonstration
@@ -46,12 +49,16 @@ def export(store: Store, format: str) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(store))
 
 
-def import_lines(store: Store, lines: str | bytes | Iterable[str | bytes], format: str) -> ImportCounts:
-    """Store a dataset whole; blank lines are passed over.
+def import_lines(
+    store: Store, lines: str | bytes | Iterable[str | bytes], format: str, reading: str = "whole"
+) -> ImportCounts:
+    """Store a dataset whole; blank lines are passed over. `reading` is one of `READINGS`.
 
     Raises InvalidInput naming the line that cannot be used, and then stores nothing.
     """
     parse = _IMPORTS[_known(format)]
+    if reading not in READINGS:
+        raise InvalidInput(f"as is one of {', '.join(READINGS)}")
     if isinstance(lines, bytes):
         lines = lines.split(b"\n")
     elif isinstance(lines, str):
@@ -61,10 +68,11 @@ def import_lines(store: Store, lines: str | bytes | Iterable[str | bytes], forma
     skipped = 0
     try:
         for item in parse(rows):
-            if item is None:
-                skipped += 1
-            else:
-                items.append(item)
+            found = [] if item is None else [item]
+            if item is not None and reading != "whole":
+                found = _demonstrations(item, every_turn=reading == "turns")
+            skipped += not found
+            items += found
     except InvalidInput as error:
         raise InvalidInput(str(error), line=rows.line) from error
     if not rows.seen:
@@ -255,6 +263,20 @@ def _arena_items(rows: Iterable[Row]) -> Iterator[Item | None]:
         else:
             raise InvalidInput("winner is one of model_a, model_b, tie, tie (bothbad)")
         yield ballot and replace(ballot, judge=judge and _text(judge))
+
+
+def _demonstrations(item: Item, *, every_turn: bool) -> list[Item]:
+    """Of the answers that a ballot ranks first; with `every_turn`, of what the assistant said before them, too."""
+    if isinstance(item, NewDemonstration):
+        answers = [item.answer]
+    else:
+        answers = [item.answers[i] for i in item.ranking[0]] if item.ranking else []
+    shown: list[Item] = [NewDemonstration(item.messages, answer) for answer in answers if answer.strip()]
+    if shown and every_turn:
+        for place, message in enumerate(item.messages):
+            if message.role == "assistant" and place > 0 and message.content.strip():
+                shown.append(NewDemonstration(item.messages[:place], message.content))
+    return shown
 
 
 def _pair(chosen: Talk, rejected: Talk) -> NewBallot | None:

@@ -256,8 +256,10 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return StreamingResponse(service.export(format), 200, headers, "application/x-ndjson")
 
     @router.post("/import")
-    async def import_lines(request: Request, format: Annotated[str, Query()]) -> Response:
-        counts = await service.import_lines(await request.body(), format)
+    async def import_lines(
+        request: Request, format: Annotated[str, Query()], reading: Annotated[str, Query(alias="as")] = "whole"
+    ) -> Response:
+        counts = await service.import_lines(await request.body(), format, reading)
         return JSONResponse(asdict(counts), 201)
 
     return router
