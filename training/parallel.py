@@ -6,12 +6,13 @@ wait for each other as long as the second one helps (docs/log.md has the figures
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -28,6 +29,12 @@ def in_parallel(function: Callable[[Part], Result], parts: Iterable[Part]) -> li
             return function(part)
 
     return list(_pool(threads).map(work, parts))
+
+
+def set_gradients(parameters: Sequence[Tensor], parts: Sequence[Sequence[Tensor]]) -> None:
+    """Each parameter's gradient becomes the sum over the parts, always in the same order, so to the same bits."""
+    for parameter, (first, *others) in zip(parameters, zip(*parts, strict=True), strict=True):
+        parameter.grad = sum(others, start=first)
 
 
 @cache

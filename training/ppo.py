@@ -21,7 +21,7 @@ from torch import Tensor
 from serve.engine.local import LocalEngine
 from serve.records import Sampling
 from training.config import ROWS_IN_FLIGHT, PPOConfig
-from training.parallel import in_parallel
+from training.parallel import in_parallel, set_gradients
 from training.ppo_math import (
     adapt_beta,
     answer_kl,
@@ -252,9 +252,7 @@ class PPO:
             return gradients, metrics
 
         found = in_parallel(run, batch.sequences.micro_batches(self.micro_batch_tokens, rows))
-        trained = [*of_value, *of_policy] if train_policy else of_value
-        for weight, gradients in zip(trained, zip(*(g for g, _ in found), strict=True), strict=True):
-            weight.grad = sum(gradients[1:], start=gradients[0])
+        set_gradients([*of_value, *of_policy] if train_policy else of_value, [gradients for gradients, _ in found])
         sums = {name: sum(metrics[name] for _, metrics in found) for name in found[0][1]}
         self._clip_gradients(self.roles.value.trained())
         self.value_optimizer.step()

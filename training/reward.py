@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from serve.feedback.statistics import win_rate
 from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
-from training.parallel import in_parallel
+from training.parallel import in_parallel, set_gradients
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
 from training.probe import fit_head, known_directions, log_loss
 from training.roles import FrozenLayers, FrozenStates, LoraShape
@@ -306,12 +306,19 @@ def _lora_epochs(
         for start in range(0, len(rankings), config.comparisons_per_batch):
             chosen = torch.tensor(rankings[start : start + config.comparisons_per_batch])
             batch = pairs.where(torch.isin(pairs.ranking, chosen))
-            better, worse = _pair_scores(scorer, states, sequences, batch, micro_batch_tokens)
-            margin, pull = config.margin * batch.strength, batch_pull(batch, config.max_voter_share)
-            loss = bradley_terry_loss(better, worse, batch.target, pull, margin)
-            loss = loss + config.centring * centring_loss(better, worse, pull)
-            optimizer.zero_grad()
-            loss.backward()
+            batch = replace(batch, pull=batch_pull(batch, config.max_voter_share))
+
+            def run(rankings: Tensor, batch: Pairs = batch) -> tuple[Tensor, ...]:
+                """Gradients of some rankings' share of the batch's loss."""
+                part = batch.where(torch.isin(batch.ranking, rankings))
+                better, worse = _pair_scores(scorer, states, sequences, part, micro_batch_tokens)
+                margin = config.margin * part.strength
+                loss = bradley_terry_loss(better, worse, part.target, part.pull, margin)
+                loss = loss + config.centring * centring_loss(better, worse, part.pull)
+                return torch.autograd.grad(loss * part.pull.sum() / batch.pull.sum(), scorer.trained())
+
+            parts = in_parallel(run, chosen.tensor_split(min(torch.get_num_threads(), len(chosen))))
+            set_gradients(scorer.trained(), parts)
             torch.nn.utils.clip_grad_norm_(scorer.trained(), 1.0)
             optimizer.step()
         yield epoch

@@ -1,0 +1,229 @@
+"""What else could the same votes do? Best-of-4, SFT on the chosen answers and TRL's DPO, beside the loop's own version.
+
+    make peers                                  TRL, in an environment of its own
+    python -m benchmarks.loop --preference brevity --arms real --rounds 100,300
+    python -m benchmarks.alternatives --preference brevity --json benchmarks/results/alternatives-brevity.json
+
+Takes the votes that a chain of `benchmarks/loop.py` had at a round, and the minutes that its run took. Best-of-4 takes
+the base's best answer of four by that run's reward model; it costs four answers each time, and no training. SFT learns
+the chosen answers as a run learns demonstrations. DPO trains a LoRA of rank 16 on all layers, with each of two learning
+rates, for as many of TRL's three epochs as fit into the minutes. All answer the chain's held-out prompts with the same
+seeds, and the hidden preference judges against the base's answers. Every alternative is saved when it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.fluency import SavedAnswer
+from benchmarks.loop import HELD_OUT_SEED
+from benchmarks.loop_result import contest, outcomes
+from benchmarks.loop_state import Answers
+from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.reference import CACHE
+from benchmarks.voters import PREFERENCES, Preference, words
+from serve.engine.local import PREFILL_TOKENS, LocalEngine
+from serve.policy.base import load_backbone, resolve_model
+from serve.policy.chat import render
+from serve.records import BASE_VERSION, Message, Sampling
+from training.config import MAX_RANK, ROWS_IN_FLIGHT, TrainingConfig
+from training.preferences import Shown, read_snapshot
+from training.reward import RewardFit
+from training.roles import FrozenLayers, LoraShape, Policy
+from training.rollouts import Rollout, padded_rollouts, sample
+from training.sft import fine_tune
+from training.split import boundary
+
+BEST_OF = 4
+DPO_RATES = (5e-5, 2e-4)
+PLACE = 1
+
+
+class Chain:
+    """A finished round of a chain: its votes, its reward model, its minutes and its base answers."""
+
+    def __init__(self, folder: Path, preference: Preference, votes: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        state = json.loads((folder / "state.json").read_text())
+        self.folder, self.preference, self.votes, self.threads = folder, preference, votes, threads
+        self.run = state["rounds"][str(votes)]
+        self.settings = state["settings"]
+        self.seconds = (
+            datetime.fromisoformat(self.run["finished"]) - datetime.fromisoformat(self.run["started"])
+        ).total_seconds()
+        self.run_folder = folder / "data" / "runs" / f"{self.run['id']:04d}"
+        self.model = resolve_model("default", CACHE)
+        self.backbone = load_backbone(self.model)
+        self.config = TrainingConfig()
+        layers = self.backbone.layer_count
+        first, near = boundary(layers, self.config.adapted_layers), layers - self.config.reward.layers
+        self.policy_shape = LoraShape(first, self.config.rank, self.config.alpha)
+        self.scorer_shape = LoraShape(near, self.config.rank, self.config.alpha)
+        self.frozen = FrozenLayers(self.backbone, first, near)
+        self.snapshot = read_snapshot(self.run_folder / "snapshot.db", self.backbone.tokenizer)
+
+    @cached_property
+    def base(self) -> list[SavedAnswer]:
+        """The base's answers to the held-out prompts."""
+        return list(Answers(self.folder / "answers-v0.jsonl").by_index().values())
+
+    @cached_property
+    def chosen(self) -> list[tuple[tuple[Message, ...], str, str]]:
+        """Of every vote that preferred something: the messages, and the best and the worst answer."""
+        messages = {prompt.id: prompt.messages for prompt in self.snapshot.prompts}
+        tokenizer = self.backbone.tokenizer
+
+        def text(token_ids: Sequence[int]) -> str:
+            return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+        return [
+            (messages[vote.prompt_id], text(vote.answers[0]), text(vote.answers[-1]))
+            for vote in self.snapshot.rankings
+            if vote.groups[0] != vote.groups[-1]
+        ]
+
+    def answers(self, load: Callable[[LocalEngine], int], each: int = 1) -> list[list[Rollout]]:
+        """`each` answers to every held-out prompt, by the version that `load` puts into the engine."""
+        engine = LocalEngine(
+            self.backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
+        )
+        sampling = Sampling(max_tokens=self.settings["max_tokens"], temperature=self.settings["temperature"])
+        try:
+            place = load(engine)
+            prompts = [render(self.backbone.tokenizer, (Message("user", answer.prompt),)) for answer in self.base]
+            found = sample(
+                engine, place, prompts, answers_per_prompt=each, sampling=sampling, seed=HELD_OUT_SEED,
+                in_flight=ROWS_IN_FLIGHT // each,
+            )  # fmt: skip
+        finally:
+            engine.close()
+        return [found[start : start + each] for start in range(0, len(found), each)]
+
+    def judged(self, texts: list[str]) -> dict[str, Any]:
+        """Texts against the base's."""
+        ours = [replace(base, text=text) for base, text in zip(self.base, texts, strict=True)]
+        found = contest(outcomes(self.preference, ours, self.base))
+        return {**vars(found), "words": statistics.median(len(words(text)) for text in texts)}
+
+
+def best_of_4(chain: Chain, work: Path) -> dict[str, Any]:
+    """The best of the base's answers, by the run's reward model."""
+    fitted = RewardFit.load(chain.run_folder / "reward", chain.backbone, chain.scorer_shape)
+    assert fitted is not None, "the chain's run has no reward model"
+    answers = chain.answers(lambda engine: BASE_VERSION, BEST_OF)
+    sequences, _ = padded_rollouts([answer for some in answers for answer in some])
+    states = chain.frozen(sequences, chain.config.micro_batch_tokens)
+    scores = fitted.scorer.all_values(states, sequences, chain.config.micro_batch_tokens)[1].view(-1, BEST_OF)
+    return chain.judged([some[int(i)].text for some, i in zip(answers, scores.argmax(-1), strict=True)])
+
+
+def sft_on_chosen(chain: Chain, work: Path) -> dict[str, Any]:
+    """SFT as a run does it, on every answer that was preferred."""
+    policy = Policy(chain.backbone, chain.policy_shape, seed=0)
+    start = time.perf_counter()
+    fine_tune(
+        policy,
+        chain.frozen.trunk,
+        [Shown(messages, chosen) for messages, chosen, _ in chain.chosen],
+        config=chain.config.sft,
+        seed=0,
+        progress=lambda step, done, metrics: None,
+    )
+    seconds = time.perf_counter() - start
+
+    def load(engine: LocalEngine) -> int:
+        engine.load_tensors(PLACE, policy.tensors(), scaling=policy.scaling)
+        return PLACE
+
+    return {**chain.judged([some[0].text for some in chain.answers(load)]), "seconds": seconds}
+
+
+def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
+    """TRL's DPO at a learning rate."""
+
+    def train(chain: Chain, work: Path) -> dict[str, Any]:
+        out = work / f"dpo-{rate:g}"
+        out.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "model": str(chain.model.path), "dtype": "bfloat16", "threads": chain.threads, "learning_rate": rate,
+            "seconds": chain.seconds,
+            "votes": [
+                {
+                    "prompt": [{"role": m.role, "content": m.content} for m in messages],
+                    "chosen": [{"role": "assistant", "content": chosen}],
+                    "rejected": [{"role": "assistant", "content": rejected}],
+                }
+                for messages, chosen, rejected in chain.chosen
+            ],
+        }  # fmt: skip
+        (out / "settings.json").write_text(json.dumps(settings))
+        python = ROOT / ".peers" / "trl-reward" / "bin" / "python"
+        worker = ROOT / "benchmarks" / "peers" / "trl_dpo.py"
+        with (out / "log.txt").open("w") as log:
+            command = [str(python), str(worker), str(out / "settings.json"), str(out)]
+            subprocess.run(command, stdout=log, stderr=log, check=True)
+
+        def load(engine: LocalEngine) -> int:
+            engine.load(PLACE, out)
+            return PLACE
+
+        trained = json.loads((out / "result.json").read_text())
+        return {**chain.judged([some[0].text for some in chain.answers(load)]), **trained}
+
+    return train
+
+
+def main() -> None:
+    """Try what is not tried yet, print, write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.alternatives", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--preference", choices=sorted(PREFERENCES), default="brevity")
+    parser.add_argument("--chain", type=Path, default=None, help="a chain's folder (benchmarks/work/loop-…/real-0)")
+    parser.add_argument("--votes", type=int, default=300, help="the round (300)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    name = f"{options.preference}-{options.votes}"
+    folder = options.chain or ROOT / "benchmarks" / "work" / f"loop-{options.preference}" / "real-0"
+    work = ROOT / "benchmarks" / "work" / "alternatives" / name
+    work.mkdir(parents=True, exist_ok=True)
+    chain = Chain(folder, PREFERENCES[options.preference], options.votes, options.threads)
+    ways: dict[str, Callable[[Chain, Path], dict[str, Any]]] = {
+        "best of 4 by the reward model": best_of_4,
+        "SFT on the chosen answers": sft_on_chosen,
+        **{f"TRL's DPO, learning rate {rate:g}": dpo(rate) for rate in DPO_RATES},
+    }
+    version = Answers(folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
+    found = {"PPO, as the run does it": {**chain.judged([a.text for a in version]), "seconds": chain.seconds}}
+    for number, (way, function) in enumerate(ways.items()):
+        file = work / f"{number}.json"
+        if not file.is_file():
+            write_json(file, function(chain, work))
+        found[way] = json.loads(file.read_text())
+        print(f"{way}: {json.dumps(found[way])}", flush=True)
+    rows = [
+        Row(way, "win rate", it["win_rate"] if it["win_rate"] is not None else 0.5, low=it["low"], high=it["high"])
+        for way, it in found.items()
+    ]
+    for row in rows:
+        print(f"{row.what}: {row.ours:.1%}" + (f" ({row.low:.1%} to {row.high:.1%})" if row.low is not None else ""))
+    if options.json is not None:
+        settings = {"preference": options.preference, "votes": options.votes, "seconds": chain.seconds}
+        write_json(options.json, document(f"alternatives-{options.preference}", settings, rows, found=found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Does chat stay usable while a run is on? The time between two pieces of a streamed answer, idle and beside a run.
+
+    python -m benchmarks.loop --preference brevity --arms real --rounds 100
+    python -m benchmarks.beside --data benchmarks/work/loop-brevity/real-0/data --json benchmarks/results/beside.json
+
+Takes a copy of a data folder with votes, starts the real server on it, and reads one answer after the other over HTTP:
+first with nothing else going on, then from the start of a run until its checks, in which the server's engine is idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from benchmarks.client import Client, Traffic, persist
+from benchmarks.prompts import held_out_prompts
+from benchmarks.record import Row, document, write_json
+from benchmarks.server import OPERATOR_TOKEN, Server
+
+IDLE_ANSWERS = 16
+TOKENS = 128
+STAGES = ("reward", "ppo")
+FINAL = frozenset({"succeeded", "rejected", "failed", "cancelled"})
+
+
+class Stage(threading.Thread):
+    """Watches where a run stands."""
+
+    def __init__(self, url: str, run: int) -> None:
+        super().__init__(daemon=True)
+        self._client = Client(url, Traffic(), token=OPERATOR_TOKEN)
+        self._run = run
+        self.now: str | None = None
+        self.over = False
+
+    def run(self) -> None:
+        """Ask twice a second until the checks begin or the run has ended."""
+        while not self.over:
+            found = self._client.call("GET", f"/api/runs/{self._run}")
+            self.now = found["stage"]
+            self.over = found["status"] in FINAL or self.now == "gate"
+            time.sleep(0.5)
+        self._client.__exit__()
+
+
+def gaps(client: Client, prompt: str) -> list[float]:
+    """Seconds between the pieces of one streamed answer."""
+    times = [
+        time.perf_counter()
+        for chunk in client.stream(prompt, max_tokens=TOKENS, temperature=0.8)
+        if chunk["choices"] and chunk["choices"][0]["delta"].get("content")
+    ]
+    return [after - before for before, after in zip(times, times[1:], strict=False)]
+
+
+def measure(data: Path) -> dict[str, list[float]]:
+    """Gaps by what went on: idle, or a stage of the run."""
+    prompts = held_out_prompts()
+    found: dict[str, list[float]] = {"idle": [], **{stage: [] for stage in STAGES}}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "data"
+        shutil.copytree(data, copy)
+        (copy / "feedback.db.lock").unlink(missing_ok=True)
+        environment = {"HUSTINGS_MIN_NEW_VOTES": "1000000000", "HUSTINGS_MAX_INTERVAL": "none"}
+        with Server(copy, environment=environment) as server, Client(server.url, Traffic()) as client:
+            gaps(client, prompts[0])
+            for prompt in prompts[:IDLE_ANSWERS]:
+                found["idle"] += gaps(client, prompt)
+            with Client(server.url, Traffic(), token=OPERATOR_TOKEN) as operator:
+                body = {"stages": list(STAGES), "force": True}
+                run = int(persist(lambda: operator.call("POST", "/api/runs", body))["id"])
+                stage = Stage(server.url, run)
+                stage.start()
+                turn = 0
+                while not stage.over:
+                    before, seconds = stage.now, gaps(client, prompts[turn % len(prompts)])
+                    if before == stage.now and before in found:
+                        found[before] += seconds
+                    turn += 1
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beside", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="a data folder with votes; it stays as it is")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    found = measure(options.data)
+    idle = statistics.median(found["idle"])
+    rows = []
+    for what, seconds in found.items():
+        if seconds:
+            middle, late = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
+            beside = {} if what == "idle" else {"peer": "idle", "theirs": idle * 1e3, "ratio": idle / middle}
+            where = what if what == "idle" else f"beside a run's {what} stage"
+            rows.append(Row(f"between two pieces, {where}", "ms", middle * 1e3, runs=len(seconds), **beside))  # type: ignore[arg-type]
+            rows.append(Row(f"the same, 95th percentile, {where}", "ms", late * 1e3, runs=len(seconds)))
+    for row in rows:
+        print(f"{row.what}: {row.ours:.1f} {row.unit}" + (f", {1 / row.ratio:.2f} times idle" if row.ratio else ""))
+    if options.json is not None:
+        write_json(options.json, document("beside", {"tokens": TOKENS, "idle_answers": IDLE_ANSWERS}, rows))
+
+
+if __name__ == "__main__":
+    main()

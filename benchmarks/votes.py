@@ -1,0 +1,364 @@
+"""What is a vote worth? Accuracy of the reward model on clean, held-out pairs after 100, 300 and 1,000 noisy votes.
+
+    python -m benchmarks.votes --json benchmarks/results/votes.json
+    python -m benchmarks.votes --quick
+
+Answers are the base model's own, written once. Voters as in `benchmarks/voters.py` judge pairs drawn at random, pairs
+on which the fold models disagree most, and four answers at once; the reward model is fitted as a run fits it, but
+without its LoRA epochs, of which a run keeps none unless they help. Beside it stands a probe as one would write it
+first: ridge regression of the votes on frozen states, last token and mean over the answer, of a third, two thirds, five
+sixths and all of the layers, with the best of three penalties by cross-validation. Each cell is saved when it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.loop_state import Lines, Progress
+from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.reference import CACHE
+from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
+from serve.engine.local import PREFILL_TOKENS, LocalEngine
+from serve.policy.base import Backbone, load_backbone, resolve_model
+from serve.policy.chat import render
+from serve.records import BASE_VERSION, Message, Sampling
+from training.config import MAX_RANK, ROWS_IN_FLIGHT, RewardConfig, TrainingConfig
+from training.preferences import Ranked, folds_by_prompt
+from training.reward import RewardFit, fit_reward, ranked_sequences
+from training.roles import FrozenLayers, FrozenStates, LoraShape
+from training.rollouts import Rollout, sample
+from training.sequences import Sequences
+from training.split import boundary
+
+SHOWN = ("brevity", "closing", "declining", "one_paragraph", "second_person", "short_words")
+"""The last two were nobody's to tune on."""
+WAYS = ("random", "disagreement", "four")
+VOTES = (100, 300, 1000)
+ANSWERS, HELD_OUT_ANSWERS = 8, 4
+"""To each prompt that is voted on, and to each held-out one."""
+CANDIDATES = 400
+"""Pairs among which the fold models' disagreement chooses."""
+FIRST_AT_RANDOM = 40
+ROUNDS = 6
+"""In so many portions the rest of the pairs is chosen, each by a reward model of all votes before."""
+RIDGES = (1.0, 10.0, 100.0)
+"""Of the probe beside ours, on features of unit variance, each divided by the root of their number."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit."""
+
+    preference: str
+    way: str
+    votes: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and what the base answered."""
+
+    number: int
+    prompt: str
+    answers: list[Rollout]
+
+
+class Remembering(FrozenLayers):
+    """Frozen layers that run each row once, however often it is asked for."""
+
+    def __init__(self, backbone: Backbone, policy_first: int, scorer_first: int) -> None:
+        super().__init__(backbone, policy_first, scorer_first)
+        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, sequences: Sequences, micro_batch_tokens: int) -> FrozenStates:
+        """As `FrozenLayers`."""
+        rows = [tuple(ids[:n].tolist()) for ids, n in zip(sequences.input_ids, sequences.lengths, strict=True)]
+        new = [i for i, row in enumerate(rows) if row not in self._known]
+        if new:
+            found = super().__call__(sequences.take(torch.tensor(new)), micro_batch_tokens)
+            self._known |= {
+                rows[i]: pair for i, pair in zip(new, zip(found.boundary, found.near, strict=True), strict=True)
+            }
+        kept = [self._known[row] for row in rows]
+        return FrozenStates([boundary for boundary, _ in kept], [near for _, near in kept])
+
+
+class Study:
+    """The base model's answers, and reward models fitted to votes on them."""
+
+    def __init__(self, threads: int, work: Path) -> None:
+        torch.set_num_threads(threads)
+        self._backbone = load_backbone(resolve_model("default", CACHE))
+        config = TrainingConfig()
+        layers = self._backbone.layer_count
+        first, near = boundary(layers, config.adapted_layers), layers - config.reward.layers
+        self._shape = LoraShape(near, config.rank, config.alpha)
+        self._frozen = Remembering(self._backbone, first, near)
+        self._config: RewardConfig = replace(config.reward, epochs=0)
+        self._tokens = config.micro_batch_tokens
+        self._work = work
+        self._pools: dict[bool, tuple[list[Asked], list[Asked]]] = {}
+        self._probed: dict[tuple[int, ...], Tensor] = {}
+
+    def accuracy(self, cell: Cell) -> dict[str, float]:
+        """Of one fit, on clean held-out pairs: our reward model's, with caution and without, and the probe's."""
+        preference = PREFERENCES[cell.preference]
+        voted, held_out = self._pool(preference)
+        rankings = self._vote(cell, preference, voted)
+        fitted = self._fit(rankings, cell.seed)
+        pairs = clean_pairs(preference, held_out)
+        sequences = Sequences.of(
+            [answer.prompt_ids for pair in pairs for answer in pair], [a.token_ids for pair in pairs for a in pair]
+        )
+        states = self._frozen(sequences, self._tokens)
+        found = {"climbed": self._right(fitted, states, sequences)}
+        fitted.scorer.caution.zero_()
+        found["ours"] = self._right(fitted, states, sequences)
+        found["out of fold"] = fitted.report["accuracy"]["value"]
+        found["probe"] = self._probe(rankings, sequences, cell.seed)
+        found["pairs"] = len(pairs)
+        return found
+
+    def _pool(self, preference: Preference) -> tuple[list[Asked], list[Asked]]:
+        """Voted and held-out prompts with their answers."""
+        if preference.harmful not in self._pools:
+            engine = LocalEngine(
+                self._backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=1, turn_tokens=PREFILL_TOKENS
+            )
+            try:
+                pools = [
+                    self._asked(engine, prompts, count, seed)
+                    for prompts, count, seed in (
+                        (preference.voted_prompts(), ANSWERS, 1_000_000),
+                        (preference.held_out_prompts(), HELD_OUT_ANSWERS, 2_000_000),
+                    )
+                ]
+            finally:
+                engine.close()
+            self._pools[preference.harmful] = (pools[0], pools[1])
+        return self._pools[preference.harmful]
+
+    def _asked(self, engine: LocalEngine, prompts: list[str], count: int, seed: int) -> list[Asked]:
+        ids = [render(self._backbone.tokenizer, (Message("user", prompt),)) for prompt in prompts]
+        rollouts = sample(
+            engine,
+            BASE_VERSION,
+            ids,
+            answers_per_prompt=count,
+            sampling=Sampling(max_tokens=64),
+            seed=seed,
+            in_flight=4,
+        )
+        return [
+            Asked(number, prompt, rollouts[number * count : (number + 1) * count])
+            for number, prompt in enumerate(prompts)
+        ]
+
+    def _vote(self, cell: Cell, preference: Preference, pool: list[Asked]) -> list[Ranked]:
+        rng = random.Random(f"{cell.preference} {cell.seed}")
+        order = rng.sample(pool, len(pool))
+        if cell.way == "four":
+            return [
+                rank_of(preference, order[n % len(order)], rng.sample(range(ANSWERS), 4), n, rng)
+                for n in range(cell.votes)
+            ]
+        count = cell.votes if cell.way == "random" else min(FIRST_AT_RANDOM, cell.votes)
+        votes = [
+            rank_of(preference, order[n % len(order)], rng.sample(range(ANSWERS), 2), n, rng) for n in range(count)
+        ]
+        portion = -(-(cell.votes - count) // ROUNDS)
+        while len(votes) < cell.votes:
+            chosen = self._most_disputed(votes, pool, min(portion, cell.votes - len(votes)), cell.seed, rng)
+            votes += [rank_of(preference, a, [i, j], len(votes) + k, rng) for k, (a, i, j) in enumerate(chosen)]
+        return votes
+
+    def _most_disputed(
+        self, votes: list[Ranked], pool: list[Asked], count: int, seed: int, rng: random.Random
+    ) -> list[tuple[Asked, int, int]]:
+        """Pairs that nobody judged yet, by how far the fold models' score differences spread; one a prompt."""
+        judges = self._fit(votes, seed).judges
+        seen = {frozenset(vote.answers) for vote in votes}
+        every = [
+            (asked, i, j)
+            for asked in pool
+            for i, j in itertools.combinations(range(ANSWERS), 2)
+            if frozenset((asked.answers[i].token_ids, asked.answers[j].token_ids)) not in seen
+        ]
+        some = rng.sample(every, min(CANDIDATES, len(every)))
+        sequences = Sequences.of(
+            [asked.answers[0].prompt_ids for asked, _, _ in some for _ in range(2)],
+            [asked.answers[place].token_ids for asked, i, j in some for place in (i, j)],
+        )
+        untrained = judges.untrained
+        raw = untrained.all_features(self._frozen(sequences, self._tokens), sequences, self._tokens)
+        features = (raw - untrained.mean) / untrained.std
+        spread = ((features[::2] - features[1::2]) @ judges.heads.T).std(-1)
+        chosen: dict[int, tuple[Asked, int, int]] = {}
+        for place in spread.argsort(descending=True).tolist():
+            chosen.setdefault(some[place][0].number, some[place])
+        return list(chosen.values())[:count]
+
+    def _fit(self, rankings: list[Ranked], seed: int) -> RewardFit:
+        return fit_reward(
+            rankings,
+            backbone=self._backbone,
+            frozen=self._frozen,
+            shape=self._shape,
+            config=self._config,
+            micro_batch_tokens=self._tokens,
+            seed=seed,
+            progress=lambda step, done, metrics: None,
+        )
+
+    def _right(self, fitted: RewardFit, states: FrozenStates, sequences: Sequences) -> float:
+        scores = fitted.scorer.all_values(states, sequences, self._tokens)[1]
+        return float((scores[::2] > scores[1::2]).double().mean())
+
+    # -- the probe beside ours ----------------------------------------------------------------------------------------
+
+    def _probe(self, rankings: list[Ranked], held_out: Sequences, seed: int) -> float:
+        answers = self._states_of(ranked_sequences(rankings))
+        mean, spread = answers.mean(0), answers.std(0) + 1e-6
+        width = answers.shape[1] ** 0.5
+        features, asked = ((x - mean) / spread / width for x in (answers, self._states_of(held_out)))
+        starts = list(itertools.accumulate((len(r.answers) for r in rankings), initial=0))
+        pairs = [(start + i, start + j, n) for n, (start, r) in enumerate(zip(starts, rankings, strict=False))
+                 for i, j, target in r.pairs() if target == 1.0]  # fmt: skip
+        better, worse, of = (torch.tensor(column) for column in zip(*pairs, strict=True))
+        differences = features[better] - features[worse]
+        folds = torch.tensor(folds_by_prompt(rankings, 5, seed))[of]
+
+        def head(chosen: Tensor, ridge: float) -> Tensor:
+            rows = differences[chosen].double()
+            dual = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(rows)), torch.ones(len(rows)).double())
+            found: Tensor = (rows.T @ dual).float()
+            return found
+
+        def out_of_fold(ridge: float) -> float:
+            return sum(
+                float((differences[folds == f] @ head(folds != f, ridge) > 0).sum()) for f in folds.unique().tolist()
+            )
+
+        best = max(RIDGES, key=out_of_fold)
+        return float(
+            ((asked[::2] - asked[1::2]) @ head(torch.ones(len(of), dtype=torch.bool), best) > 0).double().mean()
+        )
+
+    @torch.no_grad()
+    def _states_of(self, sequences: Sequences) -> Tensor:
+        """Last and mean states of four depths of every answer (B, 8 · D)."""
+        found = []
+        layers = self._backbone.layer_count
+        for row in range(len(sequences)):
+            length, start = int(sequences.lengths[row]), int(sequences.prompt_lengths[row])
+            ids = sequences.input_ids[row, :length]
+            key = tuple(ids.tolist())
+            if key not in self._probed:
+                states = self._backbone.model(ids[None], output_hidden_states=True).hidden_states
+                depths = [states[layers * k // 6][0, start:].float() for k in (2, 4, 5, 6)]
+                self._probed[key] = torch.cat([part for x in depths for part in (x[-1], x.mean(0))])
+            found.append(self._probed[key])
+        return torch.stack(found)
+
+
+def rank_of(preference: Preference, asked: Asked, chosen: Sequence[int], number: int, rng: random.Random) -> Ranked:
+    """How one of the voters ranks some answers: each two as if asked which is better, erring as often, by wins."""
+    voter = VOTERS[number % len(VOTERS)]
+    wins = [0.0] * len(chosen)
+    for a, b in itertools.combinations(range(len(chosen)), 2):
+        first, second = (asked.answers[chosen[place]].text for place in (a, b))
+        best = ballot(preference, asked.prompt, first, second, arm="real", voter=voter, rng=rng)
+        for place, side in ((a, 0), (b, 1)):
+            wins[place] += 0.5 if best is None else float(best == side)
+    order = sorted(range(len(chosen)), key=lambda place: -wins[place])
+    levels = sorted(set(wins), reverse=True)
+    return Ranked(
+        prompt_id=asked.number,
+        voter=f"voter {number % len(VOTERS)}",
+        prompt_ids=asked.answers[0].prompt_ids,
+        answers=tuple(asked.answers[chosen[place]].token_ids for place in order),
+        groups=tuple(levels.index(wins[place]) for place in order),
+        positions=tuple(order),
+        finish_reasons=tuple(asked.answers[chosen[place]].finish_reason for place in order),
+        strength=None,
+    )
+
+
+def clean_pairs(preference: Preference, held_out: list[Asked]) -> list[tuple[Rollout, Rollout]]:
+    """Every two answers to a held-out prompt that the preference tells apart, the better one first."""
+    pairs = []
+    for asked in held_out:
+        for a, b in itertools.combinations(asked.answers, 2):
+            best = winner(preference, asked.prompt, a.text, b.text)
+            if best is not None:
+                pairs.append((a, b) if best == 0 else (b, a))
+    return pairs
+
+
+def rows_of(done: dict[Cell, dict[str, float]]) -> list[Row]:
+    """Means over seeds, and over preferences."""
+    rows = []
+    for way, votes in itertools.product(WAYS, VOTES):
+        means = []
+        for name in SHOWN:
+            found = [v for cell, v in done.items() if (cell.preference, cell.way, cell.votes) == (name, way, votes)]
+            if not found:
+                continue
+            ours, probe = [f["ours"] for f in found], statistics.mean(f["probe"] for f in found)
+            mean = statistics.mean(ours)
+            means.append((mean, probe))
+            rows.append(Row(f"{name}, {votes} votes, {way}", "right", mean, "probe", probe, mean / probe,
+                            len(found), min(ours), max(ours)))  # fmt: skip
+        if means:
+            ours_, probe_ = (statistics.mean(column) for column in zip(*means, strict=True))
+            rows.append(Row(f"all, {votes} votes, {way}", "right", ours_, "probe", probe_, ours_ / probe_, len(means)))
+    return rows
+
+
+def main() -> None:
+    """Fit every cell that is not done yet, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.votes", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one preference, one seed, 100 votes")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work" / "votes")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    lines = Lines(options.work / "cells.jsonl")
+    done = {Cell(**row["cell"]): row["found"] for row in lines.rows}
+    shown, votes, seeds = (SHOWN[:1], VOTES[:1], 1) if options.quick else (SHOWN, VOTES, options.seeds)
+    study, progress = Study(options.threads, options.work), Progress()
+    for preference, way, count, seed in itertools.product(shown, WAYS, votes, range(seeds)):
+        cell = Cell(preference, way, count, seed)
+        if cell not in done:
+            done[cell] = study.accuracy(cell)
+            lines.add({"cell": vars(cell), "found": done[cell]})
+        progress.line(f"{preference}, {count} votes, {way}, seed {seed}: {json.dumps(done[cell])}")
+    rows = rows_of(done)
+    for row in rows:
+        print(f"{row.what}: {row.ours:.1%}" + (f" against {row.theirs:.1%}" if row.theirs else ""))
+    if options.json is not None:
+        settings: dict[str, Any] = {
+            "seeds": seeds,
+            "answers": ANSWERS,
+            "voters": [vars(v) for v in VOTERS],
+            "tokens": 64,
+        }
+        write_json(options.json, document("votes", settings, rows))
+
+
+if __name__ == "__main__":
+    main()
