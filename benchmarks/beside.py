@@ -10,6 +10,7 @@ first with nothing else going on, then from the start of a run until its checks,
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -55,7 +56,7 @@ def gaps(client: Client, prompt: str) -> list[float]:
         for chunk in client.stream(prompt, max_tokens=TOKENS, temperature=0.8)
         if chunk["choices"] and chunk["choices"][0]["delta"].get("content")
     ]
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def measure(data: Path) -> dict[str, list[float]]:
