@@ -2,6 +2,7 @@
 
     make peers                                  TRL 1.12, the last with PPO, in an environment of its own
     python -m benchmarks.ppo --json benchmarks/results/ppo.json
+    python -m benchmarks.ppo --curves --json benchmarks/results/ppo-curves.json
     python -m benchmarks.ppo --quick
 
 Both take the same weights, prompts of the same length, answers of the same length (without an EOS), epochs,
@@ -40,6 +41,14 @@ THEIRS: dict[str, dict[str, Any]] = {
     "as shipped": {"value_lora": False},
     "LoRA on its value model": {"value_lora": True},
 }
+DEFAULT = "value on two layers"
+OUR_WORKER = (sys.executable, "-m", "benchmarks.ppo_worker")
+CURVE_ANSWERS, CURVE_EPISODES = (32, 64, 128, 256), (8, 16, 32, 64)
+LARGER = {
+    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
+    "num_key_value_heads": 5, "head_dim": 64,
+}  # fmt: skip
+"""SmolLM2-360M's."""
 LENGTHS = ((32, 32), (64, 128))
 """Tokens of prompt and answer."""
 EPISODES, EPOCHS, MINIBATCHES = 8, 4, 2
@@ -60,31 +69,42 @@ class Measured:
         return [sum(parts) for parts in zip(*self.seconds.values(), strict=True)]
 
 
-@contextmanager
-def contenders(
-    model: ModelFolder, prompt: int, answer: int, threads: int, dtype: str, episodes: int = EPISODES
-) -> Iterator[dict[str, Contender]]:
-    """All of ours, and TRL's where it is installed."""
-    shared = {
+def settings_of(
+    model: ModelFolder, prompt: int, answer: int, episodes: int, threads: int, dtype: str
+) -> dict[str, Any]:
+    """What all contenders are told."""
+    return {
         "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "dtype": dtype, "threads": threads,
         "tokens": answer, "episodes": episodes, "epochs": EPOCHS, "minibatches": MINIBATCHES, "temperature": 0.8,
         "pad_token": "<|endoftext|>",
         "prompts": [[1000 + 37 * row + place for place in range(prompt)] for row in range(episodes)],
     }  # fmt: skip
+
+
+def commands() -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """All of ours, and TRL's where it is installed: what to start, and what it is told beside the rest."""
     theirs = ROOT / ".peers" / "trl-ppo" / "bin" / "python"
     worker = ROOT / "benchmarks" / "peers" / "trl_ppo_speed.py"
-    commands = {name: ([sys.executable, "-m", "benchmarks.ppo_worker"], own) for name, own in OURS.items()}
+    found = {name: ([*OUR_WORKER], own) for name, own in OURS.items()}
     if theirs.exists():
-        commands |= {f"{TRL} {name}": ([str(theirs), str(worker)], own) for name, own in THEIRS.items()}
+        found |= {f"{TRL} {name}": ([str(theirs), str(worker)], own) for name, own in THEIRS.items()}
     else:
         print("TRL is not installed and left out; `make peers` installs it", flush=True)
+    return found
+
+
+@contextmanager
+def contenders(
+    shared: Mapping[str, Any], chosen: Mapping[str, tuple[list[str], dict[str, Any]]]
+) -> Iterator[dict[str, Contender]]:
+    """Processes that wait for a line to make an update."""
     found: dict[str, Contender] = {}
     with tempfile.TemporaryDirectory() as name:
         try:
-            for number, (who, (command, own)) in enumerate(commands.items()):
+            for number, (who, (command, own)) in enumerate(chosen.items()):
                 settings = Path(name, str(number), "settings.json")
                 settings.parent.mkdir()
-                settings.write_text(json.dumps(shared | own))
+                settings.write_text(json.dumps({**shared, **own}))
                 found[who] = Contender([*command, str(settings)], Path(name, f"{number}.log"))
             yield found
         finally:
@@ -131,9 +151,47 @@ def rows_of(measured: Mapping[str, Measured], label: str) -> list[Row]:
     return rows
 
 
+def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]:
+    """How our cost grows with answers, batches and the model; value model as runs have it by default."""
+    rows = []
+    chosen = {DEFAULT: ([*OUR_WORKER], OURS[DEFAULT])}
+    with tempfile.TemporaryDirectory() as name:
+        larger = resolve_model(str(write_larger(Path(name), model)), Path(name, "cache"))
+        cases = (
+            *((f"answers of {answer} tokens", model, answer, EPISODES) for answer in CURVE_ANSWERS),
+            *((f"{episodes} episodes of 64 tokens", model, 64, episodes) for episodes in CURVE_EPISODES),
+            ("135M, answers of 64 tokens", model, 64, EPISODES),
+            ("a random model of SmolLM2-360M's shape, answers of 64 tokens", larger, 64, EPISODES),
+        )
+        for label, which, answer, episodes in cases:
+            with contenders(settings_of(which, 32, answer, episodes, threads, dtype), chosen) as found:
+                measured = measure(found, runs)[DEFAULT]
+            seconds = [whole / episodes for whole in measured.whole]
+            rows.append(Row(f"seconds an episode, {label}", "s", statistics.median(seconds), runs=runs,
+                            low=min(seconds), high=max(seconds)))  # fmt: skip
+            rows.append(Row(f"peak memory, {label}", "GB", measured.peak / 1e9, runs=runs))
+    return rows
+
+
+def write_larger(folder: Path, model: ModelFolder) -> Path:
+    """A model of SmolLM2-360M's shape with random weights, and the default model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    target = folder / "larger"
+    config = LlamaConfig.from_pretrained(model.path)
+    for name, value in LARGER.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)  # type: ignore[arg-type]
+    AutoTokenizer.from_pretrained(model.path).save_pretrained(target)
+    return target
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ppo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--curves", action="store_true", help="how our cost grows, without TRL")
     parser.add_argument("--quick", action="store_true", help="prompts and answers of 32 tokens, 2 runs")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
@@ -143,8 +201,11 @@ def main() -> None:
     runs = 2 if options.quick else options.runs
     model = resolve_model("default", CACHE)
     rows: list[Row] = []
-    for prompt, answer in LENGTHS[:1] if options.quick else LENGTHS:
-        with contenders(model, prompt, answer, options.threads, options.dtype) as found:
+    if options.curves:
+        rows = curves(model, runs, options.threads, options.dtype)
+    for prompt, answer in () if options.curves else LENGTHS[:1] if options.quick else LENGTHS:
+        shared = settings_of(model, prompt, answer, EPISODES, options.threads, options.dtype)
+        with contenders(shared, commands()) as found:
             rows += rows_of(measure(found, runs), f"{prompt}+{answer} tokens")
     for row in rows:
         versus = f" against {row.theirs:.3g}, {row.ratio:.2f}x" if row.theirs is not None and row.ratio else ""
@@ -154,7 +215,7 @@ def main() -> None:
             "episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES, "threads": options.threads,
             "dtype": options.dtype, "runs": runs, "rank": 16,
         }  # fmt: skip
-        write_json(options.json, document("ppo", settings, rows))
+        write_json(options.json, document("ppo-curves" if options.curves else "ppo", settings, rows))
 
 
 if __name__ == "__main__":
