@@ -1,0 +1,56 @@
+"""How deep must the LoRA go? The loop with the policy's LoRA on the top third, the top half and all layers.
+
+    python -m benchmarks.depth --json benchmarks/results/depth.json
+
+One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with `adapted_layers` set, in work folders
+of its own, so it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from benchmarks import loop
+from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.voters import PREFERENCES
+
+DEPTHS = {"top third": 10, "top half": 15, "all layers": 30}
+"""Of the default model's 30 layers."""
+VOTES, CHAINS = 300, 3
+
+
+def main() -> None:
+    """Play what is not played yet, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.depth", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--preference", choices=sorted(PREFERENCES), default="second_person")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    rows = []
+    for name, layers in DEPTHS.items():
+        work = ROOT / "benchmarks" / "work" / f"depth-{options.preference}-{layers}"
+        result = loop.main(
+            [
+                "--preference", options.preference, "--arms", "real", "--rounds", str(VOTES), "--chains", str(CHAINS),
+                "--work", str(work), "--set", f"adapted_layers={layers}",
+            ]
+        )  # fmt: skip
+        (pool,) = result["pools"]
+        rounds = [found for chain in result["chains"] for found in chain["rounds"]]
+        each = ", ".join("refused" if rate is None else f"{rate:.1%}" for rate in pool["each"])
+        rows += [
+            Row(f"{name}: win rate over the base ({each})", "share", pool["win_rate"], runs=CHAINS,
+                low=pool["low"], high=pool["high"]),
+            Row(f"{name}: a run", "min", statistics.median(found["seconds"] for found in rounds) / 60, runs=CHAINS),
+            Row(f"{name}: peak memory", "GB", max(c["peak_memory_bytes"]["sum"] for c in result["chains"]) / 1e9),
+        ]  # fmt: skip
+    for row in rows:
+        print(f"{row.what}: {row.ours:.3g} {row.unit}")
+    if options.json is not None:
+        settings = {"wants": PREFERENCES[options.preference].wants, "votes": VOTES, "chains": CHAINS}
+        write_json(options.json, document("depth", settings, rows))
+
+
+if __name__ == "__main__":
+    main()
