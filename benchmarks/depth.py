@@ -2,8 +2,8 @@
 
     python -m benchmarks.depth --json benchmarks/results/depth.json
 
-One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with `adapted_layers` set, in work folders
-of its own, so it goes on where it was.
+One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with `adapted_layers` set, in work
+folders of its own, so it goes on where it was.
 """
 
 from __future__ import annotations
