@@ -86,7 +86,7 @@ def test_pages_may_become_a_sentence_but_not_a_word(parent: int, new: int, refus
     assert any("tokens where" in sentence for sentence in verdict["reasons"]) == refused
 
 
-@pytest.mark.parametrize(("parent", "new", "refused"), [(4, 0, True), (4, 1, False), (3, 0, False), (8, 1, True)])
+@pytest.mark.parametrize(("parent", "new", "refused"), [(7, 0, True), (6, 0, False), (10, 1, False), (11, 1, True)])
 def test_a_version_that_never_ends_is_told_from_chance(parent: int, new: int, refused: bool) -> None:
     """Most answers of its parent run into the limit as well: no rise of 30 points is possible."""
 

@@ -80,7 +80,7 @@ class PPOConfig:
     """Passes over each update's rollouts."""
     minibatches: int = _bounded(4, 1, 256)
     """Optimizer steps in a pass."""
-    learning_rate: float = _bounded(2e-4, 0, 1)
+    learning_rate: float = _bounded(4e-4, 0, 1)
     """Adam step of the policy's LoRA, at the start."""
     value_learning_rate: float = _bounded(1e-4, 0, 1)
     """Adam step of the value adapter and its head, at the start."""

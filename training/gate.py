@@ -108,7 +108,7 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
     ended, ended_before = (round((1 - x["capped"]) * len(new.rollouts)) for x in (after, before))
     refuse(
         after["capped"] > before["capped"] + config.max_capped_rise
-        or (ended + 1) * config.ending_factor < ended_before + 1,  # one more each, so that chance with few is no reason
+        or (ended + 2) * config.ending_factor < ended_before + 2,  # two more each: chance with few is no reason
         f"{after['capped']:.0%} of its answers run into the limit, its parent's {before['capped']:.0%}",
     )
     refuse(
