@@ -34,17 +34,16 @@ from benchmarks.loop_state import Answers
 from benchmarks.record import ROOT, Row, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, Preference, words
-from serve.engine.local import PREFILL_TOKENS, LocalEngine
+from serve.engine.local import LocalEngine
 from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
-from training.config import MAX_RANK, ROWS_IN_FLIGHT, TrainingConfig
+from training.config import ROWS_IN_FLIGHT, TrainingConfig
 from training.preferences import Shown, read_snapshot
 from training.reward import RewardFit
-from training.roles import FrozenLayers, LoraShape, Policy
-from training.rollouts import Rollout, padded_rollouts, sample
+from training.roles import FrozenLayers, Policy, lora_shapes
+from training.rollouts import Rollout, open_engine, padded_rollouts, sample
 from training.sft import fine_tune
-from training.split import boundary
 
 BEST_OF = 4
 DPO_RATES = (5e-5, 2e-4)
@@ -57,7 +56,7 @@ class Chain:
     def __init__(self, folder: Path, preference: Preference, votes: int, threads: int) -> None:
         torch.set_num_threads(threads)
         state = json.loads((folder / "state.json").read_text())
-        self.folder, self.preference, self.votes, self.threads = folder, preference, votes, threads
+        self.folder, self.preference, self.threads = folder, preference, threads
         self.run = state["rounds"][str(votes)]
         self.settings = state["settings"]
         self.seconds = (
@@ -67,11 +66,8 @@ class Chain:
         self.model = resolve_model("default", CACHE)
         self.backbone = load_backbone(self.model)
         self.config = TrainingConfig()
-        layers = self.backbone.layer_count
-        first, near = boundary(layers, self.config.adapted_layers), layers - self.config.reward.layers
-        self.policy_shape = LoraShape(first, self.config.rank, self.config.alpha)
-        self.scorer_shape = LoraShape(near, self.config.rank, self.config.alpha)
-        self.frozen = FrozenLayers(self.backbone, first, near)
+        self.policy_shape, self.scorer_shape = lora_shapes(self.backbone, self.config)
+        self.frozen = FrozenLayers(self.backbone, self.policy_shape.first_layer, self.scorer_shape.first_layer)
         self.snapshot = read_snapshot(self.run_folder / "snapshot.db", self.backbone.tokenizer)
 
     @cached_property
@@ -96,9 +92,7 @@ class Chain:
 
     def answers(self, load: Callable[[LocalEngine], int], each: int = 1) -> list[list[Rollout]]:
         """`each` answers to every held-out prompt, by the version that `load` puts into the engine."""
-        engine = LocalEngine(
-            self.backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
-        )
+        engine = open_engine(self.backbone)
         sampling = Sampling(max_tokens=self.settings["max_tokens"], temperature=self.settings["temperature"])
         try:
             place = load(engine)

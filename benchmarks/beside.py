@@ -4,7 +4,7 @@
     python -m benchmarks.beside --data benchmarks/work/loop-brevity/real-0/data --json benchmarks/results/beside.json
 
 Takes a copy of a data folder with votes, starts the real server on it, and reads one answer after the other over HTTP:
-first with nothing else going on, then from the start of a run until its checks, in which the server's engine is idle.
+first with nothing else going on, then from the start of a run until its checks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.client import Client, Traffic, persist
+from benchmarks.loop import FINAL, NEVER
 from benchmarks.prompts import held_out_prompts
 from benchmarks.record import Row, document, write_json
 from benchmarks.server import OPERATOR_TOKEN, Server
@@ -26,7 +27,6 @@ from benchmarks.server import OPERATOR_TOKEN, Server
 IDLE_ANSWERS = 16
 TOKENS = 128
 STAGES = ("reward", "ppo")
-FINAL = frozenset({"succeeded", "rejected", "failed", "cancelled"})
 
 
 class Stage(threading.Thread):
@@ -66,8 +66,7 @@ def measure(data: Path) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "data"
         shutil.copytree(data, copy)
-        (copy / "feedback.db.lock").unlink(missing_ok=True)
-        environment = {"HUSTINGS_MIN_NEW_VOTES": "1000000000", "HUSTINGS_MAX_INTERVAL": "none"}
+        environment = {"HUSTINGS_MIN_NEW_VOTES": str(NEVER), "HUSTINGS_MAX_INTERVAL": "none"}
         with Server(copy, environment=environment) as server, Client(server.url, Traffic()) as client:
             gaps(client, prompts[0])
             for prompt in prompts[:IDLE_ANSWERS]:

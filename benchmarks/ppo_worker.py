@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 
-from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.records import Sampling
 from training import ppo as ppo_module
-from training.config import MAX_RANK, ROWS_IN_FLIGHT, PPOConfig
+from training.config import PPOConfig
 from training.ppo import PPO, Roles
 from training.prompts import PromptPool
 from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
-from training.rollouts import sample
+from training.rollouts import open_engine, sample
 from training.scorer import Scorer
 from training.sequences import Sequences
 from training.split import boundary
@@ -69,9 +68,7 @@ def open_ppo(settings: dict[str, Any]) -> PPO:
             value=reward.twin(backbone, seed=0),
             frozen=frozen,
         ),
-        engine=LocalEngine(
-            backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
-        ),
+        engine=open_engine(backbone),
         pool=PromptPool(tuple(map(tuple, settings["prompts"])), (1.0,) * len(settings["prompts"])),
         config=config,
         sampling=Sampling(max_tokens=settings["tokens"], temperature=settings["temperature"]),

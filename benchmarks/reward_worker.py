@@ -20,9 +20,8 @@ from serve.policy.base import ModelFolder, load_backbone
 from training.config import TrainingConfig
 from training.preferences import Ranked
 from training.reward import fit_reward
-from training.roles import FrozenLayers, LoraShape
+from training.roles import FrozenLayers, lora_shapes
 from training.sequences import Sequences
-from training.split import boundary
 
 
 def main(settings: dict[str, Any], out: Path) -> None:
@@ -33,9 +32,8 @@ def main(settings: dict[str, Any], out: Path) -> None:
     backbone = load_backbone(
         ModelFolder(folder, folder.name, settings["hash"], Path(settings["cache"])), dtype=settings["dtype"]
     )
-    layers = backbone.layer_count
-    first, near = boundary(layers, config.adapted_layers), layers - config.reward.layers
-    frozen = FrozenLayers(backbone, first, near)
+    policy_shape, shape = lora_shapes(backbone, config)
+    frozen = FrozenLayers(backbone, policy_shape.first_layer, shape.first_layer)
     votes = [
         Ranked(
             prompt_id=number,
@@ -54,7 +52,7 @@ def main(settings: dict[str, Any], out: Path) -> None:
         votes,
         backbone=backbone,
         frozen=frozen,
-        shape=LoraShape(near, config.rank, config.alpha),
+        shape=shape,
         config=config.reward,
         micro_batch_tokens=config.micro_batch_tokens,
         seed=0,

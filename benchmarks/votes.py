@@ -29,17 +29,16 @@ from benchmarks.loop_state import Lines, Progress
 from benchmarks.record import ROOT, Row, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
-from serve.engine.local import PREFILL_TOKENS, LocalEngine
+from serve.engine.local import LocalEngine
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
-from training.config import MAX_RANK, ROWS_IN_FLIGHT, RewardConfig, TrainingConfig
+from training.config import RewardConfig, TrainingConfig
 from training.preferences import Ranked, folds_by_prompt
 from training.reward import RewardFit, fit_reward, ranked_sequences
-from training.roles import FrozenLayers, FrozenStates, LoraShape
-from training.rollouts import Rollout, sample
+from training.roles import FrozenLayers, FrozenStates, lora_shapes
+from training.rollouts import Rollout, open_engine, sample
 from training.sequences import Sequences
-from training.split import boundary
 
 SHOWN = ("brevity", "closing", "declining", "one_paragraph", "second_person", "short_words")
 """The last two were nobody's to tune on."""
@@ -98,17 +97,14 @@ class Remembering(FrozenLayers):
 class Study:
     """The base model's answers, and reward models fitted to votes on them."""
 
-    def __init__(self, threads: int, work: Path) -> None:
+    def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._backbone = load_backbone(resolve_model("default", CACHE))
         config = TrainingConfig()
-        layers = self._backbone.layer_count
-        first, near = boundary(layers, config.adapted_layers), layers - config.reward.layers
-        self._shape = LoraShape(near, config.rank, config.alpha)
-        self._frozen = Remembering(self._backbone, first, near)
+        policy_shape, self._shape = lora_shapes(self._backbone, config)
+        self._frozen = Remembering(self._backbone, policy_shape.first_layer, self._shape.first_layer)
         self._config: RewardConfig = replace(config.reward, epochs=0)
         self._tokens = config.micro_batch_tokens
-        self._work = work
         self._pools: dict[bool, tuple[list[Asked], list[Asked]]] = {}
         self._probed: dict[tuple[int, ...], Tensor] = {}
 
@@ -134,9 +130,7 @@ class Study:
     def _pool(self, preference: Preference) -> tuple[list[Asked], list[Asked]]:
         """Voted and held-out prompts with their answers."""
         if preference.harmful not in self._pools:
-            engine = LocalEngine(
-                self._backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=1, turn_tokens=PREFILL_TOKENS
-            )
+            engine = open_engine(self._backbone)
             try:
                 pools = [
                     self._asked(engine, prompts, count, seed)
@@ -340,7 +334,7 @@ def main() -> None:
     lines = Lines(options.work / "cells.jsonl")
     done = {Cell(**row["cell"]): row["found"] for row in lines.rows}
     shown, votes, seeds = (SHOWN[:1], VOTES[:1], 1) if options.quick else (SHOWN, VOTES, options.seeds)
-    study, progress = Study(options.threads, options.work), Progress()
+    study, progress = Study(options.threads), Progress()
     for preference, way, count, seed in itertools.product(shown, WAYS, votes, range(seeds)):
         cell = Cell(preference, way, count, seed)
         if cell not in done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 
+from serve.feedback.snapshot import shipped_prompts
 from serve.policy.base import load_backbone, resolve_model
+from serve.policy.chat import render
 from serve.records import Sampling
+from serve.settings import Settings
 from training.config import PPOConfig
-from training.ppo import PPO
+from training.ppo import POLICY_PLACE, PPO
 from training.prompts import PromptPool
-from training.roles import FrozenLayers, LoraShape, Policy
+from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
+from training.rollouts import open_engine, padded_rollouts, sample
 from training.sequences import Sequences
 
 
@@ -100,7 +105,28 @@ def test_a_sampler_that_means_another_policy_ends_it() -> None:
     assert "sampler and trainer differ by 0.3 nats a token" in (ppo.progress.stopped or "")
 
 
-# -- on the tiny model -------------------------------------------------------------------------------------------------
+# -- on real weights ---------------------------------------------------------------------------------------------------
+
+
+def perturbed(policy: Policy, generator: torch.Generator, scale: float) -> Policy:
+    """The policy as after some updates."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return policy
+
+
+def moved(
+    policy: Policy, states: FrozenStates, sequences: Sequences, old: torch.Tensor, *, parts: int, temperature: float,
+    generator: torch.Generator,
+) -> list[torch.Tensor]:  # fmt: skip
+    """|Δ log-probability| of each token in shuffled minibatches, against that of the whole batch."""
+    found = []
+    for rows in torch.randperm(len(sequences), generator=generator).tensor_split(parts):
+        some = sequences.take(rows)
+        new = policy.logprobs(states.boundary_of(rows), some, temperature).detach()
+        found.append((new - old[rows, : new.shape[1]]).abs()[some.answer_mask])
+    return found
 
 
 @pytest.mark.parametrize(("dtype", "mean", "widest"), [("float32", 1e-4, 1e-4), ("bfloat16", 0.01, 0.15)])
@@ -109,19 +135,44 @@ def test_a_shuffled_minibatch_starts_at_ratio_one(
 ) -> None:
     """Whatever rows meet in a micro-batch: their log-probabilities are those that were taken of the whole batch."""
     backbone = load_backbone(resolve_model(str(tiny_model), tmp_path), dtype=dtype)
-    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    policy = perturbed(Policy(backbone, LoraShape(2, 4, 8), seed=0), generator, 0.1)
     lengths = [int(n) for n in torch.randint(1, 40, (24,), generator=generator)]
     texts = [torch.randint(3, 200, (n,), generator=generator).tolist() for n in lengths]
     sequences = Sequences.of(texts[:12], texts[12:])
     states = FrozenLayers(backbone, 2, 3)(sequences, 256)
     old = policy.all_logprobs(states.boundary, sequences, 0.8, 256)
-    for rows in torch.randperm(12, generator=generator).tensor_split(4):
-        some = sequences.take(rows)
-        new = policy.logprobs(states.boundary_of(rows), some, 0.8).detach()
-        off = (new - old[rows, : new.shape[1]]).abs()[some.answer_mask]
+    for off in moved(policy, states, sequences, old, parts=4, temperature=0.8, generator=generator):
         assert off.mean() <= mean
         assert off.quantile(0.999) <= widest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "mean", "widest", "gap"), [("float32", 1e-4, 1e-4, 0.01), ("bfloat16", 0.01, 0.15, 0.06)]
+)
+def test_on_the_real_model_ratios_start_at_one_and_the_sampler_is_close(
+    dtype: str, mean: float, widest: float, gap: float
+) -> None:
+    torch.set_num_threads(2)
+    backbone = load_backbone(resolve_model("default", Settings.load().cache_dir), dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    policy = perturbed(Policy(backbone, LoraShape(20, 16, 32), seed=0), generator, 0.01)
+    engine = open_engine(backbone)
+    try:
+        engine.load_tensors(POLICY_PLACE, policy.tensors(), scaling=policy.scaling)
+        prompts = [render(backbone.tokenizer, messages) for messages in islice(shipped_prompts(), 32)]
+        sampling = Sampling(max_tokens=64, temperature=0.8)
+        rollouts = sample(engine, POLICY_PLACE, prompts, answers_per_prompt=1, sampling=sampling, seed=1)
+    finally:
+        engine.close()
+    sequences, sampled = padded_rollouts(rollouts)
+    states = FrozenLayers(backbone, 20, 28)(sequences, 1024)
+    old = policy.all_logprobs(states.boundary, sequences, 0.8, 1024)
+    off = torch.cat(moved(policy, states, sequences, old, parts=8, temperature=0.8, generator=generator))
+    assert off.mean() <= mean
+    assert off.quantile(0.999) <= widest
+    apart = (sampled - old)[sequences.answer_mask]
+    print(f"{dtype}: ratio {off.mean():.2g}, sampler {apart.abs().mean():.2g}, KL {apart.mean():.2g}")
+    assert apart.abs().mean() <= gap
+    assert abs(float(apart.mean())) <= gap / 4  # the KL from sampler to trainer

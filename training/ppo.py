@@ -254,12 +254,12 @@ class PPO:
         found = in_parallel(run, batch.sequences.micro_batches(self.micro_batch_tokens, rows))
         set_gradients([*of_value, *of_policy] if train_policy else of_value, [gradients for gradients, _ in found])
         sums = {name: sum(metrics[name] for _, metrics in found) for name in found[0][1]}
-        self._clip_gradients(self.roles.value.trained())
+        self._clip_gradients(of_value)
         self.value_optimizer.step()
         if train_policy:
             if self.demonstrations is not None and config.ptx > 0:
                 sums["ptx_loss"] = self._ptx_backward(generator)
-            self._clip_gradients(self.roles.policy.parameters())
+            self._clip_gradients(of_policy)
             self.policy_optimizer.step()
         return sums
 

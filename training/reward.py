@@ -298,7 +298,8 @@ def _lora_epochs(
     epochs: int,
 ) -> Iterator[int]:
     """Train LoRA and head on the pairs; yields after each epoch. All pairs of a ranking stay in one batch."""
-    optimizer = torch.optim.Adam(scorer.trained(), lr=config.learning_rate, eps=1e-5, fused=True)
+    trained = scorer.trained()
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, eps=1e-5, fused=True)
     rankings = pairs.ranking.unique().tolist()
     shuffler = random.Random(seed)
     for epoch in range(epochs):
@@ -315,11 +316,11 @@ def _lora_epochs(
                 margin = config.margin * part.strength
                 loss = bradley_terry_loss(better, worse, part.target, part.pull, margin)
                 loss = loss + config.centring * centring_loss(better, worse, part.pull)
-                return torch.autograd.grad(loss * part.pull.sum() / batch.pull.sum(), scorer.trained())
+                return torch.autograd.grad(loss * part.pull.sum() / batch.pull.sum(), trained)
 
             parts = in_parallel(run, chosen.tensor_split(min(torch.get_num_threads(), len(chosen))))
-            set_gradients(scorer.trained(), parts)
-            torch.nn.utils.clip_grad_norm_(scorer.trained(), 1.0)
+            set_gradients(trained, parts)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
         yield epoch
 

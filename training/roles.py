@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
+from training.config import TrainingConfig
 from training.parallel import in_parallel
 from training.pieces import chosen_logprobs
 from training.sequences import Sequences
-from training.split import open_section
+from training.split import boundary, open_section
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class LoraShape:
     first_layer: int
     rank: int
     alpha: int
+
+
+def lora_shapes(backbone: Backbone, config: TrainingConfig) -> tuple[LoraShape, LoraShape]:
+    """The policy's LoRA and the scorers', which begins no lower: where frozen layers end for each."""
+    layers = backbone.layer_count
+    first = boundary(layers, config.adapted_layers)
+    near = max(first, layers - config.reward.layers)
+    return LoraShape(first, config.rank, config.alpha), LoraShape(near, config.rank, config.alpha)
 
 
 @dataclass

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from serve.engine import CandidateRequest, Engine, Finished, Generation, Output
+from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.errors import Unavailable
+from serve.policy.base import Backbone
 from serve.records import FinishReason, Sampling
-from training.config import ROWS_IN_FLIGHT
+from training.config import MAX_RANK, ROWS_IN_FLIGHT
 from training.sequences import Sequences
 
 
@@ -27,6 +29,13 @@ class Rollout:
     """The sampler's own, at the sampling temperature."""
     text: str
     finish_reason: FinishReason
+
+
+def open_engine(backbone: Backbone) -> LocalEngine:
+    """An engine for many answers at once, which nobody watches: the base, and room for three versions beside it."""
+    return LocalEngine(
+        backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
+    )
 
 
 def padded_rollouts(rollouts: Sequence[Rollout]) -> tuple[Sequences, Tensor]:

@@ -17,25 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.errors import AdapterError, NothingToLearn, Unavailable
 from serve.policy.adapters import WEIGHTS, sync
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.records import BASE_VERSION, Sampling
-from training.config import MAX_RANK, MIN_TEMPERATURE, ROWS_IN_FLIGHT, TrainingConfig
+from training.config import MIN_TEMPERATURE, TrainingConfig
 from training.gate import UNABLE, Answers, judge, votes_suffice
 from training.ppo import POLICY_PLACE, PPO, Roles
 from training.preferences import Prompt, Snapshot, demonstrations_hash, read_snapshot
 from training.prompts import split_prompts
 from training.reporter import Reporter
 from training.reward import RewardFit, fit_reward
-from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
-from training.rollouts import padded_rollouts, sample
+from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy, lora_shapes
+from training.rollouts import open_engine, padded_rollouts, sample
 from training.run_folder import RunFolder
 from training.scorer import Scorer
 from training.sequences import Sequences
 from training.sft import fine_tune
-from training.split import boundary, check_split
+from training.split import check_split
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +92,9 @@ class Run:
             "settings": asdict(config),  # whole, defaults included: with base, snapshot and seed it makes the version
         }
         self.reporter = Reporter(folder.path, stages)
-        layers = backbone.layer_count
-        first = boundary(layers, config.adapted_layers)
-        near = max(first, layers - config.reward.layers)
-        check_split(backbone.model, [0, first, near, layers])
-        self.policy_shape = LoraShape(first, config.rank, config.alpha)
-        self.scorer_shape = LoraShape(near, config.rank, config.alpha)
+        self.policy_shape, self.scorer_shape = lora_shapes(backbone, config)
+        first, near = self.policy_shape.first_layer, self.scorer_shape.first_layer
+        check_split(backbone.model, [0, first, near, backbone.layer_count])
         self.frozen = FrozenLayers(backbone, first, near)
         # The base as a policy: a fresh LoRA adds nothing, and this one, the smallest there is, is never trained.
         self.base = Policy(backbone, LoraShape(near, rank=1, alpha=1), seed=seed)
@@ -106,9 +102,7 @@ class Run:
         self.reference = self.base
         max_tokens = config.ppo.max_tokens or snapshot.max_tokens
         self.sampling = Sampling(max_tokens=max_tokens, temperature=rollout_temperature(config, snapshot))
-        self.engine = LocalEngine(
-            backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
-        )  # nobody watches these answers
+        self.engine = open_engine(backbone)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
             [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],

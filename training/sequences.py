@@ -72,14 +72,17 @@ class Sequences:
         rows = torch.arange(len(self)) if rows is None else rows
         rows = rows[self.lengths[rows].argsort(stable=True)]
         cores = torch.get_num_threads()
+        most = max_tokens // cores
         lengths = self.lengths[rows]
-        middles = lengths.cumsum(0) - lengths / 2
-        count = min(cores, len(rows))
+        middles, tokens = lengths.cumsum(0) - lengths / 2, int(lengths.sum())
+        count = min(
+            cores * -(-tokens // (cores * max(1, most))), len(rows)
+        )  # fewer would not do without padding either
         while True:
-            share = (middles * count / lengths.sum()).long()  # of equally many tokens
+            share = (middles * count / tokens).long()  # of equally many tokens
             batches = [rows[share == i] for i in share.unique()]
             padded = [len(batch) * int(self.lengths[batch].max()) for batch in batches]
-            if count >= len(rows) or max(padded) <= max_tokens // cores:
+            if count >= len(rows) or max(padded) <= most:
                 return batches
             count = min(count + cores, len(rows))
 

@@ -68,9 +68,7 @@ def import_lines(
     skipped = 0
     try:
         for item in parse(rows):
-            found = [] if item is None else [item]
-            if item is not None and reading != "whole":
-                found = _demonstrations(item, every_turn=reading == "turns")
+            found = [] if item is None else _read(item, reading)
             skipped += not found
             items += found
     except InvalidInput as error:
@@ -265,14 +263,16 @@ def _arena_items(rows: Iterable[Row]) -> Iterator[Item | None]:
         yield ballot and replace(ballot, judge=judge and _text(judge))
 
 
-def _demonstrations(item: Item, *, every_turn: bool) -> list[Item]:
-    """Of the answers that a ballot ranks first; with `every_turn`, of what the assistant said before them, too."""
+def _read(item: Item, reading: str) -> list[Item]:
+    """What a row becomes: itself, or demonstrations of its best answers and perhaps of the assistant's earlier ones."""
+    if reading == "whole":
+        return [item]
     if isinstance(item, NewDemonstration):
         answers = [item.answer]
     else:
         answers = [item.answers[i] for i in item.ranking[0]] if item.ranking else []
     shown: list[Item] = [NewDemonstration(item.messages, answer) for answer in answers if answer.strip()]
-    if shown and every_turn:
+    if shown and reading == "turns":
         for place, message in enumerate(item.messages):
             if message.role == "assistant" and place > 0 and message.content.strip():
                 shown.append(NewDemonstration(item.messages[:place], message.content))
