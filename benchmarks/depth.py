@@ -1,9 +1,10 @@
-"""How deep must the LoRA go? The loop with the policy's LoRA on the top third, the top half and all layers.
+"""How deep must the LoRAs go? The policy's on the top third, the top half and all layers; the value model's.
 
     python -m benchmarks.depth --json benchmarks/results/depth.json
 
-One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with `adapted_layers` set, in work
-folders of its own, so it goes on where it was.
+One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with one setting changed, in work
+folders of its own, so it goes on where it was. The value model's LoRA lies on as many layers as the reward model's,
+two by default; the last row lays both on as many as the policy's.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from benchmarks import loop
 from benchmarks.record import ROOT, Row, document, write_json
 from benchmarks.voters import PREFERENCES
 
-DEPTHS = {"top third": 10, "top half": 15, "all layers": 30}
-"""Of the default model's 30 layers."""
+DEPTHS = {
+    "policy's LoRA on the top third": "adapted_layers=10",
+    "policy's LoRA on the top half": "adapted_layers=15",
+    "policy's LoRA on all layers": "adapted_layers=30",
+    "both on the top third": "reward.layers=10",
+}
+"""What is set, by name; the default model has 30 layers."""
 VOTES, CHAINS = 300, 3
 
 
@@ -28,12 +34,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     rows = []
-    for name, layers in DEPTHS.items():
-        work = ROOT / "benchmarks" / "work" / f"depth-{options.preference}-{layers}"
+    for name, setting in DEPTHS.items():
+        work = ROOT / "benchmarks" / "work" / f"depth-{options.preference}-{setting}"
         result = loop.main(
             [
                 "--preference", options.preference, "--arms", "real", "--rounds", str(VOTES), "--chains", str(CHAINS),
-                "--work", str(work), "--set", f"adapted_layers={layers}",
+                "--work", str(work), "--set", setting,
             ]
         )  # fmt: skip
         (pool,) = result["pools"]

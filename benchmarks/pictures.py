@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 Line = Sequence[Sequence[float]]
-"""Points (x, y), both above 0 where axes are logarithmic."""
+"""Points (x, y), above 0 along a logarithmic axis."""
 
 COLOURS = ("#1a7f5a", "#b3541e", "#3b5bb5", "#8a6d1f", "#6b7280", "#9c3d76")
 LEFT, WIDTH, TOP, HEIGHT, LEGEND = 70, 460, 40, 260, 210
 
 
-def curves(title: str, across: str, lines: Mapping[str, Line], *, linear: bool = False) -> str:
-    """A picture of some lines by name; x is labelled `across`, what y is stands in the title."""
-    xs = sorted({point[0] for line in lines.values() for point in line})
-    ys = [point[1] for line in lines.values() for point in line]
-    if linear:
-        xs = [float(x) for x in range(math.floor(xs[0]), math.ceil(xs[-1]) + 1)]
-        low, high = float(math.floor(min(ys))), float(math.ceil(max(ys)))
-        ticks: Iterable[float] = [low + i * max(1, round((high - low) / 8)) for i in range(9)]
-        ticks = [y for y in ticks if y <= high]
-    else:
-        low, high = 10.0 ** math.floor(math.log10(min(ys))), 10.0 ** math.ceil(math.log10(max(ys)))
-        ticks = _ticks(low, high)
-    at_height = (lambda value: value) if linear else math.log
+@dataclass(frozen=True)
+class Axis:
+    """Ticks, the first and last of which are its ends, and how a tick is written."""
 
-    def along(value: float, start: float, end: float) -> float:
-        span = at_height(end) - at_height(start)
-        return (at_height(value) - at_height(start)) / span if span else 0.5
+    ticks: tuple[float, ...]
+    logarithmic: bool = False
+    written: str = "{:,.0f}"
+
+    def share(self, value: float) -> float:
+        """How far along the axis a value stands, 0 to 1."""
+        start, end, at = (math.log(x) if self.logarithmic else x for x in (self.ticks[0], self.ticks[-1], value))
+        return (at - start) / (end - start) if end > start else 0.5
+
+
+def points(values: Iterable[float]) -> Axis:
+    """A logarithmic axis with a tick at every value."""
+    return Axis(tuple(sorted(set(values))), logarithmic=True)
+
+
+def decades(values: Iterable[float]) -> Axis:
+    """A logarithmic axis from one power of ten to another, with ticks at 1, 2 and 5 of each."""
+    low, high = min(values := list(values)), max(values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    return Axis((*(step * 10.0**power for power in powers for step in (1, 2, 5)), 10.0**powers.stop), logarithmic=True)
+
+
+def even(values: Iterable[float]) -> Axis:
+    """A linear axis from one whole number to another."""
+    return _even(values, 1.0, "{:,.0f}")
+
+
+def shares(values: Iterable[float]) -> Axis:
+    """A linear axis in steps of 5%."""
+    return _even(values, 0.05, "{:.0%}")
+
+
+def _even(values: Iterable[float], step: float, written: str) -> Axis:
+    low, high = min(values := list(values)), max(values)
+    step *= max(1, math.ceil((high - low) / step / 10))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Axis(tuple(step * tick for tick in range(first, max(last, first + 1) + 1)), written=written)
+
+
+def curves(
+    title: str,
+    across: str,
+    lines: Mapping[str, Line],
+    *,
+    x_axis: Callable[[Iterable[float]], Axis] = points,
+    y_axis: Callable[[Iterable[float]], Axis] = decades,
+) -> str:
+    """A picture of some lines by name; x is labelled `across`, what y is stands in the title."""
+    along = x_axis(point[0] for line in lines.values() for point in line)
+    up = y_axis(point[1] for line in lines.values() for point in line)
 
     def x_of(x: float) -> float:
-        return LEFT + WIDTH * along(x, xs[0], xs[-1])
+        return LEFT + WIDTH * along.share(x)
 
     def y_of(y: float) -> float:
-        return TOP + HEIGHT * (1 - along(y, low, high))
+        return TOP + HEIGHT * (1 - up.share(y))
 
     size = f'width="{LEFT + WIDTH + LEGEND}" height="{TOP + HEIGHT + 50}"'
     font = 'font-family="system-ui, sans-serif" font-size="13"'
@@ -44,31 +82,24 @@ def curves(title: str, across: str, lines: Mapping[str, Line], *, linear: bool =
         f'<rect {size} fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" fill="#374151">{escape(title)}</text>',
     ]
-    for y in ticks:
+    for y in up.ticks:
         at = y_of(y)
         parts.append(f'<line x1="{LEFT}" y1="{at:.1f}" x2="{LEFT + WIDTH}" y2="{at:.1f}" stroke="#e5e7eb"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" fill="#374151">{y:,.0f}</text>')
-    below = [(x_of(x), 20, f"{x:,.0f}") for x in xs] + [(LEFT + WIDTH / 2, 40, across)]
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" fill="#374151">{up.written.format(y)}</text>'
+        )
+    below = [(x_of(x), 20, along.written.format(x)) for x in along.ticks] + [(LEFT + WIDTH / 2, 40, across)]
     parts += [
         f'<text x="{x:.1f}" y="{TOP + HEIGHT + y}" text-anchor="middle" fill="#374151">{escape(text)}</text>'
         for x, y, text in below
     ]
     for number, (name, line) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
-        points = [(x_of(x), y_of(y)) for x, y in line]
-        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dots = [(x_of(x), y_of(y)) for x, y in line]
+        way = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
         parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in dots]
         at = TOP + 10 + 22 * number
         parts.append(f'<circle cx="{LEFT + WIDTH + 24}" cy="{at}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{LEFT + WIDTH + 36}" y="{at + 4}" fill="#111827">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
-
-
-def _ticks(low: float, high: float) -> Iterable[float]:
-    """1, 2 and 5 of each power of ten."""
-    power = low
-    while power < high:
-        yield from (power, 2 * power, 5 * power)
-        power *= 10
-    yield high

@@ -20,17 +20,18 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks.loop_result import ARM_TITLES, TARGETS
-from benchmarks.pictures import curves
+from benchmarks.pictures import curves, decades, even, shares
 from benchmarks.record import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 CURVES = {
-    "rows": ("tokens a second by rows decoded together", "rows"),
-    "context": ("tokens a second while decoding, by tokens of context", "tokens of context"),
-    "versions": ("tokens a second by versions that answer in one batch", "versions"),
+    "rows": ("tokens a second by rows decoded together", "rows", decades),
+    "context": ("tokens a second while decoding, by tokens of context", "tokens of context", decades),
+    "versions": ("tokens a second by versions that answer in one batch", "versions", decades),
+    "accuracy": ("right on clean pairs that nobody voted on, mean of preferences", "votes", shares),
 }
-"""Title and x axis of a result's curves by name."""
+"""Title, x and y axis of a result's curves by name."""
 _NOTHING_YET = "No result is committed yet."
 
 Result = Mapping[str, Any]
@@ -200,18 +201,17 @@ def made_on(results: Sequence[Result]) -> str:
 
 
 def loop_picture(results: Sequence[Result]) -> str:
-    """Win rates with their intervals as SVG, one line a round; the dashed line is a coin."""
-    judged = [
-        (
-            f"{result['settings']['wants']}, {found['votes']} votes {ARM_TITLES[chain['arm']]}",
-            chain["arm"],
-            found["contest"],
-        )
-        for result in results
-        for chain in result["chains"]
-        for found in chain["rounds"]
-        if found["contest"] is not None and found["contest"]["win_rate"] is not None
-    ]
+    """Win rates with their intervals as SVG: the mean of all chains, and each control; the dashed line is a coin."""
+    judged = []
+    for result in results:
+        wants = result["settings"]["wants"]
+        judged += [(f"{wants}, {pool['votes']} votes", "real", pool) for pool in result["pools"]]
+        judged += [
+            (f"{wants}, {found['votes']} votes {ARM_TITLES[chain['arm']]}", chain["arm"], found["contest"])
+            for chain in result["chains"]
+            for found in chain["rounds"]
+            if chain["arm"] != "real" and found["contest"] and found["contest"]["win_rate"] is not None
+        ]
     left, width, step, top = 400, 380, 30, 34
     height = top + step * len(judged) + 34
     x = {share: left + width * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
@@ -250,7 +250,7 @@ def way_picture(result: Result) -> str:
                 if points:
                     lines[f"{name}, {found['votes']} votes"] = points
     title = f"{result['settings']['wants']}: standard deviations above the base"
-    return curves(title, "root of KL to the base (nats)", lines, linear=True) if lines else ""
+    return curves(title, "root of KL to the base (nats)", lines, x_axis=even, y_axis=even) if lines else ""
 
 
 def fill_page(page: str, results: Sequence[Result]) -> str:
@@ -286,8 +286,8 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
             files[docs / "images" / f"loop-{result['settings']['preference']}-way.svg"] = picture
     for result in results:
         for name, lines in result.get("curves", {}).items():
-            title, across = CURVES[name]
-            files[docs / "images" / f"{result['name']}-{name}.svg"] = curves(title, across, lines)
+            title, across, y_axis = CURVES[name]
+            files[docs / "images" / f"{result['name']}-{name}.svg"] = curves(title, across, lines, y_axis=y_axis)
     return files
 
 

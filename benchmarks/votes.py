@@ -123,7 +123,7 @@ class Study:
         fitted.scorer.caution.zero_()
         found["ours"] = self._right(fitted, states, sequences)
         found["out of fold"] = fitted.report["accuracy"]["value"]
-        found["probe"] = self._probe(rankings, sequences, cell.seed)
+        found["probe"], found["probe out of fold"] = self._probe(rankings, sequences, cell.seed)
         found["pairs"] = len(pairs)
         return found
 
@@ -222,7 +222,8 @@ class Study:
 
     # -- the probe beside ours ----------------------------------------------------------------------------------------
 
-    def _probe(self, rankings: list[Ranked], held_out: Sequences, seed: int) -> float:
+    def _probe(self, rankings: list[Ranked], held_out: Sequences, seed: int) -> tuple[float, float]:
+        """Accuracy on clean held-out pairs, and out of fold on the votes themselves."""
         answers = self._states_of(ranked_sequences(rankings))
         mean, spread = answers.mean(0), answers.std(0) + 1e-6
         width = answers.shape[1] ** 0.5
@@ -241,14 +242,13 @@ class Study:
             return found
 
         def out_of_fold(ridge: float) -> float:
-            return sum(
-                float((differences[folds == f] @ head(folds != f, ridge) > 0).sum()) for f in folds.unique().tolist()
-            )
+            right = (differences[folds == f] @ head(folds != f, ridge) > 0 for f in folds.unique().tolist())
+            return float(torch.cat(list(right)).double().mean())
 
         best = max(RIDGES, key=out_of_fold)
-        return float(
-            ((asked[::2] - asked[1::2]) @ head(torch.ones(len(of), dtype=torch.bool), best) > 0).double().mean()
-        )
+        held_out_pairs = asked[::2] - asked[1::2]
+        right = held_out_pairs @ head(torch.ones(len(of), dtype=torch.bool), best) > 0
+        return float(right.double().mean()), out_of_fold(best)
 
     @torch.no_grad()
     def _states_of(self, sequences: Sequences) -> Tensor:
@@ -302,23 +302,38 @@ def clean_pairs(preference: Preference, held_out: list[Asked]) -> list[tuple[Rol
 
 
 def rows_of(done: dict[Cell, dict[str, float]]) -> list[Row]:
-    """Means over seeds, and over preferences."""
+    """Means over seeds, and over preferences; for pairs at random also out of fold, and as PPO climbs it."""
     rows = []
     for way, votes in itertools.product(WAYS, VOTES):
-        means = []
-        for name in SHOWN:
-            found = [v for cell, v in done.items() if (cell.preference, cell.way, cell.votes) == (name, way, votes)]
-            if not found:
-                continue
-            ours, probe = [f["ours"] for f in found], statistics.mean(f["probe"] for f in found)
-            mean = statistics.mean(ours)
-            means.append((mean, probe))
-            rows.append(Row(f"{name}, {votes} votes, {way}", "right", mean, "probe", probe, mean / probe,
-                            len(found), min(ours), max(ours)))  # fmt: skip
-        if means:
-            ours_, probe_ = (statistics.mean(column) for column in zip(*means, strict=True))
-            rows.append(Row(f"all, {votes} votes, {way}", "right", ours_, "probe", probe_, ours_ / probe_, len(means)))
+        found = [(cell.preference, them) for cell, them in done.items() if (cell.way, cell.votes) == (way, votes)]
+        by_name = {name: [them for preference, them in found if preference == name] for name in SHOWN}
+        rows += [_row(f"{name}, {votes} votes, {way}", some, "ours", "probe") for name, some in by_name.items() if some]
+        everything = [them for _, them in found]
+        if everything:
+            rows.append(_row(f"all, {votes} votes, {way}", everything, "ours", "probe"))
+        if everything and way == "random":
+            rows.append(_row(f"all, {votes} votes, with caution, as PPO climbs it", everything, "climbed", "probe"))
+            rows.append(
+                _row(f"all, {votes} votes, out of fold on the votes", everything, "out of fold", "probe out of fold")
+            )
     return rows
+
+
+def _row(what: str, found: Sequence[dict[str, float]], mine: str, peers: str) -> Row:
+    """The mean of fits, and the lowest and highest of ours."""
+    ours, theirs = [them[mine] for them in found], statistics.mean(them[peers] for them in found)
+    mean = statistics.mean(ours)
+    return Row(what, "right", mean, "probe", theirs, mean / theirs, len(found), min(ours), max(ours))
+
+
+def curves_of(done: dict[Cell, dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    """Mean accuracy over votes, by how pairs are chosen, and the probe's."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for name, way, figure in [(f"ours, {way}", way, "ours") for way in WAYS] + [("probe, random", "random", "probe")]:
+        for votes in VOTES:
+            if found := [them[figure] for cell, them in done.items() if (cell.way, cell.votes) == (way, votes)]:
+                lines.setdefault(name, []).append((votes, round(statistics.mean(found), 4)))
+    return lines
 
 
 def main() -> None:
@@ -351,7 +366,7 @@ def main() -> None:
             "voters": [vars(v) for v in VOTERS],
             "tokens": 64,
         }
-        write_json(options.json, document("votes", settings, rows))
+        write_json(options.json, document("votes", settings, rows, curves={"accuracy": curves_of(done)}))
 
 
 if __name__ == "__main__":

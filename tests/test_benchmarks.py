@@ -28,7 +28,7 @@ from benchmarks.crowd import Crowd
 from benchmarks.findings import Findings
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop_state import Lines
-from benchmarks.pictures import curves
+from benchmarks.pictures import curves, even, shares
 from benchmarks.prompts import (
     HELD_OUT,
     HELD_OUT_HARMFUL,
@@ -88,9 +88,16 @@ def test_curves_are_drawn_with_a_point_for_each_figure() -> None:
 
 
 def test_linear_curves_reach_below_zero() -> None:
-    picture = curves("scores", "root", {"proxy": [(0.0, -0.5), (2.5, 3.2)]}, linear=True)
+    picture = curves("scores", "root", {"proxy": [(0.0, -0.5), (2.5, 3.2)]}, x_axis=even, y_axis=even)
     assert ">-1<" in picture and ">4<" in picture and ">3<" in picture
+    assert picture.count('<line x1="70"') == 6
     assert not re.search(r"nan|None", picture)
+
+
+def test_shares_are_written_in_steps_of_five_percent() -> None:
+    picture = curves("right", "votes", {"random": [(100, 0.71), (300, 0.8), (1000, 0.84)]}, y_axis=shares)
+    assert all(f">{tick}<" in picture for tick in ("70%", "75%", "80%", "85%", "1,000"))
+    assert ">65%<" not in picture and ">90%<" not in picture
 
 
 def test_the_way_of_a_run_is_told_in_deviations_of_its_first_answers(tmp_path: Path) -> None:
