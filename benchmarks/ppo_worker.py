@@ -19,7 +19,7 @@ import torch
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.records import Sampling
 from training import ppo as ppo_module
-from training.config import PPOConfig
+from training.config import GateConfig, PPOConfig
 from training.ppo import PPO, Roles
 from training.prompts import PromptPool
 from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
@@ -71,6 +71,7 @@ def open_ppo(settings: dict[str, Any]) -> PPO:
         engine=open_engine(backbone),
         pool=PromptPool(tuple(map(tuple, settings["prompts"])), (1.0,) * len(settings["prompts"])),
         config=config,
+        gate=GateConfig(),
         sampling=Sampling(max_tokens=settings["tokens"], temperature=settings["temperature"]),
         penalise_cap=False,
         demonstrations=None,

@@ -16,18 +16,21 @@ from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import Sampling
 from serve.settings import Settings
-from training.config import PPOConfig
+from training.config import GateConfig, PPOConfig
 from training.ppo import POLICY_PLACE, PPO
 from training.prompts import PromptPool
 from training.roles import FrozenLayers, FrozenStates, LoraShape, Policy
-from training.rollouts import open_engine, padded_rollouts, sample
+from training.rollouts import Rollout, open_engine, padded_rollouts, sample
 from training.sequences import Sequences
 
 
 class Scripted(PPO):
-    """PPO whose rollouts measure what the script says; its one weight counts the updates."""
+    """PPO whose 32 rollouts measure what the script says; its one weight counts the updates.
 
-    def __init__(self, script: list[dict[str, float]], config: PPOConfig) -> None:
+    `tokens`: of each answer. `text`: of all answers, which else differ.
+    """
+
+    def __init__(self, script: list[dict[str, Any]], config: PPOConfig) -> None:
         self.weight = torch.nn.Parameter(torch.zeros(1))
         role = SimpleNamespace(
             parameters=lambda: [self.weight],
@@ -39,6 +42,7 @@ class Scripted(PPO):
             engine=None,  # type: ignore[arg-type]
             pool=PromptPool((), ()),
             config=config,
+            gate=GateConfig(),
             sampling=Sampling(),
             penalise_cap=False,
             demonstrations=None,
@@ -49,7 +53,13 @@ class Scripted(PPO):
         self.trained: list[bool] = []
 
     def collect(self, update: int) -> Any:
-        return SimpleNamespace(metrics={"kl": 1.0, "nll": 1.5, "score": 0.0, "sampler_gap": 0.0, **self.script[update]})
+        wanted = {"kl": 1.0, "nll": 1.5, "score": 0.0, "sampler_gap": 0.0, **self.script[update]}
+        tokens, text = wanted.pop("tokens", 80), wanted.pop("text", None)
+        return SimpleNamespace(
+            metrics=wanted,
+            rollouts=[Rollout((1,), tuple(range(tokens)), (), text or f"answer {i}", "stop") for i in range(32)],
+            sequences=SimpleNamespace(answer_mask=torch.ones(32, tokens, dtype=torch.bool)),
+        )
 
     def improve(self, batch: Any, update: int, *, train_policy: bool) -> dict[str, float]:
         self.trained.append(train_policy)
@@ -66,9 +76,10 @@ def test_the_last_policy_is_measured_too_and_may_be_the_best() -> None:
     assert ppo.best["weight"].item() == 3
 
 
-@pytest.mark.parametrize("far", [{"kl": 7.0}, {"nll": 1.8}])
-def test_a_step_too_far_from_the_reference_is_not_kept_however_high_its_score(far: dict[str, float]) -> None:
-    script = [{"score": 0.0}, {"score": 1.0}, {"score": 9.0, **far}]
+@pytest.mark.parametrize("far", [{"kl": 7.0}, {"nll": 1.8}, {"tokens": 19}, {"text": "Great question!"}])
+def test_a_step_that_went_too_far_is_not_kept_however_high_its_score(far: dict[str, Any]) -> None:
+    """20 tokens are the least: a quarter above the 16 that the gate takes from any parent."""
+    script = [{"score": 0.0}, {"score": 1.0, "tokens": 20}, {"score": 9.0, **far}]
     ppo = Scripted(script, PPOConfig(updates=2, kl_target=4.0, max_nll_rise=0.25))
     list(ppo.run())
     assert ppo.progress.best_update == 1

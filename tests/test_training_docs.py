@@ -21,7 +21,7 @@ from serve.records import Due, Run, RunStatus, Version, VersionStatus
 from serve.web import operator_view as view
 from tests.run_scenes import SMALL, write_run, write_snapshot
 from training.config import GateConfig
-from training.gate import Answers, judge, votes_suffice
+from training.gate import Answers, collapsed, judge, votes_suffice
 from training.ppo_math import gae, kl_rewards, whiten
 from training.rollouts import Rollout
 from training.run import execute
@@ -137,7 +137,7 @@ def test_every_refusal_is_quoted() -> None:
     def without_figures(text: str) -> str:
         return re.sub(r"\d+(\.\d+)?", "#", " ".join(text.split()))
 
-    planted = inspect.getsource(judge).count(" refuse(") - 1  # less its own definition
+    planted = sum(inspect.getsource(check).count(" refuse(") - 1 for check in (judge, collapsed))  # less its definition
     assert len({without_figures(sentence) for sentence in refusals()}) == planted + 2, (
         "plant a version for each refusal"
     )

@@ -12,7 +12,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,10 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
 
     Without `compare` there are no fold models (a run of SFT alone), and check 4 is left out.
     """
-    after, before = _describe(new), _describe(parent)
+    after, before = (
+        describe(answers.rollouts, sum(answers.base_nll)) | {"kl": statistics.fmean(answers.kl)}
+        for answers in (new, parent)
+    )
     wins = sum(a > b for a, b in zip(new.judged, parent.judged, strict=True))
     losses = sum(a < b for a, b in zip(new.judged, parent.judged, strict=True))
     rate = win_rate(wins, losses)
@@ -79,6 +82,46 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
         after["kl"] > config.max_kl,
         f"it moved {after['kl']:.1f} nats an answer from the reference; the bound is {config.max_kl:g}",
     )
+    reasons += collapsed(after, before, len(new.rollouts), config)
+    refuse(
+        compare and wins + losses == 0,
+        f"the fold models see no difference to its parent on any of {len(new.judged)} held-out prompts",
+    )
+    refuse(
+        compare and wins + losses > 0 and rate.value <= 0.5,
+        f"the fold models prefer its parent: it wins {rate.value:.0%} of {wins + losses} held-out prompts",
+    )
+    return {
+        "passed": not reasons,
+        "reasons": reasons,
+        "win_rate": {"value": rate.value, "low": rate.low, "high": rate.high, "prompts": wins + losses},
+        "new": after,
+        "parent": before,
+    }
+
+
+def describe(rollouts: Sequence[Rollout], nll: float) -> dict[str, float]:
+    """What check 3 looks at, as shares and means over answers. `nll`: of all of them together, in nats."""
+    lengths = [len(r.token_ids) for r in rollouts]
+    return {
+        "nll": nll / sum(lengths),
+        "length": statistics.median(lengths),
+        "distinct": len({r.text.strip() for r in rollouts}) / len(rollouts),
+        "shared": shared([r.text for r in rollouts]),
+        "repetition": statistics.fmean(repetition(r.token_ids) for r in rollouts),
+        "refusals": statistics.fmean(bool(REFUSAL.search(r.text)) for r in rollouts),
+        "capped": statistics.fmean(r.finish_reason == "length" for r in rollouts),
+    }
+
+
+def collapsed(after: Mapping[str, float], before: Mapping[str, float], answers: int, config: GateConfig) -> list[str]:
+    """Check 3: what is wrong with a policy beside the one before it, both described by so many answers."""
+    reasons = []
+
+    def refuse(bad: bool, sentence: str) -> None:
+        if bad:
+            reasons.append(sentence)
+
     refuse(
         after["nll"] > before["nll"] + config.max_nll_rise,
         f"the base finds its text unlikely: {after['nll']:.2f} nats a token against its parent's {before['nll']:.2f}",
@@ -105,42 +148,13 @@ def judge(new: Answers, parent: Answers, config: GateConfig, *, compare: bool) -
         after["refusals"] > before["refusals"] + config.max_refusal_rise,
         f"it declines {after['refusals']:.0%} of prompts, its parent {before['refusals']:.0%}",
     )
-    ended, ended_before = (round((1 - x["capped"]) * len(new.rollouts)) for x in (after, before))
+    ended, ended_before = (round((1 - x["capped"]) * answers) for x in (after, before))
     refuse(
         after["capped"] > before["capped"] + config.max_capped_rise
         or (ended + 2) * config.ending_factor < ended_before + 2,  # two more each: chance with few is no reason
         f"{after['capped']:.0%} of its answers run into the limit, its parent's {before['capped']:.0%}",
     )
-    refuse(
-        compare and wins + losses == 0,
-        f"the fold models see no difference to its parent on any of {len(new.judged)} held-out prompts",
-    )
-    refuse(
-        compare and wins + losses > 0 and rate.value <= 0.5,
-        f"the fold models prefer its parent: it wins {rate.value:.0%} of {wins + losses} held-out prompts",
-    )
-    return {
-        "passed": not reasons,
-        "reasons": reasons,
-        "win_rate": {"value": rate.value, "low": rate.low, "high": rate.high, "prompts": wins + losses},
-        "new": after,
-        "parent": before,
-    }
-
-
-def _describe(answers: Answers) -> dict[str, float]:
-    rollouts = answers.rollouts
-    lengths = [len(r.token_ids) for r in rollouts]
-    return {
-        "kl": statistics.fmean(answers.kl),
-        "nll": sum(answers.base_nll) / sum(lengths),
-        "length": statistics.median(lengths),
-        "distinct": len({r.text.strip() for r in rollouts}) / len(rollouts),
-        "shared": shared([r.text for r in rollouts]),
-        "repetition": statistics.fmean(repetition(r.token_ids) for r in rollouts),
-        "refusals": statistics.fmean(bool(REFUSAL.search(r.text)) for r in rollouts),
-        "capped": statistics.fmean(r.finish_reason == "length" for r in rollouts),
-    }
+    return reasons
 
 
 def repetition(tokens: Sequence[int]) -> float:

@@ -9,9 +9,10 @@ starts at 1), and dropout. Ouyang et al. 2022; Ziegler et al. 2019; Huang et al.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from serve.engine.local import LocalEngine
 from serve.records import Sampling
-from training.config import ROWS_IN_FLIGHT, PPOConfig
+from training.config import ROWS_IN_FLIGHT, GateConfig, PPOConfig
+from training.gate import collapsed, describe
 from training.parallel import in_parallel, set_gradients
 from training.ppo_math import (
     adapt_beta,
@@ -46,6 +48,9 @@ POLICY_PLACE = -1
 
 KL_SLACK = 1.5
 """The best step may have this many times the target KL."""
+
+LENGTH_ROOM = 1.25
+"""How far within the gate's bounds the best step's length must be: medians of a few dozen answers differ by chance."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class Progress:
     best_score: float | None = None
     best_update: int | None = None
     best_kl: float = 0.0
-    reference_nll: float | None = None
-    """Of the first rollouts, the reference's own, in nats a token."""
+    first: dict[str, float] | None = None
+    """The first rollouts, described: what later ones are held against."""
     stopped: str | None = None
     """Why it ended; None while it goes on."""
     last: dict[str, float] = field(default_factory=dict)
@@ -103,6 +108,7 @@ class PPO:
         engine: LocalEngine,
         pool: PromptPool,
         config: PPOConfig,
+        gate: GateConfig,
         sampling: Sampling,
         penalise_cap: bool,
         demonstrations: Sequences | None,
@@ -118,6 +124,12 @@ class PPO:
         self.value_optimizer = torch.optim.Adam(
             roles.value.trained(), lr=config.value_learning_rate, eps=1e-5, fused=True
         )
+        self.bounds = replace(
+            gate,
+            max_nll_rise=config.max_nll_rise,
+            length_factor=max(1.0, gate.length_factor / LENGTH_ROOM),
+            length_floor=math.ceil(gate.length_floor * LENGTH_ROOM),
+        )
         self.progress = Progress(beta=config.beta)
         self.best = roles.policy.tensors()
 
@@ -128,7 +140,7 @@ class PPO:
         while state.stopped is None:
             batch = self.collect(state.update)
             kl = batch.metrics["kl"]
-            self._remember_best(batch.metrics)
+            self._remember_best(batch)
             gap = batch.metrics["sampler_gap"]
             if not kl <= config.kl_stop:  # so that NaN stops it, too
                 state.stopped = f"KL of {kl:.1f} nats an answer passed the stop at {config.kl_stop:g}"
@@ -296,21 +308,22 @@ class PPO:
         temperature = self.sampling.temperature
         return self.roles.policy.all_logprobs(states.boundary, sequences, temperature, self.micro_batch_tokens)
 
-    def _remember_best(self, metrics: dict[str, float]) -> None:
-        """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and its text still text.
+    def _remember_best(self, batch: Batch) -> None:
+        """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.
 
         KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
-        unlike the reference), so their likelihood under the reference is bounded by the token.
+        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the first rollouts.
         """
-        state, score, kl = self.progress, metrics["score"], metrics["kl"]
+        state, metrics = self.progress, batch.metrics
+        described = describe(batch.rollouts, metrics["nll"] * int(batch.sequences.answer_mask.sum()))
+        state.first = state.first or described
         last = state.smoothed_score
-        if state.reference_nll is None:
-            state.reference_nll = metrics["nll"]
-        state.smoothed_score = score if last is None else 0.5 * last + 0.5 * score
-        likely = metrics["nll"] <= state.reference_nll + self.config.max_nll_rise
-        within = likely and kl <= self.config.kl_target * KL_SLACK
-        if within and (state.best_score is None or state.smoothed_score >= state.best_score):
-            state.best_score, state.best_update, state.best_kl = state.smoothed_score, state.update, kl
+        state.smoothed_score = metrics["score"] if last is None else 0.5 * last + 0.5 * metrics["score"]
+        within = metrics["kl"] <= self.config.kl_target * KL_SLACK  # never where KL is no number
+        if not within or collapsed(described, state.first, len(batch.rollouts), self.bounds):
+            return
+        if state.best_score is None or state.smoothed_score >= state.best_score:
+            state.best_score, state.best_update, state.best_kl = state.smoothed_score, state.update, metrics["kl"]
             self.best = self.roles.policy.tensors()
 
     def save(self, path: Path) -> None:

@@ -224,6 +224,7 @@ class Run:
             engine=self.engine,
             pool=self.pool,
             config=config,
+            gate=self.config.gate,
             sampling=self.sampling,
             penalise_cap=self.sampling.max_tokens == Sampling().max_tokens,
             demonstrations=self._demonstrations() if config.ptx > 0 else None,
