@@ -4,15 +4,16 @@ Simulated voters with a hidden preference (benchmarks/voters.py) chat and vote i
 votes, all standing votes in each run. The first run starts by itself; later ones are triggered. After each round base
 and learned version answer held-out prompts that share no template with those voted on, and the hidden preference
 judges. Chains differ in their seed; two controls vote the other way round and by a coin. Each chain has a fresh data
-folder and goes on where it was.
+folder and goes on where it was; `--keep` goes on after the finished chains of a result made elsewhere.
 
-    python -m benchmarks.loop --preference brevity --json benchmarks/results/loop-brevity.json
+    python -m benchmarks.loop --preference brevity --rounds 100,300,1000 --chains 3 --keep --json FILE
     python -m benchmarks.loop --quick --arms real
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import sys
@@ -27,7 +28,7 @@ from typing import Any, cast
 
 from benchmarks.client import Client, RequestFailed, chunk_version, persist
 from benchmarks.fluency import SavedAnswer, mean_nll
-from benchmarks.loop_result import loop_document, summary
+from benchmarks.loop_result import chain_result, loop_document, summary
 from benchmarks.loop_state import ArmState, Progress
 from benchmarks.record import ROOT, write_json
 from benchmarks.server import OPERATOR_TOKEN, Server
@@ -413,26 +414,50 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
 
     progress = Progress()
-    states: list[tuple[Arm, ArmState]] = []
+    file = options.json or work / "result.json"
+    described = {**settings.as_json(), "quick": options.quick}
+    kept = kept_chains(file, settings) if options.keep else {}
+    finished: list[dict[str, Any]] = []
     for arm, chain, rounds in chains(arms, options.chains, settings.rounds):
+        if (arm, chain, rounds) in kept:
+            progress.line(f"{arm}, chain {chain}: kept from {file}")
+            finished.append(kept[arm, chain, rounds])
+            continue
         cell = replace(settings, chain=chain, rounds=rounds, chat=settings.chat and chain == 0)
         state = ArmState(work / f"{arm}-{chain}", {"arm": arm, **cell.as_json()})
-        states.append((arm, state))
         ArmRun(arm, cell, state, progress).play()
         add_likelihoods(state, settings, progress)
-        write_json(
-            work / "result.json",
-            loop_document(states, settings.preference, {**settings.as_json(), "quick": options.quick}),
-        )
-    result = loop_document(states, settings.preference, {**settings.as_json(), "quick": options.quick})
-    write_json(work / "result.json", result)
-    if options.json is not None:
-        write_json(options.json, result)
+        finished.append(chain_result(arm, state, PREFERENCES[settings.preference]))
+        write_json(file, loop_document(finished, settings.preference, described))
+    result = loop_document(finished, settings.preference, described)
+    write_json(file, result)
     print(summary(result))
     return result
 
 
-def chains(arms: Sequence[Arm], count: int, rounds: tuple[int, ...]) -> list[tuple[Arm, int, tuple[int, ...]]]:
+Cell = tuple[Arm, int, tuple[int, ...]]
+"""Arm, number and rounds of a chain."""
+
+
+def kept_chains(file: Path, settings: LoopSettings) -> dict[Cell, dict[str, Any]]:
+    """The chains of an earlier result. Raises SystemExit where they were played with other settings."""
+    if not file.is_file():
+        return {}
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    known = json.loads(json.dumps(settings.as_json()))
+    if differing := [
+        name for name, value in known.items() if name != "rounds" and saved["settings"].get(name) != value
+    ]:
+        raise SystemExit(
+            f"{file} was made with another {', '.join(differing)}; give another --json, or leave out --keep"
+        )
+    return {
+        (chain["arm"], chain["chain"], tuple(found["votes"] for found in chain["rounds"])): chain
+        for chain in saved["chains"]
+    }
+
+
+def chains(arms: Sequence[Arm], count: int, rounds: tuple[int, ...]) -> list[Cell]:
     """Arm, number and rounds of each chain: all go to `SHORT` votes, the first of the real ones to the end."""
     short = tuple(votes for votes in rounds if votes <= SHORT) or rounds[:1]
     return [
@@ -445,7 +470,8 @@ def chains(arms: Sequence[Arm], count: int, rounds: tuple[int, ...]) -> list[tup
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of 60 votes, 60 held-out prompts")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result, after every chain")
+    parser.add_argument("--keep", action="store_true", help="don't play again the chains that --json holds already")
     parser.add_argument("--preference", choices=sorted(PREFERENCES), help="what the voters want (brevity)")
     parser.add_argument("--arms", default=",".join(ARMS), help="real, flipped, random; all by default")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where arms keep their state (benchmarks/work/...)")

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, measure
 from benchmarks.loop_state import ArmState
 from benchmarks.record import Row, document
-from benchmarks.voters import PREFERENCES, Arm, Preference, winner
+from benchmarks.voters import PREFERENCES, Preference, winner
 from serve.feedback.statistics import win_rate
 
 TARGETS = {100: 0.70, 300: 0.85, 1000: 0.93}
@@ -47,6 +47,10 @@ def outcomes(preference: Preference, ours: Sequence[SavedAnswer], base: Sequence
     if [(a.index, a.seed) for a in ours] != [(b.index, b.seed) for b in base]:
         raise ValueError("both versions must have answered the same prompts with the same seeds")
     return {a.index: winner(preference, a.prompt, a.text, b.text) for a, b in zip(ours, base, strict=True)}
+
+
+LETTERS: dict[int | None, str] = {0: "W", 1: "L", None: "T"}
+"""Won, lost, tied."""
 
 
 def contest(found: Outcomes) -> Contest:
@@ -167,8 +171,16 @@ def round_result(
         "max_tokens": ppo.get("max_tokens"),
         "updates": ppo.get("updates"),
         "seconds": round(state.seconds[f"run at {votes} votes"], 1),
+        "served": served(state, run["serving"], preference),
         "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference),
     }
+
+
+def served(state: ArmState, version: int, preference: Preference) -> str:
+    """By held-out prompt, in letters of `LETTERS`: the serving version against the base. Empty without answers."""
+    base = list(state.answers(0).by_index().values())
+    found = outcomes(preference, list(state.answers(version).by_index().values()), base)
+    return "".join(LETTERS[found[index]] for index in sorted(found))
 
 
 def way(folder: Path, preference: Preference) -> list[dict[str, float]]:
@@ -227,31 +239,29 @@ def rows_of(chains: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, An
     return rows
 
 
-def pools_of(states: Sequence[tuple[Arm, ArmState]], preference: Preference) -> list[dict[str, Any]]:
+def pools_of(chains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """By votes: the mean of all chains that vote as they prefer. Where the gate refused, what served then counts."""
+    sides = {letter: side for side, letter in LETTERS.items()}
     found: dict[int, list[Outcomes]] = {}
-    for arm, state in states:
-        for votes, run in state.rounds.items() if arm == "real" else ():
-            base = list(state.answers(0).by_index().values())
-            ours = list(state.answers(run["serving"]).by_index().values())
-            found.setdefault(votes, []).append(outcomes(preference, ours, base))
+    for chain in chains:
+        for step in chain["rounds"] if chain["arm"] == "real" else ():
+            judged = {index: sides[letter] for index, letter in enumerate(step["served"])}
+            found.setdefault(step["votes"], []).append(judged)
     pools = []
-    for votes, chains in sorted(found.items()):
-        rate, low, high = pooled(chains)
-        each = [contest(chain).win_rate for chain in chains]
-        pools.append({"votes": votes, "chains": len(chains), "win_rate": rate, "low": low, "high": high, "each": each})
+    for votes, alike in sorted(found.items()):
+        rate, low, high = pooled(alike)
+        each = [contest(chain).win_rate for chain in alike]
+        pools.append({"votes": votes, "chains": len(alike), "win_rate": rate, "low": low, "high": high, "each": each})
     return pools
 
 
-def loop_document(
-    states: Sequence[tuple[Arm, ArmState]], preference: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The benchmark's JSON."""
-    chosen = PREFERENCES[preference]
-    chains = [chain_result(arm, state, chosen) for arm, state in states]
-    pools = pools_of(states, chosen)
+def loop_document(chains: Sequence[Mapping[str, Any]], preference: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The benchmark's JSON, from its chains' results."""
+    pools = pools_of(chains)
     rows = rows_of(chains, pools, preference)
-    return document("loop", {**settings, "wants": chosen.wants}, rows, chains=chains, pools=pools)
+    return document(
+        "loop", {**settings, "wants": PREFERENCES[preference].wants}, rows, chains=list(chains), pools=pools
+    )
 
 
 def summary(result: Mapping[str, Any]) -> str:

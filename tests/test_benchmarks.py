@@ -584,6 +584,21 @@ def test_a_failed_run_is_said_and_the_next_start_triggers_another(quick_loop: An
     assert [found["run"] for found in arm["rounds"]] == [2, 3]
 
 
+def test_chains_of_an_earlier_result_are_kept_when_asked_for(quick_loop: Any, tmp_path: Path) -> None:
+    file = tmp_path / "loop.json"
+    first = quick_loop("--arms", "real", "--json", str(file))
+    FakeServer.kept = {}
+    elsewhere = ("--json", str(file), "--work", str(tmp_path / "elsewhere"))
+    result = quick_loop("--arms", "real,random", *elsewhere, "--keep")
+    assert list(FakeServer.kept) == [tmp_path / "elsewhere" / "random-0" / "data"]
+    assert result["chains"][0] == first["chains"][0] and result["pools"] == first["pools"]
+    assert [chain["arm"] for chain in result["chains"]] == ["real", "random"]
+    with pytest.raises(SystemExit, match="made with another temperature"):
+        quick_loop("--arms", "real", *elsewhere, "--keep", "--temperature", "0.5")
+    quick_loop("--arms", "real", *elsewhere)
+    assert tmp_path / "elsewhere" / "real-0" / "data" in FakeServer.kept, "nothing is kept unasked"
+
+
 def test_other_settings_over_the_same_folder_are_refused(quick_loop: Any) -> None:
     quick_loop("--arms", "random")
     with pytest.raises(SystemExit, match="other settings"):
