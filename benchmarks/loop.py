@@ -1,8 +1,8 @@
 """Does it learn? The whole loop on the real server, driven through the HTTP API alone.
 
 Simulated voters with a hidden preference (benchmarks/voters.py) chat and vote in rounds: votes → run → swap → more
-votes, all standing votes in each run. The first run starts by itself; later ones are triggered. After each round base
-and learned version answer held-out prompts that share no template with those voted on, and the hidden preference
+votes, all standing votes in each run. The first run starts by itself; later ones are triggered. After the last round
+the base and all versions answer held-out prompts that share no template with those voted on, and the hidden preference
 judges. Chains differ in their seed; two controls vote the other way round and by a coin. Each chain has a fresh data
 folder and goes on where it was; `--keep` goes on after the finished chains of a result made elsewhere.
 
@@ -104,7 +104,7 @@ class ArmRun:
         self._voters: list[Client] = []
 
     def play(self) -> None:
-        """All rounds that are not done yet."""
+        """All rounds that are not done yet, then the held-out prompts: a run learns on whatever was asked before it."""
         first = self.settings.rounds[0]
         for votes in self.settings.rounds:
             if votes in self.state.rounds:
@@ -113,8 +113,12 @@ class ArmRun:
             with self._serving(min_new_votes=first if by_itself else NEVER):
                 self._check_restart()
                 run = self._first_run(votes) if by_itself else self._triggered_run(votes)
-                self._answer_held_out(run["version"])
                 self.state.finish_round(votes, run)
+        if versions := self.state.versions():
+            with self._serving(min_new_votes=NEVER):
+                self._check_restart()
+                for version in (0, *versions):
+                    self._answer_held_out(version)
 
     # -- the server and its people ------------------------------------------------------------------------------------
 
@@ -281,12 +285,7 @@ class ArmRun:
 
     # -- the held-out prompts -----------------------------------------------------------------------------------------
 
-    def _answer_held_out(self, version: int | None) -> None:
-        if version is not None:
-            self._answer_as(0)
-            self._answer_as(version)
-
-    def _answer_as(self, version: int) -> None:
+    def _answer_held_out(self, version: int) -> None:
         answers = self.state.answers(version)
         have = answers.by_index()
         prompts = self._preference.held_out_prompts()[: self.settings.held_out]
@@ -416,21 +415,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     progress = Progress()
     file = options.json or work / "result.json"
     described = {**settings.as_json(), "quick": options.quick}
-    kept = kept_chains(file, settings) if options.keep else {}
-    finished: list[dict[str, Any]] = []
+    finished = kept_chains(file, settings) if options.keep else {}
     for arm, chain, rounds in chains(arms, options.chains, settings.rounds):
-        if (arm, chain, rounds) in kept:
+        if (arm, chain, rounds) in finished:
             progress.line(f"{arm}, chain {chain}: kept from {file}")
-            finished.append(kept[arm, chain, rounds])
             continue
         cell = replace(settings, chain=chain, rounds=rounds, chat=settings.chat and chain == 0)
         state = ArmState(work / f"{arm}-{chain}", {"arm": arm, **cell.as_json()})
         ArmRun(arm, cell, state, progress).play()
         add_likelihoods(state, settings, progress)
-        finished.append(chain_result(arm, state, PREFERENCES[settings.preference]))
-        write_json(file, loop_document(finished, settings.preference, described))
-    result = loop_document(finished, settings.preference, described)
-    write_json(file, result)
+        finished[arm, chain, rounds] = chain_result(arm, state, PREFERENCES[settings.preference])
+        write_json(file, loop_document(list(finished.values()), settings.preference, described))
+    result = loop_document(list(finished.values()), settings.preference, described)
     print(summary(result))
     return result
 
@@ -483,9 +479,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chat", action="store_true", default=None, help="somebody streams during triggered runs")
     parser.add_argument("--max-tokens", type=int, help="answer limit everywhere (64)")
     parser.add_argument("--temperature", type=float, help="sampling temperature everywhere (0.8)")
-    parser.add_argument(
-        "--set", dest="training", action="append", type=str, metavar="KEY=VALUE", help="such as ppo.updates=8"
-    )
+    parser.add_argument("--set", dest="training", action="append", metavar="KEY=VALUE", help="such as ppo.updates=8")
     return parser
 
 

@@ -41,7 +41,7 @@ from training.rollouts import Rollout, open_engine, sample
 from training.sequences import Sequences
 
 SHOWN = ("brevity", "closing", "declining", "one_paragraph", "second_person", "short_words")
-"""The last two were nobody's to tune on."""
+"""The last two are none of the loop's."""
 WAYS = ("random", "disagreement", "four")
 VOTES = (100, 300, 1000)
 ANSWERS, HELD_OUT_ANSWERS = 8, 4

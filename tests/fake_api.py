@@ -50,6 +50,8 @@ class Data:
         self.refused: list[str] = []
         self.learned = 0
         """Votes that runs have taken."""
+        self.runs_before: list[int] = []
+        """For each answer by a version of the caller's choice: how many runs there had been."""
 
 
 class FakeServer:
@@ -183,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         serving = self.server_side.data.serving
         version = serving if body["model"] == "hustings" else int(body["model"].rpartition("-v")[2])
         text = self.server_side.text(version, body.get("seed"))
+        if body["model"] != "hustings":
+            self.server_side.data.runs_before.append(len(self.server_side.data.runs))
         named = {"model": body["model"], "system_fingerprint": f"hustings-v{version}"}
         if not body.get("stream"):
             choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

@@ -473,7 +473,7 @@ def test_a_chain_goes_from_votes_to_swaps_and_win_rates(
     started = chain["first_run_started"]
     assert (started["trigger"], started["early"], started["votes"]) == ("votes", 0, 8)
     assert [chain["votes"], chain["failures"]] == [24, []]
-    assert chain["restarts"] == [{"expected": 1, "serving": 1}]
+    assert chain["restarts"] == [{"expected": 1, "serving": 1}, {"expected": 2, "serving": 2}]
     assert chain["stream"]["failed"] == chain["stream"]["mixed"] == 0
     assert chain["stream"]["versions"][-1]["version"] == 2
     first, later = chain["rounds"]
@@ -486,6 +486,12 @@ def test_a_chain_goes_from_votes_to_swaps_and_win_rates(
     assert all(c["body"]["max_tokens"] == 64 for c in data.comparisons.values())
     assert json.loads((tmp_path / "out" / "loop.json").read_text()) == result
     assert "win rate 100.0%" in capsys.readouterr().out
+
+
+def test_no_held_out_prompt_reaches_the_server_before_the_last_run(quick_loop: Any, tmp_path: Path) -> None:
+    """Runs learn on what people asked of the server."""
+    quick_loop("--arms", "real")
+    assert FakeServer.kept[tmp_path / "real-0" / "data"].runs_before == [2] * 3 * 20
 
 
 def test_only_the_first_chain_goes_beyond_what_all_do(
@@ -550,7 +556,7 @@ def test_a_killed_arm_goes_on_where_it_was(quick_loop: Any, tmp_path: Path) -> N
         quick_loop("--arms", "random")
     data = FakeServer.kept[tmp_path / "random-0" / "data"]
     comparisons, runs = len(data.comparisons), len(data.runs)
-    assert (comparisons, runs) == (8, 1)
+    assert (comparisons, runs) == (24, 2)
     FakeServer.faults = {}
     [arm] = quick_loop("--arms", "random")["chains"]
     assert (len(data.comparisons), len(data.runs)) == (24, 2)

@@ -52,8 +52,19 @@ def test_two_cores_get_parts_of_like_size_within_half_of_the_bound(monkeypatch: 
         assert most == 24 or max(padded) < 2 * min(padded)
 
 
-def test_a_row_longer_than_the_bound_goes_alone() -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_the_bound_holds_whatever_the_lengths(seed: int) -> None:
+    lengths = torch.randint(1, 60, (30,), generator=torch.Generator().manual_seed(seed)).tolist() + [150] * (seed % 3)
+    rows = Sequences.of([(1,)] * len(lengths), [(1,) * n for n in lengths])
+    batches = rows.micro_batches(100)
+    assert sorted(i for b in batches for i in b.tolist()) == list(range(len(lengths)))
+    assert all(len(b) == 1 or len(b) * int(rows.lengths[b].max()) <= 100 for b in batches)
+
+
+def test_a_row_longer_than_the_bound_goes_alone_and_leaves_the_others_together() -> None:
     assert [len(b) for b in SOME.micro_batches(1)] == [1, 1, 1]
+    rows = Sequences.of([(1,)] * 21, [(1,) * 9] * 20 + [(1,) * 300])
+    assert len(rows.micro_batches(100)) < 10
 
 
 def test_some_rows_alone_can_be_batched() -> None:

@@ -48,7 +48,7 @@ class RewardConfig:
 
     layers: int = _bounded(2, 1, 1000)
     """Top layers that carry the reward model's LoRA; those below are run once and kept."""
-    epochs: int = _bounded(2, 0, 100)
+    epochs: int = _bounded(0, 0, 100)
     """Most passes over all pairs after the closed-form start; as many are made as lower a held-out fold's loss."""
     learning_rate: float = _bounded(2e-4, 0, 1)
     """Adam step of LoRA and head."""

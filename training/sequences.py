@@ -67,7 +67,7 @@ class Sequences:
     def micro_batches(self, max_tokens: int, rows: Tensor | None = None) -> list[Tensor]:
         """Row numbers in batches of like length and size, to be run on all cores at once (`in_parallel`).
 
-        Those at work together have at most `max_tokens` padded tokens, if a row has no more than a core's share.
+        Those at work together have at most `max_tokens` padded tokens; a row longer than a core's share goes alone.
         """
         rows = torch.arange(len(self)) if rows is None else rows
         rows = rows[self.lengths[rows].argsort(stable=True)]
@@ -75,16 +75,14 @@ class Sequences:
         most = max_tokens // cores
         lengths = self.lengths[rows]
         middles, tokens = lengths.cumsum(0) - lengths / 2, int(lengths.sum())
-        count = min(
-            cores * -(-tokens // (cores * max(1, most))), len(rows)
-        )  # fewer would not do without padding either
-        while True:
+        count = cores * -(-tokens // (cores * max(1, most)))  # fewer would not do without padding either
+        while count < len(rows):
             share = (middles * count / tokens).long()  # of equally many tokens
             batches = [rows[share == i] for i in share.unique()]
-            padded = [len(batch) * int(self.lengths[batch].max()) for batch in batches]
-            if count >= len(rows) or max(padded) <= most:
+            if all(len(batch) == 1 or len(batch) * int(self.lengths[batch].max()) <= most for batch in batches):
                 return batches
-            count = min(count + cores, len(rows))
+            count += cores
+        return list(rows.split(1))
 
     def answer_states(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, L, D) → the answers' states s₀ … s_T (B, T + 1, D); past an answer's end s_T repeats."""
