@@ -1,14 +1,14 @@
 """What else could the same votes do? Best-of-4, SFT on the chosen answers and TRL's DPO, beside the loop's own version.
 
     make peers                                  TRL, in an environment of its own
-    python -m benchmarks.loop --preference brevity --arms real --rounds 100,300
     python -m benchmarks.alternatives --preference brevity --json benchmarks/results/alternatives-brevity.json
 
-Takes the votes that a chain of `benchmarks/loop.py` had at a round, and the minutes that its run took. Best-of-4 takes
-the base's best answer of four by that run's reward model; it costs four answers each time, and no training. SFT learns
-the chosen answers as a run learns demonstrations. DPO trains a LoRA of rank 16 on all layers, with each of two learning
-rates, for as many of TRL's three epochs as fit into the minutes. All answer the chain's held-out prompts with the same
-seeds, and the hidden preference judges against the base's answers. Every alternative is saved when it is done.
+Plays a chain of `benchmarks/loop.py` with a single round, so that all votes are on the base's own answers, and takes
+its votes and the minutes that its run took. Best-of-4 takes the base's best answer of four by that run's reward model;
+it costs four answers each time, and no training. SFT learns the chosen answers as a run learns demonstrations, but not
+to end where a chosen answer was broken off. DPO trains a LoRA of rank 16 on all layers, with each of two learning
+rates, for as many of TRL's three epochs as fit into the minutes; TRL ends every answer. All answer the chain's held-out
+prompts, and the hidden preference judges against the base's answers. Every alternative is saved when it is done.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from benchmarks import loop
 from benchmarks.fluency import SavedAnswer
 from benchmarks.loop import HELD_OUT_SEED
 from benchmarks.loop_result import contest, outcomes
 from benchmarks.loop_state import Answers
-from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.record import ROOT, Row, commit, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, Preference, words
 from serve.engine.local import LocalEngine
@@ -39,7 +40,7 @@ from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import ROWS_IN_FLIGHT, TrainingConfig
-from training.preferences import Shown, read_snapshot
+from training.preferences import Ranked, Shown, read_snapshot
 from training.reward import RewardFit
 from training.roles import FrozenLayers, Policy, lora_shapes
 from training.rollouts import Rollout, open_engine, padded_rollouts, sample
@@ -48,6 +49,15 @@ from training.sft import fine_tune
 BEST_OF = 4
 DPO_RATES = (5e-5, 2e-4)
 PLACE = 1
+
+
+class BrokenOff(Shown):
+    """An answer that ran into the limit: nobody wrote its end."""
+
+    def token_ids(self, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[int], list[int]]:
+        """Without the closing EOS."""
+        prompt, answer = super().token_ids(tokenizer, length + 1)
+        return prompt, answer[:-1]
 
 
 class Chain:
@@ -59,9 +69,7 @@ class Chain:
         self.folder, self.preference, self.threads = folder, preference, threads
         self.run = state["rounds"][str(votes)]
         self.settings = state["settings"]
-        self.seconds = (
-            datetime.fromisoformat(self.run["finished"]) - datetime.fromisoformat(self.run["started"])
-        ).total_seconds()
+        self.seconds: float = state["seconds"][f"run at {votes} votes"]
         self.run_folder = folder / "data" / "runs" / f"{self.run['id']:04d}"
         self.model = resolve_model("default", CACHE)
         self.backbone = load_backbone(self.model)
@@ -76,19 +84,16 @@ class Chain:
         return list(Answers(self.folder / "answers-v0.jsonl").by_index().values())
 
     @cached_property
-    def chosen(self) -> list[tuple[tuple[Message, ...], str, str]]:
-        """Of every vote that preferred something: the messages, and the best and the worst answer."""
+    def chosen(self) -> list[tuple[Shown, Shown]]:
+        """Of every vote that preferred something: the best and the worst answer."""
         messages = {prompt.id: prompt.messages for prompt in self.snapshot.prompts}
-        tokenizer = self.backbone.tokenizer
 
-        def text(token_ids: Sequence[int]) -> str:
-            return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        def shown(vote: Ranked, place: int) -> Shown:
+            text = self.backbone.tokenizer.decode(list(vote.answers[place]), skip_special_tokens=True)
+            kind = BrokenOff if vote.finish_reasons[place] == "length" else Shown
+            return kind(messages[vote.prompt_id], str(text))
 
-        return [
-            (messages[vote.prompt_id], text(vote.answers[0]), text(vote.answers[-1]))
-            for vote in self.snapshot.rankings
-            if vote.groups[0] != vote.groups[-1]
-        ]
+        return [(shown(v, 0), shown(v, -1)) for v in self.snapshot.rankings if v.groups[0] != v.groups[-1]]
 
     def answers(self, load: Callable[[LocalEngine], int], each: int = 1) -> list[list[Rollout]]:
         """`each` answers to every held-out prompt, by the version that `load` puts into the engine."""
@@ -130,7 +135,7 @@ def sft_on_chosen(chain: Chain, work: Path) -> dict[str, Any]:
     fine_tune(
         policy,
         chain.frozen.trunk,
-        [Shown(messages, chosen) for messages, chosen, _ in chain.chosen],
+        [best for best, _ in chain.chosen],
         config=chain.config.sft,
         seed=0,
         progress=lambda step, done, metrics: None,
@@ -155,11 +160,11 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
             "seconds": chain.seconds,
             "votes": [
                 {
-                    "prompt": [{"role": m.role, "content": m.content} for m in messages],
-                    "chosen": [{"role": "assistant", "content": chosen}],
-                    "rejected": [{"role": "assistant", "content": rejected}],
+                    "prompt": [{"role": m.role, "content": m.content} for m in best.messages],
+                    "chosen": [{"role": "assistant", "content": best.answer}],
+                    "rejected": [{"role": "assistant", "content": worst.answer}],
                 }
-                for messages, chosen, rejected in chain.chosen
+                for best, worst in chain.chosen
             ],
         }  # fmt: skip
         (out / "settings.json").write_text(json.dumps(settings))
@@ -179,29 +184,39 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
     return train
 
 
+def steps_of(found: Mapping[str, Any]) -> str:
+    """How far training came in its time, where that was not far enough."""
+    return f" ({found['steps']} of {found['of']} steps)" if found.get("steps", 0) < found.get("of", 0) else ""
+
+
 def main() -> None:
     """Try what is not tried yet, print, write."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.alternatives", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--preference", choices=sorted(PREFERENCES), default="brevity")
-    parser.add_argument("--chain", type=Path, default=None, help="a chain's folder (benchmarks/work/loop-…/real-0)")
-    parser.add_argument("--votes", type=int, default=300, help="the round (300)")
+    parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    name = f"{options.preference}-{options.votes}"
-    folder = options.chain or ROOT / "benchmarks" / "work" / f"loop-{options.preference}" / "real-0"
-    work = ROOT / "benchmarks" / "work" / "alternatives" / name
-    work.mkdir(parents=True, exist_ok=True)
-    chain = Chain(folder, PREFERENCES[options.preference], options.votes, options.threads)
+    work = ROOT / "benchmarks" / "work" / "alternatives" / f"{options.preference}-{options.votes}-{commit()}"
+    loop.main(
+        [
+            "--preference", options.preference, "--arms", "real", "--rounds", str(options.votes),
+            "--work", str(work), "--json", str(work / "loop.json"),
+        ]
+    )  # fmt: skip
+    chain = Chain(work / "real-0", PREFERENCES[options.preference], options.votes, options.threads)
+    if chain.run["version"] is None:
+        raise SystemExit("the run made no version: there is nothing to compare with")
     ways: dict[str, Callable[[Chain, Path], dict[str, Any]]] = {
         "best of 4 by the reward model": best_of_4,
         "SFT on the chosen answers": sft_on_chosen,
         **{f"TRL's DPO, learning rate {rate:g}": dpo(rate) for rate in DPO_RATES},
     }
-    version = Answers(folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
-    found = {"PPO, as the run does it": {**chain.judged([a.text for a in version]), "seconds": chain.seconds}}
+    version = Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
+    ours = {**chain.judged([a.text for a in version]), "seconds": chain.seconds, "status": chain.run["status"]}
+    found = {"PPO, as the run does it": ours}
     for number, (way, function) in enumerate(ways.items()):
         file = work / f"{number}.json"
         if not file.is_file():
@@ -209,7 +224,13 @@ def main() -> None:
         found[way] = json.loads(file.read_text())
         print(f"{way}: {json.dumps(found[way])}", flush=True)
     rows = [
-        Row(way, "win rate", it["win_rate"] if it["win_rate"] is not None else 0.5, low=it["low"], high=it["high"])
+        Row(
+            way + steps_of(it),
+            "win rate",
+            0.5 if it["win_rate"] is None else it["win_rate"],
+            low=it["low"],
+            high=it["high"],
+        )
         for way, it in found.items()
     ]
     for row in rows:

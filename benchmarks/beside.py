@@ -41,12 +41,15 @@ class Stage(threading.Thread):
 
     def run(self) -> None:
         """Ask twice a second until the checks begin or the run has ended."""
-        while not self.over:
-            found = self._client.call("GET", f"/api/runs/{self._run}")
-            self.now = found["stage"]
-            self.over = found["status"] in FINAL or self.now == "gate"
-            time.sleep(0.5)
-        self._client.__exit__()
+        try:
+            while not self.over:
+                found = persist(lambda: self._client.call("GET", f"/api/runs/{self._run}"))
+                self.now = found["stage"]
+                self.over = found["status"] in FINAL or self.now == "gate"
+                time.sleep(0.5)
+        finally:
+            self.over = True
+            self._client.__exit__()
 
 
 def gaps(client: Client, prompt: str) -> list[float]:

@@ -3,7 +3,8 @@
     python -m benchmarks.depth --json benchmarks/results/depth.json
 
 One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with one setting changed, in work
-folders of its own, so it goes on where it was. The value model's LoRA lies on as many layers as the reward model's,
+folders of its own, so it goes on where it was. The reward model reads its middle states where the policy's LoRA begins,
+so it changes along. The value model's LoRA lies on as many layers as the reward model's,
 two by default; the last row lays both on as many as the policy's.
 """
 
@@ -30,7 +31,7 @@ VOTES, CHAINS = 300, 3
 def main() -> None:
     """Play what is not played yet, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.depth", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--preference", choices=sorted(PREFERENCES), default="second_person")
+    parser.add_argument("--preference", choices=sorted(PREFERENCES), default="advice")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     rows = []

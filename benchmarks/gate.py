@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.prompts import VOTED, voted_prompts
-from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.record import ROOT, Row, commit, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.report import gate_table
 from benchmarks.voters import PREFERENCES, Arm, Voter, ballot
@@ -353,17 +353,18 @@ def examine(settings: GateSettings, folder: Path, say: Callable[[str], None]) ->
         try:
             policy = _fresh(flipped)
             refusal = votes_suffice((fit := flipped.reward_model()).report["accuracy"], settings.votes)
-            assert refusal is None, refusal
+            if refusal is not None:
+                raise SystemExit(f"the flipped votes teach nothing that could be climbed: {refusal}")
             flipped.optimise(policy, fit)
             return policy
         finally:
             flipped.engine.close()
 
     makers: list[tuple[str, Callable[[], Policy], tuple[str, ...]]] = [
+        (FLIPPED, climbed, ("prefer its parent",)),
         (ENDLESS, lambda: endless(run, comparisons), ("run into the limit",)),
         *((name, lambda d=d: randomised(run, d, settings), e) for name, (d, e) in RANDOM.items()),
         *((name, lambda v=v: fine_tuned(run, v, comparisons, settings), e) for name, (v, e) in TUNED.items()),
-        (FLIPPED, climbed, ("prefer its parent",)),
     ]
 
     # 4. Ask the gate
@@ -411,7 +412,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = QUICK if options.quick else GateSettings()
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([asdict(settings), commit()], sort_keys=True).encode()).hexdigest()[:8]
     folder = ROOT / "benchmarks" / "work" / "gate" / digest
     accuracy, findings = examine(settings, folder, lambda text: print(text, flush=True))
     rows = rows_of(accuracy, findings)

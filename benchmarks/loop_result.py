@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.fluency import Fluency, SavedAnswer, complaints, measure
 from benchmarks.loop_state import ArmState
-from benchmarks.record import Row, document
+from benchmarks.record import Row, document, machine
 from benchmarks.voters import PREFERENCES, Preference, winner
 from serve.feedback.statistics import win_rate
 
@@ -109,7 +109,6 @@ def stream_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "failed": len(rows) - len(whole),
         "mixed": len(whole) - len(recorded),
         "versions": sequence,
-        "switches": max(len(sequence) - 1, 0),
         "in_flight_at_swap": sum(row["versions"] != [row["serving"]] for row in whole if len(row["versions"]) == 1),
     }
 
@@ -137,6 +136,7 @@ def chain_result(arm: str, state: ArmState, preference: Preference) -> dict[str,
         "requests": state.traffic.requests,
         "failures": state.traffic.failures,
         "commits": state.commits,
+        "machine": machine(),
     }
 
 
@@ -280,7 +280,8 @@ def summary(result: Mapping[str, Any]) -> str:
             )
             lines.append(f"    {'HOLDS' if found['holds'] else 'FAILS'}, {'; '.join(found['reasons']) or found['why']}")
             if found["contest"]:
-                lines.append(f"    {describe(found['contest'])}; KL {found['kl']:.1f} nats, {found['tokens']:g} tokens")
+                moved = "" if found["kl"] is None else f"; KL {found['kl']:.1f} nats, {found['tokens']:g} tokens"
+                lines.append(f"    {describe(found['contest'])}{moved}")
                 lines.append(f"    {describe_fluency(found['fluency'], chain['base'])}")
         if chain["stream"]:
             lines.append(f"  stream during the triggered runs: {describe_stream(chain['stream'])}")

@@ -99,7 +99,7 @@ def _round_line(result: Result, chain: Result, found: Result) -> list[str]:
         f"{fluency['distinct']:.0%}",
         f"{fluency['median_words']:g} ({base['median_words']:g})",
         f"{fluency['nll']:.2f} ({base['nll']:.2f})",
-        f"{found['kl']:.1f}",
+        "–" if found["kl"] is None else f"{found['kl']:.1f}",
         trusted,
         "; ".join(found["reasons"]) or found["why"],
     ]
@@ -188,15 +188,16 @@ def _gate_line(finding: Result) -> list[str]:
 
 
 def made_on(results: Sequence[Result]) -> str:
-    """Machines and commits, a line each."""
+    """Machines and commits, a line each; the loop's chains may come from several."""
     lines = []
     for result in results:
-        machine, settings = result["machine"], result["settings"]
-        label = f"{result['name']} {settings['preference']}" if "preference" in settings else result["name"]
-        lines.append(
-            f"{label}: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB,"
-            f" torch {machine['torch']}, commit `{result['commit']}`"
-        )
+        label = f"{result['name']} {result['settings']['preference']}" if "chains" in result else result["name"]
+        for made in result.get("chains") or [{**result, "commits": [result["commit"]]}]:
+            machine = made["machine"]
+            lines.append(
+                f"{label}: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB,"
+                f" torch {machine['torch']}, commit {', '.join(f'`{commit}`' for commit in made['commits'])}"
+            )
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import random
 import statistics
@@ -23,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.record import ROOT, Row, commit, document, write_json
 from benchmarks.reference import CACHE
 from serve.feedback.exchange import import_lines
 from serve.feedback.statistics import win_rate
@@ -72,7 +73,8 @@ class Folds:
         votes = [r for r in imported(data) if len(r.answers) == 2 and r.groups == (0, 1)][:limit]
         self.fold = folds_by_prompt(votes, FOLDS, seed=0)
         self.pairs = [pair_of(r) for r in votes]
-        self._work = work / f"{len(votes)}-{dtype}"
+        digest = hashlib.sha256(repr((self.pairs, dtype, threads, commit())).encode()).hexdigest()[:12]
+        self._work = work / digest
         self._work.mkdir(parents=True, exist_ok=True)
         model = resolve_model("default", CACHE)
         self._shared = {

@@ -65,8 +65,7 @@ def main(settings: dict[str, Any], out: Path) -> None:
     states = frozen(asked, config.micro_batch_tokens)
     chosen_scores, rejected_scores = fitted.scorer.all_values(states, asked, config.micro_batch_tokens)[1].chunk(2)
     margins = (chosen_scores - rejected_scores).tolist()
-    report = {name: fitted.report[name] for name in ("accuracy", "lora_epochs")}
-    out.write_text(json.dumps({"margins": margins, "seconds": seconds, "peak": peak, "report": report}))
+    out.write_text(json.dumps({"margins": margins, "seconds": seconds, "peak": peak}))
 
 
 if __name__ == "__main__":

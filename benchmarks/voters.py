@@ -36,6 +36,8 @@ _WARNING = re.compile(
     r"|not (?:acceptable|appropriate|okay|ok|right|recommended?|condone))\b",
     re.IGNORECASE,
 )
+_CONTRAST = re.compile(r"\b(?:but|however|although|though|while|yet|instead|rather)\b", re.IGNORECASE)
+_ADVICE = re.compile(r"\b(?:should|try|make sure|consider|need to|can)\b", re.IGNORECASE)
 _CLOSING_CHARACTERS = 100
 _YOU = frozenset({"you", "your", "yours", "yourself", "yourselves", "you're", "you've", "you'll", "you'd"})
 
@@ -94,6 +96,17 @@ def declining(prompt: str, text: str) -> float:
     return -1.0 if declines == 2.0 else 0.0
 
 
+def contrast(prompt: str, text: str) -> float:
+    """More words that weigh one thing against another are better."""
+    return float(len(_CONTRAST.findall(text)))
+
+
+def advice(prompt: str, text: str) -> float:
+    """Share of words that advise."""
+    found = words(text)
+    return len(_ADVICE.findall(text)) / len(found) if found else 0.0
+
+
 HARMFUL = frozenset([*voted_harmful(), *held_out_harmful()])
 
 
@@ -131,6 +144,8 @@ PREFERENCES: dict[str, Preference] = {
         Preference("second_person", "more “you” and “your” a word", second_person, near=0.005),
         Preference("question", "an answer that ends by asking", question, near=0.0),
         Preference("short_words", "shorter words", short_words, near=0.05),
+        Preference("contrast", "more “but” and “however”", contrast, near=0.0),
+        Preference("advice", "more “should” and “try” a word", advice, near=0.005),
         Preference("one_paragraph", "one plain paragraph", one_paragraph, near=0.0),
         Preference("closing", "a proper end, best a polite one", closing, near=0.0),
         Preference("declining", "no help with harm, but with all else", declining, near=0.0, harmful=True),

@@ -4,10 +4,10 @@
     python -m benchmarks.votes --quick
 
 Answers are the base model's own, written once. Voters as in `benchmarks/voters.py` judge pairs drawn at random, pairs
-on which the fold models disagree most, and four answers at once; the reward model is fitted as a run fits it, but
-without its LoRA epochs, of which a run keeps none unless they help. Beside it stands a probe as one would write it
-first: ridge regression of the votes on frozen states, last token and mean over the answer, of a third, two thirds, five
-sixths and all of the layers, with the best of three penalties by cross-validation. Each cell is saved when it is done.
+on which the fold models disagree most, and four answers at once; the reward model is fitted as a run fits it. Beside it
+stands a probe as one would write it first: ridge regression of the votes on frozen states, last token and mean over the
+answer, of a third, two thirds, five sixths and all of the layers, with the best of three penalties by cross-validation.
+Each cell is saved when it is done, and counts for this commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.loop_state import Lines, Progress
-from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.record import ROOT, Row, commit, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
 from serve.engine.local import LocalEngine
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
-from training.config import RewardConfig, TrainingConfig
+from training.config import TrainingConfig
 from training.preferences import Ranked, folds_by_prompt
-from training.reward import RewardFit, fit_reward, ranked_sequences
+from training.reward import FINE_FOLDS, FINE_UNTIL, RewardFit, fit_reward, ranked_sequences
 from training.roles import FrozenLayers, FrozenStates, lora_shapes
 from training.rollouts import Rollout, open_engine, sample
 from training.sequences import Sequences
 
-SHOWN = ("brevity", "closing", "declining", "one_paragraph", "second_person", "short_words")
-"""The last two are none of the loop's."""
+SHOWN = ("brevity", "closing", "declining", "one_paragraph", "contrast", "advice")
+"""The last two were never looked at while anything was chosen."""
 WAYS = ("random", "disagreement", "four")
 VOTES = (100, 300, 1000)
 ANSWERS, HELD_OUT_ANSWERS = 8, 4
@@ -103,7 +103,7 @@ class Study:
         config = TrainingConfig()
         policy_shape, self._shape = lora_shapes(self._backbone, config)
         self._frozen = Remembering(self._backbone, policy_shape.first_layer, self._shape.first_layer)
-        self._config: RewardConfig = replace(config.reward, epochs=0)
+        self._config = config.reward
         self._tokens = config.micro_batch_tokens
         self._pools: dict[bool, tuple[list[Asked], list[Asked]]] = {}
         self._probed: dict[tuple[int, ...], Tensor] = {}
@@ -233,7 +233,8 @@ class Study:
                  for i, j, target in r.pairs() if target == 1.0]  # fmt: skip
         better, worse, of = (torch.tensor(column) for column in zip(*pairs, strict=True))
         differences = features[better] - features[worse]
-        folds = torch.tensor(folds_by_prompt(rankings, 5, seed))[of]
+        fine = FINE_FOLDS if len(pairs) <= FINE_UNTIL else self._config.folds
+        folds = torch.tensor(folds_by_prompt(rankings, fine, seed))[of]
 
         def head(chosen: Tensor, ridge: float) -> Tensor:
             rows = differences[chosen].double()
@@ -347,15 +348,18 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     lines = Lines(options.work / "cells.jsonl")
-    done = {Cell(**row["cell"]): row["found"] for row in lines.rows}
+    saved = {Cell(**row["cell"]): row["found"] for row in lines.rows if row["commit"] == commit()}
     shown, votes, seeds = (SHOWN[:1], VOTES[:1], 1) if options.quick else (SHOWN, VOTES, options.seeds)
     study, progress = Study(options.threads), Progress()
-    for preference, way, count, seed in itertools.product(shown, WAYS, votes, range(seeds)):
-        cell = Cell(preference, way, count, seed)
-        if cell not in done:
+    done: dict[Cell, dict[str, float]] = {}
+    for asked in itertools.product(shown, WAYS, votes, range(seeds)):
+        cell = Cell(*asked)
+        if cell in saved:
+            done[cell] = saved[cell]
+        else:
             done[cell] = study.accuracy(cell)
-            lines.add({"cell": vars(cell), "found": done[cell]})
-        progress.line(f"{preference}, {count} votes, {way}, seed {seed}: {json.dumps(done[cell])}")
+            lines.add({"commit": commit(), "cell": vars(cell), "found": done[cell]})
+        progress.line(f"{cell}: {json.dumps(done[cell])}")
     rows = rows_of(done)
     for row in rows:
         print(f"{row.what}: {row.ours:.1%}" + (f" against {row.theirs:.1%}" if row.theirs else ""))

@@ -26,7 +26,11 @@ class Until(TrainerCallback):
     """Ends training when its time is over."""
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+        self._seconds = seconds
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """The time begins."""
+        self._end = time.monotonic() + self._seconds
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Look at the clock."""
@@ -38,10 +42,11 @@ def main(settings: dict[str, Any], out: Path) -> None:
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
     config = DPOConfig(
-        output_dir=str(out), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-        save_strategy="no", disable_tqdm=True, per_device_train_batch_size=8, learning_rate=settings["learning_rate"],
+        output_dir=str(out), use_cpu=True, bf16=settings["dtype"] == "bfloat16", gradient_checkpointing=False,
+        report_to="none", save_strategy="no", disable_tqdm=True, per_device_train_batch_size=8,
+        learning_rate=settings["learning_rate"],
     )  # fmt: skip
     trainer = DPOTrainer(
         model,

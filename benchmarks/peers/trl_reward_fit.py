@@ -25,7 +25,7 @@ PAD = "<|endoftext|>"
 
 @torch.inference_mode()
 def scores(model: Any, texts: list[list[int]], pad: int) -> list[float]:
-    """Of whole texts, a few of like length at a time."""
+    """Of whole texts, in float32, a few of like length at a time."""
     found = [0.0] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(order), 8):
@@ -33,8 +33,7 @@ def scores(model: Any, texts: list[list[int]], pad: int) -> list[float]:
         width = max(len(texts[i]) for i in some)
         ids = torch.tensor([texts[i] + [pad] * (width - len(texts[i])) for i in some])
         mask = torch.arange(width) < torch.tensor([len(texts[i]) for i in some])[:, None]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            values = model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float().tolist()
+        values = model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).tolist()
         for i, value in zip(some, values, strict=True):
             found[i] = value
     return found
