@@ -321,7 +321,7 @@ def examine(settings: GateSettings, folder: Path, say: Callable[[str], None]) ->
         home = RunFolder(folder / arm)
         home.path.mkdir(exist_ok=True)
         snapshot = vote(comparisons, settings, backbone, arm)
-        return Run(home, config, ("reward", "ppo"), settings.seed, backbone, snapshot)
+        return Run(home, config, ("reward", "ppo"), settings.seed, backbone, snapshot, Sampling())
 
     # 2. A whole run, as shipped, on honest votes: the healthy version
     run = run_on("real")

@@ -65,7 +65,7 @@ def open_ppo(settings: dict[str, Any]) -> PPO:
             policy=Policy(backbone, policy_shape, seed=0),
             reference_logprobs=reference_logprobs,
             reward=reward,
-            value=reward.twin(backbone, seed=0),
+            value=reward.twin(backbone),
             frozen=frozen,
         ),
         engine=open_engine(backbone),

@@ -67,6 +67,7 @@ def write_run(
             "dtype": "float32",
             "threads": 1,
         },
+        "serving": {"max_tokens": 256, "temperature": 0.8},
         "parent": 0,
         "settings": SMALL if settings is None else settings,
     }

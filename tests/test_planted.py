@@ -12,6 +12,7 @@ import pytest
 from benchmarks import gate, report
 from benchmarks.prompts import voted_prompts
 from serve.policy.base import Backbone, load_backbone, resolve_model
+from serve.records import Sampling
 from tests.run_scenes import SMALL
 from training.config import TrainingConfig
 from training.run import Run
@@ -37,7 +38,7 @@ def comparisons(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def run(backbone: Backbone, comparisons: list[gate.Comparison], tmp_path: Path) -> Iterator[Run]:
     snapshot = gate.vote(comparisons, SETTINGS, backbone, "real")
-    run = Run(RunFolder(tmp_path), TrainingConfig.parse(SMALL), ("reward", "ppo"), 1, backbone, snapshot)
+    run = Run(RunFolder(tmp_path), TrainingConfig.parse(SMALL), ("reward", "ppo"), 1, backbone, snapshot, Sampling())
     yield run
     run.engine.close()
 

@@ -26,6 +26,18 @@ def test_generated_answers_keep_their_ids_and_imported_texts_are_tokenised(tmp_p
     assert (snapshot.max_tokens, snapshot.temperature) == (16, 0.8)
 
 
+def test_long_votes_are_cut_so_that_one_cannot_take_all_memory(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "s.db", votes=1)
+    tokenizer = byte_tokenizer()
+    [whole] = read_snapshot(tmp_path / "s.db", tokenizer).rankings
+    longest = len(whole.prompt_ids)
+    with sqlite3.connect(tmp_path / "s.db") as db:
+        db.execute("UPDATE answers SET text = ? WHERE id = 0", ("a" * 500,))
+    [cut] = read_snapshot(tmp_path / "s.db", tokenizer, longest).rankings
+    assert [len(answer) for answer in cut.answers] == [longest // 2, len(whole.answers[1])]
+    assert cut.prompt_ids == whole.prompt_ids[longest // 2 :], "its end is where the answer begins"
+
+
 def test_groups_of_equals_stay_groups(tmp_path: Path) -> None:
     write_snapshot(tmp_path / "s.db", votes=1)
     with sqlite3.connect(tmp_path / "s.db") as db:

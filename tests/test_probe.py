@@ -29,6 +29,16 @@ def test_it_finds_the_minimum_that_gradient_descent_finds() -> None:
     torch.testing.assert_close(fit_head(d, t, c, ridge=0.3), w.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_with_more_features_than_pairs_it_finds_the_same_minimum() -> None:
+    """Features that are always zero change nothing, but make it solve for pairs instead of features."""
+    generator = torch.Generator().manual_seed(2)
+    d = torch.randn(30, 5, generator=generator, dtype=torch.float64)
+    t = (torch.rand(30, generator=generator) < 0.6).double()
+    c = torch.rand(30, generator=generator).double() + 0.5
+    wide = torch.cat([d, torch.zeros(30, 40, dtype=torch.float64)], 1)
+    torch.testing.assert_close(fit_head(wide, t, c, ridge=0.3)[:5], fit_head(d, t, c, ridge=0.3))
+
+
 def test_ties_alone_teach_nothing() -> None:
     d = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     assert fit_head(d, torch.full((10,), 0.5), torch.ones(10), ridge=0.1).abs().max() < 1e-6

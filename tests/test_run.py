@@ -16,10 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from serve.errors import InvalidInput
 from tests.run_scenes import SMALL, write_run, write_snapshot
-from training.config import TrainingConfig
 from training.ppo import PPO, Batch
-from training.preferences import Snapshot
 from training.reward import RewardFit
 from training.roles import Policy
 from training.run import Run, execute, rollout_temperature
@@ -141,11 +140,84 @@ def test_a_version_that_the_engine_cannot_answer_with_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("asked", "voted", "taken"), [(None, 0.0, 0.8), (None, 0.04, 0.8), (None, 0.6, 0.6), (0.5, 0.0, 0.5)]
+    ("asked", "voted", "served", "taken"),
+    [
+        (None, 0.0, 0.8, 0.8),
+        (None, 0.04, 0.7, 0.7),
+        (None, 0.6, 0.8, 0.6),
+        (0.5, 0.0, 0.8, 0.5),
+        (None, 0.0, 0.0, 1.0),
+    ],
 )
-def test_rollouts_are_never_greedy(asked: float | None, voted: float, taken: float) -> None:
-    config = TrainingConfig.parse({"ppo": {"temperature": asked}})
-    assert rollout_temperature(config, Snapshot((), (), (), 16, voted)) == taken
+def test_rollouts_are_never_greedy(asked: float | None, voted: float, served: float, taken: float) -> None:
+    assert rollout_temperature(asked, voted, served) == taken
+
+
+@pytest.mark.parametrize(("limit", "penalty"), [(12, True), (256, False)])
+def test_running_into_the_limit_costs_only_where_it_is_the_servers(
+    limit: int, penalty: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the penalty would be a hidden reward for brevity."""
+    told: list[bool] = []
+    start = PPO.__init__
+
+    def noted(self: PPO, **given: Any) -> None:
+        told.append(given["penalise_cap"])
+        start(self, **given)
+
+    monkeypatch.setattr(PPO, "__init__", noted)
+    write_snapshot(tmp_path / "snapshot.db")
+    folder = write_run(tmp_path, tiny_model, settings=LENIENT)
+    config = json.loads((folder / "config.json").read_text())
+    config["serving"]["max_tokens"] = limit
+    (folder / "config.json").write_text(json.dumps(config))
+    execute(folder)
+    assert told == [penalty], "rollouts have 12 tokens"
+
+
+def test_rollouts_without_room_for_a_prompt_are_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db")
+    with pytest.raises(InvalidInput, match=r"no room for a prompt .* set ppo.max_tokens"):
+        execute(write_run(tmp_path, tiny_model, settings={**SMALL, "ppo": {"max_tokens": 60000}}))
+
+
+def test_weights_that_the_engine_cannot_use_end_ppo_at_its_best_step(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are finite, so that only the engine's answers show it; a second start must not fail for ever."""
+    improve = PPO.improve
+
+    def overflow(self: PPO, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
+        losses = improve(self, batch, update, train_policy=train_policy)
+        if update == 1:
+            with torch.no_grad():
+                for weight in self.roles.policy.parameters():
+                    weight.fill_(1e6)
+        return losses
+
+    monkeypatch.setattr(PPO, "improve", overflow)
+    write_snapshot(tmp_path / "snapshot.db")
+    report = execute(write_run(tmp_path, tiny_model, settings=LENIENT))
+    assert "cannot answer after update 2" in report["ppo"]["stopped"]
+    assert report["adapter"] and report["ppo"]["best_update"] is not None
+
+
+def test_a_value_model_from_zero_begins_at_zero(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float] = []
+    collect = PPO.collect
+
+    def noted(self: PPO, update: int) -> Batch:
+        batch = collect(self, update)
+        found.append(float(batch.values.abs().max()))
+        return batch
+
+    monkeypatch.setattr(PPO, "collect", noted)
+    write_snapshot(tmp_path / "snapshot.db")
+    settings = {**LENIENT, "ppo": {"updates": 2, "rollouts": 4, "max_tokens": 12, "value_from_reward": False}}
+    execute(write_run(tmp_path, tiny_model, settings=settings))
+    assert found[0] == 0 and found[-1] > 0
 
 
 def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class RewardConfig:
     comparisons_per_batch: int = _bounded(8, 1, 4096)
     """Comparisons in one optimizer step; all pairs of a comparison stay together."""
     folds: int = _bounded(5, 2, 20)
-    """Fold models, split by prompt: the out-of-fold judges of accuracy and of the gate's win rate."""
+    """Fold models, split by prompt: the gate's judges, and with many votes the judges of accuracy."""
     centring: float = _bounded(0.01, 0, 10)
     """Weight of (score₁ + score₂)², which keeps scores near zero."""
     caution: float = _bounded(1.5, 0, 100)
@@ -171,7 +171,7 @@ class TrainingConfig:
     alpha: int = _bounded(32, 1, 1024)
     """LoRA's output is scaled by alpha / rank."""
     micro_batch_tokens: int = _bounded(1024, 64, 1 << 20)
-    """Padded tokens in one forward pass: bounds memory, changes no result."""
+    """Padded tokens in one forward pass: bounds memory, changes results by rounding alone."""
     checkpoint_updates: int = _bounded(1, 1, 1000)
     """PPO updates between checkpoints."""
     sft: SFTConfig = SFTConfig()
@@ -186,6 +186,11 @@ class TrainingConfig:
         Raises InvalidInput naming an unknown field, or a value outside its bounds.
         """
         config: TrainingConfig = _parse(cls, settings, "")
+        if config.ppo.rollouts % config.ppo.answers_per_prompt:
+            raise InvalidInput(
+                f"ppo.rollouts must be a multiple of ppo.answers_per_prompt ({config.ppo.answers_per_prompt}), "
+                f"not {config.ppo.rollouts}"
+            )
         return config
 
 

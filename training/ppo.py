@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from serve.engine.local import LocalEngine
+from serve.errors import AdapterError, Unavailable
 from serve.records import Sampling
 from training.config import ROWS_IN_FLIGHT, GateConfig, PPOConfig
 from training.gate import collapsed, describe
@@ -138,7 +139,13 @@ class PPO:
         state, config = self.progress, self.config
         horizon = config.kl_horizon or max(1, config.updates * config.rollouts // 10)
         while state.stopped is None:
-            batch = self.collect(state.update)
+            try:
+                batch = self.collect(state.update)
+            except (AdapterError, Unavailable) as error:
+                if state.update == 0:  # it is the engine, not what was learned
+                    raise
+                state.stopped = f"the engine cannot answer after update {state.update}: {error}"
+                return
             kl = batch.metrics["kl"]
             self._remember_best(batch)
             gap = batch.metrics["sampler_gap"]
@@ -173,7 +180,7 @@ class PPO:
         # 1. Rollouts on the engine, with this update's LoRA
         self.engine.load_tensors(POLICY_PLACE, roles.policy.tensors(), scaling=roles.policy.scaling)
         seed = self.seed * 1_000_003 + update * config.rollouts
-        prompts = self.pool.draw(max(1, config.rollouts // config.answers_per_prompt), seed)
+        prompts = self.pool.draw(config.rollouts // config.answers_per_prompt, seed)
         rollouts = sample(
             self.engine,
             POLICY_PLACE,
@@ -188,7 +195,9 @@ class PPO:
 
         # 2. One pass of the frozen layers, then each role's own upper layers
         states = roles.frozen(sequences, self.micro_batch_tokens)
-        logprobs = self._policy_logprobs(states, sequences)
+        logprobs = roles.policy.all_logprobs(
+            states.boundary, sequences, self.sampling.temperature, self.micro_batch_tokens
+        )
         reference = roles.reference_logprobs(states, sequences)
         scores = roles.reward.all_values(states, sequences, self.micro_batch_tokens)[1]
         values = roles.value.all_values(states, sequences, self.micro_batch_tokens)[0]
@@ -231,8 +240,8 @@ class PPO:
                 if len(rows):
                     for name, value in self._step(batch, rows, train_policy, generator).items():
                         totals.setdefault(name, []).append(value)
-        ratio_gap = totals.pop("moved")[0]
-        return {name: sum(values) / len(values) for name, values in totals.items()} | {"ratio_gap": ratio_gap}
+        first = totals.pop("ratio_gap")[0]
+        return {name: sum(values) / len(values) for name, values in totals.items()} | {"ratio_gap": first}
 
     def _step(self, batch: Batch, rows: Tensor, train_policy: bool, generator: torch.Generator) -> dict[str, float]:
         """One optimizer step on some rows, in micro-batches whose gradients add up to the whole minibatch's."""
@@ -251,7 +260,7 @@ class PPO:
             values = roles.value(boundary, near, some)[:, :-1]
             value_loss = clipped_value_loss(values, old_values, returns, mask, clip=config.value_clip)
             gradients = [*torch.autograd.grad(value_loss * share, of_value)]
-            metrics = {"value_loss": value_loss.item() * share, "policy_loss": 0.0, "clipped": 0.0, "moved": 0.0}
+            metrics = {"value_loss": value_loss.item() * share, "policy_loss": 0.0, "clipped": 0.0, "ratio_gap": 0.0}
 
             if train_policy:
                 logprobs = roles.policy.logprobs(boundary, some, self.sampling.temperature)
@@ -260,7 +269,7 @@ class PPO:
                 gradients += torch.autograd.grad(policy_loss * share, of_policy)
                 metrics["policy_loss"] = policy_loss.item() * share
                 metrics["clipped"] = clipped.item() * share
-                metrics["moved"] = float(masked_mean((logprobs.detach() - old).abs(), mask)) * share
+                metrics["ratio_gap"] = float(masked_mean((logprobs.detach() - old).abs(), mask)) * share
             return gradients, metrics
 
         found = in_parallel(run, batch.sequences.micro_batches(self.micro_batch_tokens, rows))
@@ -303,10 +312,6 @@ class PPO:
     def _is_finite(self) -> bool:
         weights = [*self.roles.policy.parameters(), *self.roles.value.trained()]
         return all(bool(torch.isfinite(weight).all()) for weight in weights)
-
-    def _policy_logprobs(self, states: FrozenStates, sequences: Sequences) -> Tensor:
-        temperature = self.sampling.temperature
-        return self.roles.policy.all_logprobs(states.boundary, sequences, temperature, self.micro_batch_tokens)
 
     def _remember_best(self, batch: Batch) -> None:
         """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 MIN_VOTERS_FOR_SHARES = 3
+LONGEST_RANKED = 2048
 """With fewer, nobody's share is bounded."""
 
 
@@ -94,8 +95,12 @@ def demonstrations_hash(shown: Sequence[Shown]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase) -> Snapshot:
-    """Read snapshot.db. Generated answers keep the token ids they were sampled with; imported texts are tokenised."""
+def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST_RANKED) -> Snapshot:
+    """Read snapshot.db. Generated answers keep the token ids they were sampled with; imported texts are tokenised.
+
+    What was voted on is read within `longest` tokens: an answer of more than half of them loses its end, and then a
+    prompt its front.
+    """
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
         db.row_factory = sqlite3.Row
         meta = dict(db.execute("select key, value from meta").fetchall())
@@ -109,12 +114,14 @@ def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase) -> Snapshot:
             groups = json.loads(vote["ranking"])
             positions = json.loads(vote["positions"] or "{}")
             ranked = [(answers[a], group, positions.get(str(a), -1)) for group, ids in enumerate(groups) for a in ids]
+            texts = tuple(_token_ids(row, tokenizer)[: longest // 2] for row, _, _ in ranked)
+            prompt = render(tokenizer, prompts[vote["prompt_id"]].messages)
             rankings.append(
                 Ranked(
                     prompt_id=vote["prompt_id"],
                     voter=vote["voter"],
-                    prompt_ids=tuple(render(tokenizer, prompts[vote["prompt_id"]].messages)),
-                    answers=tuple(_token_ids(row, tokenizer) for row, _, _ in ranked),
+                    prompt_ids=tuple(prompt[max(map(len, texts)) - longest :]),
+                    answers=texts,
                     groups=tuple(group for _, group, _ in ranked),
                     positions=tuple(position for _, _, position in ranked),
                     finish_reasons=tuple(row["finish_reason"] or "stop" for row, _, _ in ranked),

@@ -1,7 +1,7 @@
 """A Bradley–Terry model on fixed features, in closed form: milliseconds for hundreds of votes.
 
-P(i beats j) = σ(w · (xᵢ − xⱼ)) with a ridge penalty on w (Bradley & Terry 1952; kernel logistic regression solved by
-Newton's method in the dual, so the cost grows with the number of pairs, not of features).
+P(i beats j) = σ(w · (xᵢ − xⱼ)) with a ridge penalty on w (Bradley & Terry 1952), by Newton's method: in the dual where
+pairs are fewer than features (kernel logistic regression), so that the cost grows with the smaller of the two.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ MOST_DIRECTIONS = 1024
 def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
     """Minimise Σ weight · BCE(σ(w·d), target) + ridge/2 ‖w‖².
 
-    differences (N, F) of features, targets (N,) in [0, 1], weights (N,) → w (F,), in float64.
+    differences (N, F) of features, targets (N,) in [0, 1], weights (N,) → w (F,), in float64. With fewer pairs than
+    features the system that Newton's method solves has a row for each pair, else one for each feature.
     """
     d, t, c = differences.double(), targets.double(), weights.double()
-    kernel = d @ d.T  # (N, N)
-    logits = torch.zeros_like(t)
-    dual = torch.zeros_like(t)
+    few = len(d) <= d.shape[1]
+    kernel = d @ d.T if few else torch.empty(0)  # (N, N)
+    logits, head = torch.zeros_like(t), torch.zeros_like(d[0] if len(d) else d.new_zeros(d.shape[1]))
     for _ in range(NEWTON_STEPS):
         p = torch.sigmoid(logits)
         curvature = (c * p * (1 - p)).clamp(min=1e-9)
         pull = logits - c * (p - t) / curvature
-        dual = torch.linalg.solve(kernel + ridge * torch.diag(1 / curvature), pull)
-        updated = kernel @ dual
+        if few:
+            head = d.T @ torch.linalg.solve(kernel + ridge * torch.diag(1 / curvature), pull)
+        else:
+            squares = (d * curvature[:, None]).T @ d  # (F, F)
+            squares.diagonal().add_(ridge)
+            head = torch.linalg.solve(squares, d.T @ (curvature * pull))
+        updated = d @ head
         if torch.allclose(updated, logits, atol=1e-7):
             break
         logits = updated
-    return d.T @ dual
+    return head
 
 
 def known_directions(differences: Tensor, targets: Tensor, weights: Tensor, head: Tensor, *, ridge: float) -> Tensor:

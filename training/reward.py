@@ -192,7 +192,7 @@ def fit_reward(
     if len({r.voter for r in rankings}) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
         report["accuracy_on_unseen_voters"] = _accuracy(pairs, _fit_folds(features, pairs, by_voter)[1])
-    judges = Judges(heads.float(), scorer.twin(backbone, seed=seed))
+    judges = Judges(heads.float(), scorer.twin(backbone))
     votes = len(rankings)
     progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve.errors import AdapterError, NothingToLearn, Unavailable
+from serve.errors import AdapterError, InvalidInput, NothingToLearn, Unavailable
 from serve.policy.adapters import WEIGHTS, sync
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.records import BASE_VERSION, Sampling
 from training.config import MIN_TEMPERATURE, TrainingConfig
 from training.gate import UNABLE, Answers, judge, votes_suffice
 from training.ppo import POLICY_PLACE, PPO, Roles
-from training.preferences import Prompt, Snapshot, demonstrations_hash, read_snapshot
+from training.preferences import LONGEST_RANKED, Prompt, Snapshot, demonstrations_hash, read_snapshot
 from training.prompts import split_prompts
 from training.reporter import Reporter
 from training.reward import RewardFit, fit_reward
@@ -61,8 +61,10 @@ def execute(path: Path) -> dict[str, Any]:
     backbone = load_backbone(
         ModelFolder(Path(model["path"]), model["name"], model["hash"], Path(model["cache"])), dtype=model["dtype"]
     )
-    snapshot = read_snapshot(folder.snapshot, backbone.tokenizer)
-    run = Run(folder, config, stages, seed, backbone, snapshot)
+    longest = min(LONGEST_RANKED, backbone.context_length)
+    snapshot = read_snapshot(folder.snapshot, backbone.tokenizer, longest)
+    serving = Sampling(**asked.get("serving", {}))  # runs of earlier releases do not say
+    run = Run(folder, config, stages, seed, backbone, snapshot, serving)
     try:
         return run.execute()
     finally:
@@ -80,9 +82,11 @@ class Run:
         seed: int,
         backbone: Backbone,
         snapshot: Snapshot,
+        serving: Sampling,
     ) -> None:
+        """`serving` is what the server samples with where nobody asks for anything else."""
         self.folder, self.config, self.stages, self.seed = folder, config, stages, seed
-        self.backbone, self.snapshot = backbone, snapshot
+        self.backbone, self.snapshot, self.serving = backbone, snapshot, serving
         self.report: dict[str, Any] = {
             "status": "succeeded",
             "reasons": [],
@@ -101,7 +105,13 @@ class Run:
         self.reference_adapter: Path | None = None
         self.reference = self.base
         max_tokens = config.ppo.max_tokens or snapshot.max_tokens
-        self.sampling = Sampling(max_tokens=max_tokens, temperature=rollout_temperature(config, snapshot))
+        if max_tokens >= backbone.context_length:
+            raise InvalidInput(
+                f"rollouts of {max_tokens} tokens leave no room for a prompt in the model's {backbone.context_length}; "
+                "set ppo.max_tokens"
+            )
+        temperature = rollout_temperature(config.ppo.temperature, snapshot.temperature, serving.temperature)
+        self.sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         self.engine = open_engine(backbone)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
@@ -226,7 +236,7 @@ class Run:
             config=config,
             gate=self.config.gate,
             sampling=self.sampling,
-            penalise_cap=self.sampling.max_tokens == Sampling().max_tokens,
+            penalise_cap=self.sampling.max_tokens == self.serving.max_tokens,
             demonstrations=self._demonstrations() if config.ptx > 0 else None,
             micro_batch_tokens=self.config.micro_batch_tokens,
             seed=self.seed,
@@ -236,13 +246,13 @@ class Run:
             log.info("PPO goes on from update %d", ppo.progress.update)
         for batch in ppo.run():
             update = ppo.progress.update
-            if update % self.config.checkpoint_updates == 0:
-                ppo.save(checkpoint)
             measured = update + (ppo.progress.stopped is not None)  # the last policy has no update of its own
             decode = partial(self.backbone.tokenizer.decode, skip_special_tokens=True)
             prompts = [str(decode(list(rollout.prompt_ids))) for rollout in batch.rollouts]
             self.reporter.answers(measured, prompts, [r.text for r in batch.rollouts], batch.scores.tolist())
             self.reporter("ppo", measured, update / config.updates, batch.metrics)
+            if update % self.config.checkpoint_updates == 0:  # last: a kill before it repeats the update's lines
+                ppo.save(checkpoint)
         state = ppo.progress
         log.info("PPO has ended: %s; the best step is %s", state.stopped, state.best_update)
         policy.load_tensors(ppo.best)
@@ -288,11 +298,12 @@ class Run:
         return Answers(rollouts, kl.sum(-1).tolist(), nll.sum(-1).tolist(), scores.tolist())
 
     def _value_model(self, reward: Scorer) -> Scorer:
-        value = reward.twin(self.backbone, seed=self.seed)
+        """The reward model's twin; or one that says 0 of everything, on the same features."""
+        value = reward.twin(self.backbone)
         if not self.config.ppo.value_from_reward:
             with torch.no_grad():
-                value.weight.zero_()
-                value.bias.zero_()
+                for head in (value.weight, value.bias, value.caution):
+                    head.zero_()
         return value
 
     def _policy(self, start: Path | None) -> Policy:
@@ -323,11 +334,11 @@ class Run:
         return {**self.report, "status": "rejected", "reasons": reasons}
 
 
-def rollout_temperature(config: TrainingConfig, snapshot: Snapshot) -> float:
-    """The one asked for, else that of the voted answers; greedy answers were voted on without one to learn at."""
-    if config.ppo.temperature is not None:
-        return config.ppo.temperature
-    return snapshot.temperature if snapshot.temperature >= MIN_TEMPERATURE else Sampling().temperature
+def rollout_temperature(asked: float | None, voted: float, served: float) -> float:
+    """The one asked for, else that of the voted answers; greedy ones teach nothing, so there the server's, else 1."""
+    if asked is not None:
+        return asked
+    return next((t for t in (voted, served) if t >= MIN_TEMPERATURE), 1.0)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ class RunFolder:
         return demonstrations_hash(shown) if shown else None
 
     def offers_sft(self, demonstrations_hash: str, config: Mapping[str, Any]) -> bool:
-        """Whether this run's SFT adapter is the one that `config` would train again from the same demonstrations."""
+        """Whether this run's SFT adapter comes from these demonstrations, under the model and settings of `config`."""
         report, own = self.report() or {}, self.config()
         return (
             report.get("status") in ("succeeded", "rejected")

@@ -245,6 +245,7 @@ class Scheduler:
                 "dtype": self._settings.dtype,
                 "threads": self._settings.threads,
             },
+            "serving": {"max_tokens": self._settings.max_tokens, "temperature": self._settings.temperature},
             "parent": parent,
             "settings": self._store.run_config(run.id)["settings"],
         }

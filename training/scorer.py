@@ -168,9 +168,9 @@ class Scorer(nn.Module):
             self.weight.div_(scale)
             self.caution.div_(scale)
 
-    def twin(self, backbone: Backbone, *, seed: int) -> Scorer:
+    def twin(self, backbone: Backbone) -> Scorer:
         """Another scorer with the same weights, to be trained apart (the value model starts from the reward model)."""
-        other = Scorer(backbone, self.shape, seed=seed)
+        other = Scorer(backbone, self.shape, seed=0)
         other.load(self.tensors())
         return other
 
