@@ -52,7 +52,12 @@ def write_snapshot(path: Path, *, votes: int = 40, demonstrations: int = 0, cons
 
 
 def write_run(
-    folder: Path, model: Path, *, stages: tuple[str, ...] = ("reward", "ppo"), settings: dict[str, Any] | None = None
+    folder: Path,
+    model: Path,
+    *,
+    stages: tuple[str, ...] = ("reward", "ppo"),
+    settings: dict[str, Any] | None = None,
+    threads: int = 1,
 ) -> Path:
     """config.json beside a snapshot, for `execute`."""
     config = {
@@ -65,7 +70,7 @@ def write_run(
             "name": "tiny",
             "cache": str(model / "cache"),
             "dtype": "float32",
-            "threads": 1,
+            "threads": threads,
         },
         "serving": {"max_tokens": 256, "temperature": 0.8},
         "parent": 0,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -229,16 +230,53 @@ def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path
     assert ppo[1]["ptx_loss"] > 0
 
 
-def test_a_run_repeats_itself(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("threads_as_before")
+def test_a_run_repeats_itself_to_the_bit(threads: int, tiny_model: Path, tmp_path: Path) -> None:
+    settings = {**LENIENT, "reward": {"layers": 1, "epochs": 1, "folds": 3}}
     adapters = []
     for name in ("first", "second"):
         folder = tmp_path / name
         folder.mkdir()
         write_snapshot(folder / "snapshot.db")
-        execute(write_run(folder, tiny_model, settings=LENIENT))
+        execute(write_run(folder, tiny_model, settings=settings, threads=threads))
         adapters.append(load_file(str(folder / "adapter" / "adapter_model.safetensors")))
-    for name, tensor in adapters[0].items():
-        torch.testing.assert_close(tensor, adapters[1][name], atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+
+
+def test_a_steps_gradients_are_the_same_in_one_part_and_in_many(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients: list[list[torch.Tensor]] = []
+
+    def compared(self: PPO, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
+        for tokens in (64, 1 << 20):
+            assert (len(batch.sequences.micro_batches(tokens)) > 1) == (tokens == 64)
+            self.micro_batch_tokens = tokens
+            rows = torch.arange(len(batch.sequences))
+            batch.logprobs = batch.logprobs + 0.05  # so that ratios are not all 1
+            self._step(batch, rows, True, torch.Generator())
+            batch.logprobs = batch.logprobs - 0.05
+            trained = [*self.roles.policy.parameters(), *self.roles.value.trained()]
+            gradients.append([p.grad.clone() for p in trained if p.grad is not None])
+        return {}
+
+    monkeypatch.setattr(PPO, "improve", compared)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
+    write_snapshot(tmp_path / "snapshot.db")
+    ppo = {"updates": 1, "rollouts": 8, "max_tokens": 12, "gradient_norm": None}
+    execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": ppo}))
+    many, one = gradients
+    assert len(many) == len(one) > 0 and any(float(g.abs().max()) > 0 for g in one)
+    for parts, whole in zip(many, one, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
 
 
 def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model: Path, tmp_path: Path) -> None:
