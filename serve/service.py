@@ -215,7 +215,8 @@ class Service:
     ) -> LiveAnswers:
         """Answers without asking for a vote. With `n` 1 the answer becomes the conversation's next message.
 
-        `version` None is what serves; only operators may name one. `truncation` and what is raised are as in `compare`.
+        `version` None is what serves; only operators may name one, and what they ask it is no prompt for runs.
+        `truncation` and what is raised are as in `compare`.
         """
         if version is not None and not operator:
             raise Forbidden("only operators may name versions; ask for the model `hustings`, or log in")
@@ -223,6 +224,7 @@ class Service:
         check_seed(seed)
         wanted = fill_in(sampling, self.settings)
         prompt = await self._read(messages, wanted, truncation)
+        test = version is not None
         if version is None:
             version = self.engine.serving
         else:
@@ -240,6 +242,7 @@ class Service:
                 wanted,
                 conversation_id=conversation_id,
                 share=share,
+                test=test,
                 dropped=prompt.dropped,
             )
         except BaseException:
@@ -547,9 +550,10 @@ class Service:
         *,
         conversation_id: str | None,
         share: bool,
+        test: bool,
         dropped: int,
     ) -> tuple[PromptRef, list[str]]:
-        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
+        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share, test=test)
         answers = [
             self.store.create_answer(voter, prompt, r.version, r.seed, sampling, dropped=dropped) for r in requests
         ]

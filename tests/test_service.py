@@ -551,6 +551,20 @@ def test_only_operators_name_versions(world: Make) -> None:
         run(w.service.answer("anna", ASK, version=0))
 
 
+def test_runs_do_not_draw_what_an_operator_asked_of_a_named_version(world: Make) -> None:
+    w = world()
+
+    async def asked_for(version: int | None) -> int:
+        await (await w.service.answer("op", ASK, version=version, operator=True)).wait()
+        with w.store.reading() as record:
+            return len(record.execute("SELECT * FROM messages WHERE asked > 0").fetchall())
+
+    async def scene() -> list[int]:
+        return [await asked_for(0), await asked_for(None)]
+
+    assert run(scene()) == [0, 1]
+
+
 def test_named_versions_answer_and_unknown_ones_are_not_found(world: Make, tmp_path: Path) -> None:
     w = world()
     publish(w.registry, tmp_path / "adapter", 2)

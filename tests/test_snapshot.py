@@ -63,6 +63,15 @@ def test_a_fresh_record_gives_the_shipped_prompts_and_the_defaults(store: Store,
     assert read.meta["serving"] == "0"
 
 
+def test_what_only_a_test_asked_is_no_prompt(store: Store, tmp_path: Path) -> None:
+    store.record_prompt("anna", [user("For a test.")], test=True)
+    once = store.record_prompt("anna", [user("For both.")])
+    store.record_prompt("anna", [user("For both.")], conversation_id=once.conversation_id, test=True)
+    assert [(json.loads(row["messages"])[0]["content"], row["asked"]) for row in Read(store, tmp_path).asked] == [
+        ("For both.", 1)
+    ]
+
+
 def test_a_prompt_that_was_read_whole_and_in_part_is_two(store: Store, tmp_path: Path) -> None:
     talk = [user("Hi."), assistant("Hello."), user("Why?")]
     whole = compare(store, prompt=talk, texts=("a", "b"))

@@ -188,9 +188,12 @@ class Conversations(Database):
         *,
         conversation_id: str | None = None,
         share: bool = False,
+        test: bool = False,
         source: Source = "voter",
     ) -> PromptRef:
         """Find or add these messages in the conversation's tree (a new one by default) and say where the last lies.
+
+        A `test` does not count among what people ask, from which runs draw their prompts.
 
         Raises InvalidInput when there is nothing to answer, NotFound when the conversation is not the voter's.
         """
@@ -205,7 +208,7 @@ class Conversations(Database):
                 place = conversation_id
                 require_conversation(db, voter_id, place)
             parent = walk(db, place, messages, now)
-            db.execute("UPDATE messages SET asked = asked + 1, share = ? WHERE id = ?", (share, parent))
+            db.execute("UPDATE messages SET asked = asked + ?, share = ? WHERE id = ?", (not test, share, parent))
             move_leaf(db, place, parent, now)
             return PromptRef(place, parent)
 
