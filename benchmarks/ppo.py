@@ -150,6 +150,19 @@ def rows_of(measured: Mapping[str, Measured], label: str) -> list[Row]:
     return rows
 
 
+def contenders_of(measured: Mapping[str, Measured], prompt: int, answer: int) -> list[dict[str, Any]]:
+    """One line for each contender: medians, and the range of episodes a second."""
+    return [
+        {
+            "who": who, "prompt": prompt, "answer": answer, "runs": len(found.whole),
+            "speed": EPISODES / statistics.median(found.whole),
+            "low": EPISODES / max(found.whole), "high": EPISODES / min(found.whole), "peak": found.peak / 1e9,
+            **{phase: statistics.median(seconds) for phase, seconds in found.seconds.items()},
+        }
+        for who, found in measured.items()
+    ]  # fmt: skip
+
+
 def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]:
     """How our cost grows with answers, batches and the model; value model as runs have it by default."""
     rows = []
@@ -199,12 +212,15 @@ def main() -> None:
     runs = 2 if options.quick else options.runs
     model = resolve_model("default", CACHE)
     rows: list[Row] = []
+    lines: list[dict[str, Any]] = []
     if options.curves:
         rows = curves(model, runs, options.threads, options.dtype)
     for prompt, answer in () if options.curves else LENGTHS[:1] if options.quick else LENGTHS:
         shared = settings_of(model, prompt, answer, EPISODES, options.threads, options.dtype)
         with contenders(shared, commands()) as found:
-            rows += rows_of(measure(found, runs), f"{prompt}+{answer} tokens")
+            measured = measure(found, runs)
+        rows += rows_of(measured, f"{prompt}+{answer} tokens")
+        lines += contenders_of(measured, prompt, answer)
     for row in rows:
         versus = f" against {row.theirs:.3g}, {row.ratio:.2f}x" if row.theirs is not None and row.ratio else ""
         print(f"{row.what}: {row.ours:.3g} {row.unit}{versus}")
@@ -213,7 +229,10 @@ def main() -> None:
             "episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES, "threads": options.threads,
             "dtype": options.dtype, "runs": runs, "rank": 16,
         }  # fmt: skip
-        write_json(options.json, document("ppo-curves" if options.curves else "ppo", settings, rows))
+        if options.curves:
+            write_json(options.json, document("ppo-curves", settings, rows))
+        else:
+            write_json(options.json, document("ppo", settings, rows, contenders=lines))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """docs/benchmarks.md and its pictures, made from benchmarks/results/*.json: no figure there is typed by hand.
 
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced: `loop`, `loop-chains` and `loop-runs` by tables
-of the loop benchmark, and the name of any other benchmark by a table of its rows (`gate` by one of its
-verdicts, too).
+of the loop benchmark, and the name of any other benchmark by a table of its rows (`gate` and `votes` by one of their
+details, too; `ppo` by one of its contenders).
 
     python -m benchmarks.report            write
     python -m benchmarks.report --check    exit 1 where the page or a picture is not what the JSON says
@@ -187,6 +187,56 @@ def _gate_line(finding: Result) -> list[str]:
     ]
 
 
+def ppo_table(result: Result) -> str:
+    """Each contender's speed, memory and phases, and how many times as fast as TRL's it is."""
+    head = ("prompt + answer", "who", "episodes/s", "× TRL as shipped", "× TRL, LoRA on its value model", "peak GB",
+            "seconds: generate, score, update")  # fmt: skip
+    lines = result["contenders"]
+    theirs = {(line["answer"], line["who"]): line["speed"] for line in lines if line["who"].startswith("trl")}
+
+    def times(line: Result, who: str) -> str:
+        speed = theirs.get((line["answer"], who))
+        return "–" if speed is None or line["who"].startswith("trl") else f"**{line['speed'] / speed:.2f}**"
+
+    return table(
+        head,
+        (
+            (
+                f"{line['prompt']} + {line['answer']} tokens",
+                line["who"].replace("trl", "TRL,") if line["who"].startswith("trl") else f"ours, {line['who']}",
+                f"{line['speed']:.2f}",
+                times(line, "trl as shipped"),
+                times(line, "trl LoRA on its value model"),
+                f"{line['peak']:.2f}",
+                ", ".join(f"{line[phase]:.2f}" for phase in ("generate", "score", "update")),
+            )
+            for line in lines
+        ),
+    )
+
+
+def votes_table(result: Result) -> str:
+    """Accuracy by preference and way, a column for each number of votes: ours, and the probe's in brackets."""
+    means = {(mean["preference"], mean["way"], mean["votes"]): mean for mean in result["means"]}
+    counts = sorted({votes for _, _, votes in means})
+
+    def cell(preference: str, way: str, votes: int) -> str:
+        mean = means.get((preference, way, votes))
+        return f"{mean['ours']:.1%} ({mean['probe']:.1%})" if mean else "–"
+
+    return table(
+        ("voters want", "pairs", *(f"{votes} votes: ours (probe)" for votes in counts)),
+        (
+            (preference, way, *(cell(preference, way, votes) for votes in counts))
+            for preference, way in dict.fromkeys((preference, way) for preference, way, _ in means)
+        ),
+    )
+
+
+DETAILS = {"gate": gate_table, "votes": votes_table}
+"""What stands below the rows of a result."""
+
+
 def made_on(results: Sequence[Result]) -> str:
     """Machines and commits, a line each; the loop's chains may come from several."""
     lines = []
@@ -262,9 +312,9 @@ def fill_page(page: str, results: Sequence[Result]) -> str:
         parts[name] = made_of(loops) if loops else _NOTHING_YET
     for result in results:
         if result["name"] != "loop":
-            parts[result["name"]] = rows_table(result)
-        if result["name"] == "gate":
-            parts["gate"] += f"\n\n{gate_table(result)}"
+            parts[result["name"]] = (ppo_table if result["name"] == "ppo" else rows_table)(result)
+        if result["name"] in DETAILS:
+            parts[result["name"]] += f"\n\n{DETAILS[result['name']](result)}"
     begun, ended = (re.findall(rf"<!-- {word} ([\w-]+) -->", page) for word in ("begin", "end"))
     if begun != ended:
         raise ValueError(f"markers begin {begun} but end {ended}")

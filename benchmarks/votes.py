@@ -303,13 +303,10 @@ def clean_pairs(preference: Preference, held_out: list[Asked]) -> list[tuple[Rol
 
 
 def rows_of(done: dict[Cell, dict[str, float]]) -> list[Row]:
-    """Means over seeds, and over preferences; for pairs at random also out of fold, and as PPO climbs it."""
+    """Means over seeds and preferences; for pairs at random also out of fold, and as PPO climbs it."""
     rows = []
     for way, votes in itertools.product(WAYS, VOTES):
-        found = [(cell.preference, them) for cell, them in done.items() if (cell.way, cell.votes) == (way, votes)]
-        by_name = {name: [them for preference, them in found if preference == name] for name in SHOWN}
-        rows += [_row(f"{name}, {votes} votes, {way}", some, "ours", "probe") for name, some in by_name.items() if some]
-        everything = [them for _, them in found]
+        everything = [them for cell, them in done.items() if (cell.way, cell.votes) == (way, votes)]
         if everything:
             rows.append(_row(f"all, {votes} votes, {way}", everything, "ours", "probe"))
         if everything and way == "random":
@@ -325,6 +322,18 @@ def _row(what: str, found: Sequence[dict[str, float]], mine: str, peers: str) ->
     ours, theirs = [them[mine] for them in found], statistics.mean(them[peers] for them in found)
     mean = statistics.mean(ours)
     return Row(what, "right", mean, "probe", theirs, mean / theirs, len(found), min(ours), max(ours))
+
+
+def means_of(done: dict[Cell, dict[str, float]]) -> list[dict[str, Any]]:
+    """Mean accuracy over seeds, of ours and of the probe, by preference, way and votes."""
+    found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    for cell, them in done.items():
+        found.setdefault((cell.preference, cell.way, cell.votes), []).append(them)
+    return [
+        {"preference": preference, "way": way, "votes": votes}
+        | {figure: statistics.mean(them[figure] for them in some) for figure in ("ours", "probe")}
+        for (preference, way, votes), some in found.items()
+    ]
 
 
 def curves_of(done: dict[Cell, dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
@@ -370,7 +379,9 @@ def main() -> None:
             "voters": [vars(v) for v in VOTERS],
             "tokens": 64,
         }
-        write_json(options.json, document("votes", settings, rows, curves={"accuracy": curves_of(done)}))
+        write_json(
+            options.json, document("votes", settings, rows, means=means_of(done), curves={"accuracy": curves_of(done)})
+        )
 
 
 if __name__ == "__main__":
