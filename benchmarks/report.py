@@ -241,8 +241,9 @@ def made_on(results: Sequence[Result]) -> str:
     """Machines and commits, a line each; the loop's chains may come from several."""
     lines = []
     for result in results:
-        label = f"{result['name']} {result['settings']['preference']}" if "chains" in result else result["name"]
-        for made in result.get("chains") or [{**result, "commits": [result["commit"]]}]:
+        loop = result["name"] == "loop"
+        label = f"loop {result['settings']['preference']}" if loop else result["name"]
+        for made in result["chains"] if loop else [{**result, "commits": [result["commit"]]}]:
             machine = made["machine"]
             lines.append(
                 f"{label}: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB,"

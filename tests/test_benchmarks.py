@@ -675,7 +675,7 @@ def test_agreement_counts_only_where_its_cases_occurred() -> None:
 
 def test_the_page_is_made_of_results_alone(quick_loop: Any, tmp_path: Path) -> None:
     result = json.loads(json.dumps(quick_loop()))
-    other = {**result, "name": "serving", "settings": {}, "rows": result["rows"][:1]}
+    other = {**result, "name": "serving", "rows": result["rows"][:1]}
     page = "# B\n<!-- begin loop -->\nold\n<!-- end loop -->\nkept\n<!-- begin serving -->\n<!-- end serving -->\n"
     made = report.fill_page(page, [result, other])
     assert "old" not in made and "\nkept\n" in made
