@@ -134,8 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     count = 10 if options.quick else PROMPTS
     rows, differences = measure(count)
-    for row in rows:
-        print(f"{row.what}: {row.ours} {row.unit}")
+    print(*rows, sep="\n")
     for d in differences:
         print(f"  version {d.version}, batch {d.batch}, prompt {d.prompt}, position {d.position}: {d.nats:.4f} nats")
     settings: dict[str, Any] = {"prompts": count, "tokens": TOKENS, "reference": "transformers float32 + PEFT"}

@@ -233,8 +233,7 @@ def main() -> None:
         )
         for way, it in found.items()
     ]
-    for row in rows:
-        print(f"{row.what}: {row.ours:.1%}" + (f" ({row.low:.1%} to {row.high:.1%})" if row.low is not None else ""))
+    print(*rows, sep="\n")
     if options.json is not None:
         settings = {"preference": options.preference, "votes": options.votes, "seconds": chain.seconds}
         write_json(options.json, document(f"alternatives-{options.preference}", settings, rows, found=found))

@@ -104,8 +104,7 @@ def main() -> None:
             where = what if what == "idle" else f"beside a run's {what} stage"
             rows.append(Row(f"between two pieces, {where}", "ms", middle * 1e3, runs=len(seconds), **beside))  # type: ignore[arg-type]
             rows.append(Row(f"the same, 95th percentile, {where}", "ms", late * 1e3, runs=len(seconds)))
-    for row in rows:
-        print(f"{row.what}: {row.ours:.1f} {row.unit}" + (f", {1 / row.ratio:.2f} times idle" if row.ratio else ""))
+    print(*rows, sep="\n")
     if options.json is not None:
         write_json(options.json, document("beside", {"tokens": TOKENS, "idle_answers": IDLE_ANSWERS}, rows))
 

@@ -151,8 +151,7 @@ def rows_of(crowd: Crowd, minutes: float, chats: int) -> list[Row]:
 
 def show(rows: Sequence[Row]) -> None:
     """Print them."""
-    for row in rows:
-        print(f"{row.what}: {row.ours} {row.unit}", flush=True)
+    print(*rows, sep="\n", flush=True)
 
 
 def main() -> None:

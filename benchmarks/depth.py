@@ -52,8 +52,7 @@ def main() -> None:
             Row(f"{name}: a run", "min", statistics.median(found["seconds"] for found in rounds) / 60, runs=CHAINS),
             Row(f"{name}: peak memory", "GB", max(c["peak_memory_bytes"]["sum"] for c in result["chains"]) / 1e9),
         ]  # fmt: skip
-    for row in rows:
-        print(f"{row.what}: {row.ours:.3g} {row.unit}")
+    print(*rows, sep="\n")
     if options.json is not None:
         settings = {"wants": PREFERENCES[options.preference].wants, "votes": VOTES, "chains": CHAINS}
         write_json(options.json, document("depth", settings, rows))

@@ -183,8 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = 2 if options.quick else RUNS
     rows = measure(runs)
-    for row in rows:
-        print(f"{row.what}: {row.ours} {row.unit}" + (f" ({row.low} to {row.high})" if row.low is not None else ""))
+    print(*rows, sep="\n")
     if options.json is not None:
         write_json(options.json, document("first_token", {"runs": runs}, rows))
 

@@ -424,8 +424,7 @@ def main() -> None:
         verdicts=verdicts,
     )
     print(f"\n{gate_table(result)}\n")
-    for row in rows:
-        print(f"{row.what}: {row.ours:.3g} {row.unit}")
+    print(*rows, sep="\n")
     if options.json is not None:
         write_json(options.json, result)
     sys.exit(0 if all(finding.holds for finding in findings) else 1)

@@ -75,8 +75,7 @@ def main() -> None:
             findings = comparison.compare(theirs, backbone, adapter)
             rows += findings.rows(title)
             hold = hold and findings.hold
-    for row in rows:
-        print(f"{row.what}: {row.ours:g}")
+    print(*rows, sep="\n")
     if options.json is not None:
         settings = {title: comparison.SETTINGS for title, comparison in COMPARISONS.items()}
         write_json(options.json, document("parity", settings | {"dtype": "float32", "threads": options.threads}, rows))

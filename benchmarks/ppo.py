@@ -221,9 +221,7 @@ def main() -> None:
             measured = measure(found, runs)
         rows += rows_of(measured, f"{prompt}+{answer} tokens")
         lines += contenders_of(measured, prompt, answer)
-    for row in rows:
-        versus = f" against {row.theirs:.3g}, {row.ratio:.2f}x" if row.theirs is not None and row.ratio else ""
-        print(f"{row.what}: {row.ours:.3g} {row.unit}{versus}")
+    print(*rows, sep="\n")
     if options.json is not None:
         settings = {
             "episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES, "threads": options.threads,

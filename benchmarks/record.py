@@ -29,6 +29,12 @@ class Row:
     low: float | None = None
     high: float | None = None
 
+    def __str__(self) -> str:
+        between = "" if self.low is None or self.high is None else f" ({self.low:.4g} to {self.high:.4g})"
+        versus = "" if self.peer is None else f", {self.peer}: {self.theirs:.4g}"
+        times = "" if self.ratio is None else f", {self.ratio:.2f}×"
+        return f"{self.what}: {self.ours:.4g}{between} {self.unit}{versus}{times}"
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, memory, and the versions that matter."""

@@ -165,10 +165,7 @@ def main() -> None:
             best = max(tried, key=tried.__getitem__)
         theirs.append(folds.theirs(fold, best))
     rows = rows_of(ours, theirs)
-    for row in rows:
-        versus = f" against {row.theirs:.3g}, {row.ratio:.2f}x" if row.theirs is not None and row.ratio else ""
-        between = f" ({row.low:.3g} to {row.high:.3g})" if row.low is not None and row.high is not None else ""
-        print(f"{row.what}: {row.ours:.3g}{between} {row.unit}{versus}")
+    print(*rows, sep="\n")
     if options.json is not None:
         settings = {
             "pairs": len(folds.pairs), "folds": FOLDS, "threads": options.threads, "dtype": options.dtype,

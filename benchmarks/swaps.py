@@ -207,8 +207,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     rows = measure(judged=30 if options.quick else JUDGED)
-    for row in rows:
-        print(f"{row.what}: {row.ours} {row.unit}" + (f" ({row.peer}: {row.theirs})" if row.peer else ""))
+    print(*rows, sep="\n")
     if options.json is not None:
         settings: Mapping[str, object] = {"streams": STREAMS, "swaps": SWAPS, "every_ms": EVERY * 1e3}
         write_json(options.json, document("swaps", settings, rows))

@@ -370,8 +370,7 @@ def main() -> None:
             lines.add({"commit": commit(), "cell": vars(cell), "found": done[cell]})
         progress.line(f"{cell}: {json.dumps(done[cell])}")
     rows = rows_of(done)
-    for row in rows:
-        print(f"{row.what}: {row.ours:.1%}" + (f" against {row.theirs:.1%}" if row.theirs else ""))
+    print(*rows, sep="\n")
     if options.json is not None:
         settings: dict[str, Any] = {
             "seeds": seeds,
