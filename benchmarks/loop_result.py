@@ -172,7 +172,7 @@ def round_result(
         "updates": ppo.get("updates"),
         "seconds": round(state.seconds[f"run at {votes} votes"], 1),
         "served": served(state, run["serving"], preference),
-        "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference),
+        "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference, base),
     }
 
 
@@ -183,14 +183,14 @@ def served(state: ArmState, version: int, preference: Preference) -> str:
     return "".join(LETTERS[found[index]] for index in sorted(found))
 
 
-def way(folder: Path, preference: Preference) -> list[dict[str, float]]:
+def way(folder: Path, preference: Preference, base: Sequence[SavedAnswer]) -> list[dict[str, float]]:
     """What each policy of a run scored by the reward model and by the hidden preference, and how far it had gone.
 
-    Both in standard deviations of the reference's answers: for the hidden one, of the first policy's. Where
-    the preference depends on the prompt, only prompts that voters asked count.
+    Both in standard deviations of the base's answers, for the hidden one of those to the held-out prompts. Where the
+    preference depends on the prompt, only prompts that voters asked count.
     """
     metrics, rollouts = folder / "metrics.jsonl", folder / "rollouts.jsonl"
-    if not rollouts.is_file():
+    if not rollouts.is_file() or not base:
         return []
     steps = {row["step"]: row["metrics"] for row in map(json.loads, metrics.open()) if row["stage"] == "ppo"}
     hidden: dict[int, list[float]] = {}
@@ -199,9 +199,8 @@ def way(folder: Path, preference: Preference) -> list[dict[str, float]]:
         asked = next((prompt for prompt in known if prompt in row["prompt"]), None)  # the template stands around it
         if asked is not None or not preference.harmful:
             hidden.setdefault(row["step"], []).append(preference.score(asked or "", row["answer"]))
-    if 1 not in hidden:
-        return []
-    mean, spread = statistics.fmean(hidden[1]), statistics.pstdev(hidden[1]) or 1.0
+    usual = [preference.score(answer.prompt, answer.text) for answer in base]
+    mean, spread = statistics.fmean(usual), statistics.pstdev(usual) or 1.0
     return [
         {
             "kl": found["kl"],

@@ -297,7 +297,7 @@ def way_picture(result: Result) -> str:
     lines: dict[str, list[tuple[float, float]]] = {}
     for chain in result["chains"]:
         for found in chain["rounds"] if chain["arm"] == "real" and chain["chain"] == 0 else ():
-            for what, name in (("score", "reward model"), ("hidden", "voters")):
+            for what, name in (("score", "reward model"), ("hidden", "hidden")):
                 points = sorted((max(step["kl"], 0.0) ** 0.5, step[what]) for step in found["way"])
                 if points:
                     lines[f"{name}, {found['votes']} votes"] = points

@@ -100,18 +100,19 @@ def test_shares_are_written_in_steps_of_five_percent() -> None:
     assert ">65%<" not in picture and ">90%<" not in picture
 
 
-def test_the_way_of_a_run_is_told_in_deviations_of_its_first_answers(tmp_path: Path) -> None:
+def test_the_way_of_a_run_is_told_in_deviations_of_the_bases_answers(tmp_path: Path) -> None:
     metrics = [{"stage": "ppo", "step": n, "metrics": {"kl": n - 1.0, "score": 0.5 * n, "length": 9}} for n in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     answers = [(1, "a b c"), (1, "a b c d e"), (2, "a"), (2, "a b c")]
     rows = [json.dumps({"step": step, "prompt": "?", "answer": text, "score": 0.0}) for step, text in answers]
     (tmp_path / "rollouts.jsonl").write_text("\n".join(rows) + "\n")
-    found = loop_result.way(tmp_path, PREFERENCES["brevity"])
+    base = [SavedAnswer(i, "?", 0, 0, text, "stop") for i, text in enumerate(("a b c", "a b c d e"))]
+    found = loop_result.way(tmp_path, PREFERENCES["brevity"], base)
     assert found == [
         {"kl": 0.0, "score": 0.5, "hidden": 0.0, "tokens": 9},
         {"kl": 1.0, "score": 1.0, "hidden": 2.0, "tokens": 9},
     ]
-    assert loop_result.way(tmp_path / "none", PREFERENCES["brevity"]) == []
+    assert loop_result.way(tmp_path / "none", PREFERENCES["brevity"], base) == []
 
 
 def test_brevity_counts_words_not_signs() -> None:
