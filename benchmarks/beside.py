@@ -4,7 +4,7 @@
     python -m benchmarks.beside --data benchmarks/work/loop-brevity/real-0/data --json benchmarks/results/beside.json
 
 Takes a copy of a data folder with votes, starts the real server on it, and reads one answer after the other over HTTP:
-first with nothing else going on, then from the start of a run until its checks.
+first with nothing else going on, then beside a run, some in each of its stages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -24,7 +26,8 @@ from benchmarks.prompts import held_out_prompts
 from benchmarks.record import Row, document, write_json
 from benchmarks.server import OPERATOR_TOKEN, Server
 
-IDLE_ANSWERS = 16
+ANSWERS = 24
+"""Streamed while idle, and in each stage of the run at most: a run beside chat without a pause takes its time."""
 TOKENS = 128
 STAGES = ("reward", "ppo")
 
@@ -72,19 +75,24 @@ def measure(data: Path) -> dict[str, list[float]]:
         environment = {"HUSTINGS_MIN_NEW_VOTES": str(NEVER), "HUSTINGS_MAX_INTERVAL": "none"}
         with Server(copy, environment=environment) as server, Client(server.url, Traffic()) as client:
             gaps(client, prompts[0])
-            for prompt in prompts[:IDLE_ANSWERS]:
+            for prompt in prompts[:ANSWERS]:
                 found["idle"] += gaps(client, prompt)
             with Client(server.url, Traffic(), token=OPERATOR_TOKEN) as operator:
                 body = {"stages": list(STAGES), "force": True}
                 run = int(persist(lambda: operator.call("POST", "/api/runs", body))["id"])
                 stage = Stage(server.url, run)
                 stage.start()
-                turn = 0
-                while not stage.over:
-                    before, seconds = stage.now, gaps(client, prompts[turn % len(prompts)])
-                    if before == stage.now and before in found:
+                left = dict.fromkeys(STAGES, ANSWERS)
+                while not stage.over and left[STAGES[-1]]:
+                    before = stage.now or ""
+                    if not left.get(before, 0):
+                        time.sleep(0.5)
+                        continue
+                    seconds = gaps(client, prompts[left[before]])
+                    if before == stage.now:
                         found[before] += seconds
-                    turn += 1
+                        left[before] -= 1
+                stage.over = True
     return found
 
 
@@ -94,6 +102,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a data folder with votes; it stays as it is")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
     found = measure(options.data)
     idle = statistics.median(found["idle"])
     rows = []
@@ -106,7 +115,7 @@ def main() -> None:
             rows.append(Row(f"the same, 95th percentile, {where}", "ms", late * 1e3, runs=len(seconds)))
     print(*rows, sep="\n")
     if options.json is not None:
-        write_json(options.json, document("beside", {"tokens": TOKENS, "idle_answers": IDLE_ANSWERS}, rows))
+        write_json(options.json, document("beside", {"tokens": TOKENS, "answers": ANSWERS}, rows))
 
 
 if __name__ == "__main__":
