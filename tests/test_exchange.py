@@ -230,6 +230,16 @@ def test_trl_comes_in_all_its_shapes(store: Store, row: dict[str, Any]) -> None:
     assert _gist(_ballots(store)[0]) == ((user("Hi?"),), [["Hello."], ["What."]], None)
 
 
+def test_an_hh_answer_may_hold_a_speakers_label(store: Store) -> None:
+    """In four of 1,802 real lines the assistant goes on as if it were asked again."""
+    row = {
+        "chosen": "\n\nHuman: Why?\n\nAssistant: Because.\n\nAssistant: And so on.",
+        "rejected": "\n\nHuman: Why?\n\nAssistant: No.",
+    }
+    assert import_lines(store, _lines(row), "hh").votes == 1
+    assert _gist(_ballots(store)[0]) == ((user("Why?"),), [["Because.\n\nAssistant: And so on."], ["No."]], None)
+
+
 def test_a_line_of_the_real_hh_is_understood(store: Store) -> None:
     row = {
         "chosen": "\n\nHuman: What's up?\n\nAssistant: Not much.\n\nHuman: Why?\n\nAssistant: It is Sunday.",

@@ -336,7 +336,10 @@ def _from_hh(row: Row, side: str) -> Talk:
     system, *turns = re.split(r"\n\n(Human|Assistant):", text)
     messages = [{"role": "system", "content": system}] if system.strip() else []
     for speaker, content in zip(turns[::2], turns[1::2], strict=True):
-        messages.append({"role": SPEAKERS[speaker], "content": content.removeprefix(" ")})
+        if messages and messages[-1]["role"] == SPEAKERS[speaker]:  # nobody speaks twice running: they wrote the label
+            messages[-1]["content"] += f"\n\n{speaker}:{content}"
+        else:
+            messages.append({"role": SPEAKERS[speaker], "content": content.removeprefix(" ")})
     return _talk(messages, side)
 
 
