@@ -114,11 +114,12 @@ class ArmRun:
                 self._check_restart()
                 run = self._first_run(votes) if by_itself else self._triggered_run(votes)
                 self.state.finish_round(votes, run)
-        if versions := self.state.versions():
+        versions = self.state.versions()
+        if left := [(version, todo) for version in (0, *versions) if versions and (todo := self._unanswered(version))]:
             with self._serving(min_new_votes=NEVER):
                 self._check_restart()
-                for version in (0, *versions):
-                    self._answer_held_out(version)
+                for version, todo in left:
+                    self._answer_held_out(version, todo)
 
     # -- the server and its people ------------------------------------------------------------------------------------
 
@@ -285,13 +286,14 @@ class ArmRun:
 
     # -- the held-out prompts -----------------------------------------------------------------------------------------
 
-    def _answer_held_out(self, version: int) -> None:
-        answers = self.state.answers(version)
-        have = answers.by_index()
+    def _unanswered(self, version: int) -> list[tuple[int, str]]:
+        """Held-out prompts that a version has not answered yet, by number."""
+        have = self.state.answers(version).by_index()
         prompts = self._preference.held_out_prompts()[: self.settings.held_out]
-        todo = [(i, p) for i, p in enumerate(prompts) if i not in have]
-        if not todo:
-            return
+        return [(i, p) for i, p in enumerate(prompts) if i not in have]
+
+    def _answer_held_out(self, version: int, todo: Sequence[tuple[int, str]]) -> None:
+        answers = self.state.answers(version)
         self._say(f"version {version} answers {len(todo)} held-out prompts")
 
         def answer(index: int, prompt: str) -> None:
@@ -440,7 +442,7 @@ def kept_chains(file: Path, settings: LoopSettings) -> dict[Cell, dict[str, Any]
     if not file.is_file():
         return {}
     saved = json.loads(file.read_text(encoding="utf-8"))
-    known = json.loads(json.dumps(settings.as_json()))
+    known = settings.as_json()
     if differing := [
         name for name, value in known.items() if name != "rounds" and saved["settings"].get(name) != value
     ]:

@@ -53,6 +53,11 @@ LETTERS: dict[int | None, str] = {0: "W", 1: "L", None: "T"}
 """Won, lost, tied."""
 
 
+def letters(found: Outcomes) -> str:
+    """One of `LETTERS` for each held-out prompt, in order."""
+    return "".join(LETTERS[found[index]] for index in sorted(found))
+
+
 def contest(found: Outcomes) -> Contest:
     """One version's figures."""
     counts = Counter(found.values())
@@ -171,16 +176,9 @@ def round_result(
         "max_tokens": ppo.get("max_tokens"),
         "updates": ppo.get("updates"),
         "seconds": round(state.seconds[f"run at {votes} votes"], 1),
-        "served": served(state, run["serving"], preference),
+        "served": letters(outcomes(preference, list(state.answers(run["serving"]).by_index().values()), base)),
         "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference, base),
     }
-
-
-def served(state: ArmState, version: int, preference: Preference) -> str:
-    """By held-out prompt, in letters of `LETTERS`: the serving version against the base. Empty without answers."""
-    base = list(state.answers(0).by_index().values())
-    found = outcomes(preference, list(state.answers(version).by_index().values()), base)
-    return "".join(LETTERS[found[index]] for index in sorted(found))
 
 
 def way(folder: Path, preference: Preference, base: Sequence[SavedAnswer]) -> list[dict[str, float]]:

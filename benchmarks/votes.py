@@ -35,7 +35,7 @@ from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import TrainingConfig
 from training.preferences import Ranked, folds_by_prompt
-from training.reward import FINE_FOLDS, FINE_UNTIL, RewardFit, fit_reward, ranked_sequences
+from training.reward import RewardFit, accuracy_folds, fit_reward, ranked_sequences
 from training.roles import FrozenLayers, FrozenStates, lora_shapes
 from training.rollouts import Rollout, open_engine, sample
 from training.sequences import Sequences
@@ -233,8 +233,7 @@ class Study:
                  for i, j, target in r.pairs() if target == 1.0]  # fmt: skip
         better, worse, of = (torch.tensor(column) for column in zip(*pairs, strict=True))
         differences = features[better] - features[worse]
-        fine = FINE_FOLDS if len(pairs) <= FINE_UNTIL else self._config.folds
-        folds = torch.tensor(folds_by_prompt(rankings, fine, seed))[of]
+        folds = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), seed))[of]
 
         def head(chosen: Tensor, ridge: float) -> Tensor:
             rows = differences[chosen].double()

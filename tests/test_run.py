@@ -95,19 +95,25 @@ def test_a_stage_that_is_done_is_read_back_with_its_figures(tiny_model: Path, tm
     assert again["ppo"] == first["ppo"]
 
 
-def test_weights_that_are_no_numbers_end_ppo_before_its_checkpoint(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil_second_update(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """The policy's weights are all this value after PPO's second update."""
     improve = PPO.improve
 
-    def diverge(self: PPO, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
+    def spoilt(self: PPO, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
         losses = improve(self, batch, update, train_policy=train_policy)
         if update == 1:
             with torch.no_grad():
-                self.roles.policy.parameters()[0].fill_(math.nan)
+                for weight in self.roles.policy.parameters():
+                    weight.fill_(value)
         return losses
 
-    monkeypatch.setattr(PPO, "improve", diverge)
+    monkeypatch.setattr(PPO, "improve", spoilt)
+
+
+def test_weights_that_are_no_numbers_end_ppo_before_its_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_second_update(monkeypatch, math.nan)
     write_snapshot(tmp_path / "snapshot.db")
     report = execute(write_run(tmp_path, tiny_model, settings=LENIENT))
     assert "not finite" in report["ppo"]["stopped"]
@@ -186,17 +192,7 @@ def test_weights_that_the_engine_cannot_use_end_ppo_at_its_best_step(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are finite, so that only the engine's answers show it; a second start must not fail for ever."""
-    improve = PPO.improve
-
-    def overflow(self: PPO, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
-        losses = improve(self, batch, update, train_policy=train_policy)
-        if update == 1:
-            with torch.no_grad():
-                for weight in self.roles.policy.parameters():
-                    weight.fill_(1e6)
-        return losses
-
-    monkeypatch.setattr(PPO, "improve", overflow)
+    spoil_second_update(monkeypatch, 1e6)
     write_snapshot(tmp_path / "snapshot.db")
     report = execute(write_run(tmp_path, tiny_model, settings=LENIENT))
     assert "cannot answer after update 2" in report["ppo"]["stopped"]

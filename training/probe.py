@@ -22,7 +22,7 @@ def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: fl
     d, t, c = differences.double(), targets.double(), weights.double()
     few = len(d) <= d.shape[1]
     kernel = d @ d.T if few else torch.empty(0)  # (N, N)
-    logits, head = torch.zeros_like(t), torch.zeros_like(d[0] if len(d) else d.new_zeros(d.shape[1]))
+    logits, head = torch.zeros_like(t), d.new_zeros(d.shape[1])
     for _ in range(NEWTON_STEPS):
         p = torch.sigmoid(logits)
         curvature = (c * p * (1 - p)).clamp(min=1e-9)

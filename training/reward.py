@@ -175,8 +175,7 @@ def fit_reward(
     # 2. Fold models in closed form: out-of-fold predictions for every pair
     folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
     heads = _fit_folds(features, pairs, folds)[0]
-    fine = FINE_FOLDS if len(pairs) <= FINE_UNTIL else config.folds
-    judged = torch.tensor(folds_by_prompt(rankings, fine, seed))[pairs.ranking]
+    judged = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), config), seed))[pairs.ranking]
     for votes in sorted({math.ceil(share * len(rankings)) for share in LEARNING_CURVE}):
         early = pairs.ranking < votes
         some = pairs.where(early)
@@ -230,6 +229,11 @@ def fit_reward(
         "voter_share": _shares(names, pairs),
     }
     return RewardFit(scorer, judges, report)
+
+
+def accuracy_folds(pairs: int, config: RewardConfig) -> int:
+    """Over how many folds accuracy is taken of so many pairs."""
+    return FINE_FOLDS if pairs <= FINE_UNTIL else config.folds
 
 
 def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Tensor, margin: Tensor) -> Tensor:
