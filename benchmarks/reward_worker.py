@@ -65,7 +65,8 @@ def main(settings: dict[str, Any], out: Path) -> None:
     states = frozen(asked, config.micro_batch_tokens)
     chosen_scores, rejected_scores = fitted.scorer.all_values(states, asked, config.micro_batch_tokens)[1].chunk(2)
     margins = (chosen_scores - rejected_scores).tolist()
-    out.write_text(json.dumps({"margins": margins, "seconds": seconds, "peak": peak}))
+    found = {"margins": [round(margin, 5) for margin in margins], "seconds": round(seconds, 2), "peak": peak}
+    out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

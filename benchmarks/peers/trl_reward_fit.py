@@ -65,7 +65,8 @@ def main(settings: dict[str, Any], out: Path) -> None:
     chosen = scores(model.eval(), [p + c for p, c, _ in held_out], tokenizer.pad_token_id)
     rejected = scores(model, [p + r for p, _, r in held_out], tokenizer.pad_token_id)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    out.write_text(json.dumps({"margins": margins, "seconds": seconds, "peak": peak}))
+    found = {"margins": [round(margin, 5) for margin in margins], "seconds": round(seconds, 2), "peak": peak}
+    out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
