@@ -32,7 +32,7 @@ from benchmarks.fluency import SavedAnswer
 from benchmarks.loop import HELD_OUT_SEED
 from benchmarks.loop_result import contest, outcomes
 from benchmarks.loop_state import Answers
-from benchmarks.record import ROOT, Row, commit, document, write_json
+from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, Preference, words
 from serve.engine.local import LocalEngine
@@ -49,6 +49,7 @@ from training.sft import fine_tune
 BEST_OF = 4
 DPO_RATES = (5e-5, 2e-4)
 PLACE = 1
+TRL = ROOT / ".peers" / "trl-reward" / "bin" / "python"
 
 
 class BrokenOff(Shown):
@@ -156,7 +157,8 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
         out = work / f"dpo-{rate:g}"
         out.mkdir(parents=True, exist_ok=True)
         settings = {
-            "model": str(chain.model.path), "dtype": "bfloat16", "threads": chain.threads, "learning_rate": rate,
+            "model": str(chain.model.path), "threads": chain.threads, "learning_rate": rate,
+            "dtype": str(chain.backbone.dtype).removeprefix("torch."),
             "seconds": chain.seconds,
             "votes": [
                 {
@@ -168,10 +170,9 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
             ],
         }  # fmt: skip
         (out / "settings.json").write_text(json.dumps(settings))
-        python = ROOT / ".peers" / "trl-reward" / "bin" / "python"
         worker = ROOT / "benchmarks" / "peers" / "trl_dpo.py"
         with (out / "log.txt").open("w") as log:
-            command = [str(python), str(worker), str(out / "settings.json"), str(out)]
+            command = [str(TRL), str(worker), str(out / "settings.json"), str(out)]
             subprocess.run(command, stdout=log, stderr=log, check=True)
 
         def load(engine: LocalEngine) -> int:
@@ -199,7 +200,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    work = ROOT / "benchmarks" / "work" / "alternatives" / f"{options.preference}-{options.votes}-{commit()}"
+    if not TRL.exists():
+        raise SystemExit(f"{TRL} is missing: `make peers` installs it")
+    name = f"{options.preference}-{options.votes}-{sources('alternatives.py', 'loop.py', 'peers/trl_dpo.py')}"
+    work = ROOT / "benchmarks" / "work" / "alternatives" / name
     loop.main(
         [
             "--preference", options.preference, "--arms", "real", "--rounds", str(options.votes),
@@ -215,24 +219,22 @@ def main() -> None:
         **{f"TRL's DPO, learning rate {rate:g}": dpo(rate) for rate in DPO_RATES},
     }
     version = Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
-    ours = {**chain.judged([a.text for a in version]), "seconds": chain.seconds, "status": chain.run["status"]}
-    found = {"PPO, as the run does it": ours}
+    ours = {**chain.judged([a.text for a in version]), "seconds": chain.seconds}
+    found = {f"PPO, as the run does it ({chain.run['status']})": ours}
     for number, (way, function) in enumerate(ways.items()):
         file = work / f"{number}.json"
         if not file.is_file():
             write_json(file, function(chain, work))
         found[way] = json.loads(file.read_text())
         print(f"{way}: {json.dumps(found[way])}", flush=True)
-    rows = [
-        Row(
-            way + steps_of(it),
-            "win rate",
-            0.5 if it["win_rate"] is None else it["win_rate"],
-            low=it["low"],
-            high=it["high"],
-        )
-        for way, it in found.items()
-    ]
+    rows = []
+    for way, it in found.items():
+        rate = 0.5 if it["win_rate"] is None else it["win_rate"]
+        rows += [
+            Row(f"{way}{steps_of(it)}: win rate over the base", "share", rate, low=it["low"], high=it["high"]),
+            Row(f"{way}: median words", "words", it["words"]),
+            Row(f"{way}: training", "min", it.get("seconds", 0.0) / 60),
+        ]
     print(*rows, sep="\n")
     if options.json is not None:
         settings = {"preference": options.preference, "votes": options.votes, "seconds": chain.seconds}

@@ -71,13 +71,15 @@ def measure(data: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"idle": [], **{stage: [] for stage in STAGES}}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "data"
-        shutil.copytree(data, copy)
+        shutil.copytree(data, copy, ignore=shutil.ignore_patterns("*.sock"))
         environment = {"HUSTINGS_MIN_NEW_VOTES": str(NEVER), "HUSTINGS_MAX_INTERVAL": "none"}
         with Server(copy, environment=environment) as server, Client(server.url, Traffic()) as client:
             gaps(client, prompts[0])
             for prompt in prompts[:ANSWERS]:
                 found["idle"] += gaps(client, prompt)
             with Client(server.url, Traffic(), token=OPERATOR_TOKEN) as operator:
+                if any(run["status"] not in FINAL for run in persist(lambda: operator.call("GET", "/api/runs"))):
+                    raise SystemExit(f"{data} holds a run that is not over; take another folder")
                 body = {"stages": list(STAGES), "force": True}
                 run = int(persist(lambda: operator.call("POST", "/api/runs", body))["id"])
                 stage = Stage(server.url, run)
@@ -104,15 +106,16 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
     found = measure(options.data)
+    if lacking := [stage for stage in STAGES if not found[stage]]:
+        raise SystemExit(f"no answer fell into the stage {', '.join(lacking)}: has {options.data} enough votes?")
     idle = statistics.median(found["idle"])
     rows = []
     for what, seconds in found.items():
-        if seconds:
-            middle, late = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
-            beside = {} if what == "idle" else {"peer": "idle", "theirs": idle * 1e3, "ratio": idle / middle}
-            where = what if what == "idle" else f"beside a run's {what} stage"
-            rows.append(Row(f"between two pieces, {where}", "ms", middle * 1e3, runs=len(seconds), **beside))  # type: ignore[arg-type]
-            rows.append(Row(f"the same, 95th percentile, {where}", "ms", late * 1e3, runs=len(seconds)))
+        middle, late = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
+        beside = {} if what == "idle" else {"peer": "idle", "theirs": idle * 1e3, "ratio": idle / middle}
+        where = what if what == "idle" else f"beside a run's {what} stage"
+        rows.append(Row(f"between two pieces, {where}", "ms", middle * 1e3, runs=len(seconds), **beside))  # type: ignore[arg-type]
+        rows.append(Row(f"the same, 95th percentile, {where}", "ms", late * 1e3, runs=len(seconds)))
     print(*rows, sep="\n")
     if options.json is not None:
         write_json(options.json, document("beside", {"tokens": TOKENS, "answers": ANSWERS}, rows))

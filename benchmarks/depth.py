@@ -2,10 +2,10 @@
 
     python -m benchmarks.depth --json benchmarks/results/depth.json
 
-One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with one setting changed, in work
-folders of its own, so it goes on where it was. The reward model reads its middle states where the policy's LoRA begins,
-so it changes along. The value model's LoRA lies on as many layers as the reward model's,
-two by default; the last row lays both on as many as the policy's.
+One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with one setting changed. Finished
+chains stand in a folder beside the result and are not played again. The reward model reads its middle states where the
+policy's LoRA begins, so it changes along. The value model's LoRA lies on as many layers as the reward model's, two by
+default; the last row lays both on as many as the policy's.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def main() -> None:
     rows = []
     for name, setting in DEPTHS.items():
         work = ROOT / "benchmarks" / "work" / f"depth-{options.preference}-{setting}"
+        chains = (options.json or work).with_suffix("") / f"{options.preference}-{setting}.json"
         result = loop.main(
             [
                 "--preference", options.preference, "--arms", "real", "--rounds", str(VOTES), "--chains", str(CHAINS),
-                "--work", str(work), "--set", setting,
+                "--work", str(work), "--set", setting, "--keep", "--json", str(chains),
             ]
         )  # fmt: skip
         (pool,) = result["pools"]

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.prompts import VOTED, voted_prompts
-from benchmarks.record import ROOT, Row, commit, document, write_json
+from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.report import gate_table
 from benchmarks.voters import PREFERENCES, Arm, Voter, ballot
@@ -412,7 +412,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = QUICK if options.quick else GateSettings()
-    digest = hashlib.sha256(json.dumps([asdict(settings), commit()], sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([asdict(settings), sources("gate.py")], sort_keys=True).encode()).hexdigest()[:8]
     folder = ROOT / "benchmarks" / "work" / "gate" / digest
     accuracy, findings = examine(settings, folder, lambda text: print(text, flush=True))
     rows = rows_of(accuracy, findings)

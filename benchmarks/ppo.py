@@ -29,6 +29,7 @@ from benchmarks.record import ROOT, Row, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.serving import Contender
 from serve.policy.base import ModelFolder, resolve_model
+from training.config import PPOConfig
 
 TRL = "trl"
 PHASES = ("generate", "score", "update")
@@ -69,12 +70,19 @@ class Measured:
 
 
 def settings_of(
-    model: ModelFolder, prompt: int, answer: int, episodes: int, threads: int, dtype: str
+    model: ModelFolder,
+    prompt: int,
+    answer: int,
+    episodes: int,
+    threads: int,
+    dtype: str,
+    epochs: int = EPOCHS,
+    minibatches: int = MINIBATCHES,
 ) -> dict[str, Any]:
     """What all contenders are told."""
     return {
         "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "dtype": dtype, "threads": threads,
-        "tokens": answer, "episodes": episodes, "epochs": EPOCHS, "minibatches": MINIBATCHES, "temperature": 0.8,
+        "tokens": answer, "episodes": episodes, "epochs": epochs, "minibatches": minibatches, "temperature": 0.8,
         "pad_token": "<|endoftext|>",
         "prompts": [[1000 + 37 * row + place for place in range(prompt)] for row in range(episodes)],
     }  # fmt: skip
@@ -164,8 +172,8 @@ def contenders_of(measured: Mapping[str, Measured], prompt: int, answer: int) ->
 
 
 def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]:
-    """How our cost grows with answers, batches and the model; value model as runs have it by default."""
-    rows = []
+    """How our cost grows with answers, batches and the model; passes and value model as runs have them by default."""
+    rows, usual = [], PPOConfig()
     chosen = {DEFAULT: ([*OUR_WORKER], OURS[DEFAULT])}
     with tempfile.TemporaryDirectory() as name:
         larger = resolve_model(str(write_larger(Path(name), model)), Path(name, "cache"))
@@ -175,7 +183,8 @@ def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]
             ("a random model of SmolLM2-360M's shape, answers of 64 tokens", larger, 64, EPISODES),
         )
         for label, which, answer, episodes in cases:
-            with contenders(settings_of(which, 32, answer, episodes, threads, dtype), chosen) as found:
+            settings = settings_of(which, 32, answer, episodes, threads, dtype, usual.epochs, usual.minibatches)
+            with contenders(settings, chosen) as found:
                 measured = measure(found, runs)[DEFAULT]
             seconds = [whole / episodes for whole in measured.whole]
             rows.append(Row(f"seconds an episode, {label}", "s", statistics.median(seconds), runs=runs,

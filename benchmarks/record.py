@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -52,6 +53,17 @@ def commit() -> str:
     """The checkout's commit, with `+` behind it where files differ from it."""
     head = _git("rev-parse", "--short=12", "HEAD") or "unknown"
     return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def sources(*benchmarks: str) -> str:
+    """A digest of what a figure depends on: all that is served and trained with, and these files of benchmarks."""
+    folders = (
+        file for name in ("serve", "training") for file in (ROOT / name).rglob("*") if file.suffix in (".py", ".c")
+    )
+    digest = hashlib.sha256()
+    for file in sorted([*folders, *(ROOT / "benchmarks" / name for name in benchmarks)]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def document(name: str, settings: Mapping[str, Any], rows: list[Row], **details: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ FILE holds comparisons in the HH format, one JSON object a line, perhaps compres
 would. Five folds by prompt: both learn from four and are asked about the fifth, with the same tokens, threads and
 precision. TRL trains its whole model for one epoch, at the best of three learning rates; which one that is, is found on
 the first fold's own held-out pairs, in its favour. Ours is fitted as a run does. Each fit is a line of the file
-beside the result, and is not made again, on any machine; delete the line to have it made anew.
+beside the result, and is not made again, on any machine; delete the line to have it made anew. Speeds are compared of
+folds that both fitted in one sitting.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gzip
 import hashlib
 import json
 import random
+import secrets
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loop_state import Lines
-from benchmarks.record import ROOT, Row, commit, document, write_json
+from benchmarks.record import ROOT, Row, commit, document, machine, write_json
 from benchmarks.reference import CACHE
 from serve.feedback.exchange import import_lines
 from serve.feedback.statistics import win_rate
@@ -79,6 +81,7 @@ class Folds:
         self._asked = hashlib.sha256(repr((self.pairs, model.hash, dtype, threads)).encode()).hexdigest()[:12]
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._lines = Lines(kept)
+        self._sitting = secrets.token_hex(4)
         self._shared = {
             "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "threads": threads, "dtype": dtype,
         }  # fmt: skip
@@ -96,6 +99,8 @@ class Folds:
         known = {"asked": self._asked, "name": name}
         fit = next((line for line in self._lines.rows if known.items() <= line.items()), None)
         if fit is None:
+            if not Path(command[0]).exists():
+                raise SystemExit(f"{name} is still to be made, and {command[0]} is missing: `make peers` installs it")
             sides = [[p for p, f in zip(self.pairs, self.fold, strict=True) if (f == fold) == held] for held in (0, 1)]
             settings = {**self._shared, **own, "train": sides[0], "held_out": sides[1]}
             with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +108,8 @@ class Folds:
                 asked.write_text(json.dumps(settings))
                 subprocess.run([*command, str(asked), str(answered)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
                 found = json.loads(answered.read_text())
-            self._lines.add({**known, "commit": commit(), "trained_on": len(sides[0]), **found})
+            made = {"commit": commit(), "machine": machine(), "sitting": self._sitting}
+            self._lines.add({**known, **made, "trained_on": len(sides[0]), **found})
             fit = self._lines.rows[-1]
         print(f"{name}: {accuracy(fit['margins']):.1%} of {len(fit['margins'])} in {fit['seconds']:.0f} s", flush=True)
         return fit
@@ -137,12 +143,23 @@ def rows_of(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
     difference, low, high = paired_difference(*margins)
     peer = accuracy(margins[1])
     pace = statistics.median(speeds[1])
-    faster = statistics.median(a / b for a, b in zip(*speeds, strict=True))  # of each fold, one right after the other
+    together = [a["sitting"] == b["sitting"] for a, b in zip(ours, theirs, strict=True)]  # on one machine, in turns
+    faster = [a / b for a, b, same in zip(*speeds, together, strict=True) if same]
     memory = [max(fit["peak"] for fit in fits) / 1e9 for fits in (ours, theirs)]
     return [
         Row(own.what, own.unit, own.ours, "trl", peer, own.ours / peer, own.runs, own.low, own.high),
         Row("accuracy ahead of trl", "share", difference, runs=len(ours), low=low, high=high),
-        Row(speed.what, speed.unit, speed.ours, "trl", pace, faster, speed.runs, speed.low, speed.high),
+        Row(
+            speed.what,
+            speed.unit,
+            speed.ours,
+            "trl",
+            pace,
+            statistics.median(faster) if faster else None,
+            len(faster),
+            speed.low,
+            speed.high,
+        ),
         Row("peak memory", "GB", memory[0], "trl", memory[1], memory[1] / memory[0], len(ours)),
     ]
 
@@ -152,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reward", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="comparisons in the HH format, .jsonl or .jsonl.gz")
     parser.add_argument("--quick", action="store_true", help="the first 200 pairs")
+    parser.add_argument("--ours-alone", action="store_true", help="leave TRL out")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
@@ -162,7 +180,7 @@ def main() -> None:
     ours, theirs, best = [], [], None
     for fold in range(FOLDS):
         ours.append(folds.ours(fold))
-        if not THEIRS.exists():
+        if options.ours_alone:
             continue
         if best is None:
             tried = {rate: accuracy(folds.theirs(fold, rate)["margins"]) for rate in LEARNING_RATES}
@@ -174,6 +192,7 @@ def main() -> None:
         settings = {
             "pairs": len(folds.pairs), "folds": FOLDS, "threads": options.threads, "dtype": options.dtype,
             "longest": LONGEST, "learning_rate": best, "epochs": 1,
+            "commits": sorted({fit["commit"] for fit in (*ours, *theirs)}),
         }  # fmt: skip
         write_json(options.json, document("reward", settings, rows))
 

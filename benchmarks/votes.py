@@ -6,8 +6,8 @@
 Answers are the base model's own, written once. Voters as in `benchmarks/voters.py` judge pairs drawn at random, pairs
 on which the fold models disagree most, and four answers at once; the reward model is fitted as a run fits it. Beside it
 stands a probe as one would write it first: ridge regression of the votes on frozen states, last token and mean over the
-answer, of a third, two thirds, five sixths and all of the layers, with the best of three penalties by cross-validation.
-Each cell is saved when it is done, and counts for this commit.
+answer, of a third, two thirds, five sixths and all of the layers, with the best of four penalties by cross-validation.
+Each cell is a line of the file beside the result; delete the file to have all made anew.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from benchmarks.record import ROOT, Row, commit, document, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
 from serve.engine.local import LocalEngine
-from serve.policy.base import Backbone, load_backbone, resolve_model
+from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import TrainingConfig
 from training.preferences import Ranked, folds_by_prompt
-from training.reward import RewardFit, accuracy_folds, fit_reward, ranked_sequences
-from training.roles import FrozenLayers, FrozenStates, lora_shapes
+from training.reward import Pairs, accuracy_folds, accuracy_of, fit_closed_form, fit_folds, ranked_sequences
+from training.roles import FrozenLayers, lora_shapes
 from training.rollouts import Rollout, open_engine, sample
+from training.scorer import GROUPS, IMAGINED_TOKENS, WINDOW, Scorer, doubt
 from training.sequences import Sequences
 
 SHOWN = ("brevity", "closing", "declining", "one_paragraph", "contrast", "advice")
@@ -46,12 +47,10 @@ WAYS = ("random", "disagreement", "four")
 VOTES = (100, 300, 1000)
 ANSWERS, HELD_OUT_ANSWERS = 8, 4
 """To each prompt that is voted on, and to each held-out one."""
-CANDIDATES = 400
-"""Pairs among which the fold models' disagreement chooses."""
 FIRST_AT_RANDOM = 40
 ROUNDS = 6
 """In so many portions the rest of the pairs is chosen, each by a reward model of all votes before."""
-RIDGES = (1.0, 10.0, 100.0)
+RIDGES = (0.1, 1.0, 10.0, 100.0)
 """Of the probe beside ours, on features of unit variance, each divided by the root of their number."""
 
 
@@ -74,24 +73,85 @@ class Asked:
     answers: list[Rollout]
 
 
-class Remembering(FrozenLayers):
-    """Frozen layers that run each row once, however often it is asked for."""
+class Answers:
+    """What a scorer reads of B answers, each read once: its features at s_T for any average token (tests hold that)."""
 
-    def __init__(self, backbone: Backbone, policy_first: int, scorer_first: int) -> None:
-        super().__init__(backbone, policy_first, scorer_first)
-        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+    def __init__(self, frozen: FrozenLayers, scorer: Scorer, micro_batch_tokens: int) -> None:
+        self._frozen, self._scorer, self._tokens = frozen, scorer, micro_batch_tokens
+        self._row: dict[tuple[int, ...], int] = {}
+        self._parts = torch.empty(0)
 
-    def __call__(self, sequences: Sequences, micro_batch_tokens: int) -> FrozenStates:
-        """As `FrozenLayers`."""
-        rows = [tuple(ids[:n].tolist()) for ids, n in zip(sequences.input_ids, sequences.lengths, strict=True)]
-        new = [i for i, row in enumerate(rows) if row not in self._known]
+    def rows(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tensor:
+        """Where these answers are kept (B,)."""
+        keys = [(*prompt, -1, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        new = list(dict.fromkeys(key for key in keys if key not in self._row))
         if new:
-            found = super().__call__(sequences.take(torch.tensor(new)), micro_batch_tokens)
-            self._known |= {
-                rows[i]: pair for i, pair in zip(new, zip(found.boundary, found.near, strict=True), strict=True)
-            }
-        kept = [self._known[row] for row in rows]
-        return FrozenStates([boundary for boundary, _ in kept], [near for _, near in kept])
+            texts = [(key[: key.index(-1)], key[key.index(-1) + 1 :]) for key in new]
+            parts = self._read(Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts]))
+            self._row |= {key: len(self._row) + number for number, key in enumerate(new)}
+            self._parts = torch.cat([self._parts, parts]) if len(self._parts) else parts
+        return torch.tensor([self._row[key] for key in keys])
+
+    def centre(self, rows: Tensor) -> Tensor:
+        """An average token of these answers (3, D)."""
+        sums, *_, lengths = self._split(rows)
+        centre: Tensor = sums.sum(0) / lengths.sum()
+        return centre
+
+    def features(self, rows: Tensor, centre: Tensor) -> Tensor:
+        """As `Scorer.all_features`: (B, F)."""
+        sums, first, latest, now, lengths = self._split(rows)
+        means = (sums - lengths[:, None] * centre) / (lengths[:, None] + IMAGINED_TOKENS)
+        some = lengths.clamp(max=WINDOW)
+        windows = [(words - some * centre[0]) / WINDOW for words in (first, latest)]
+        return torch.cat([means.flatten(1), *windows, now.flatten(1)], 1)
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Sums of all tokens' states at three depths (B, 3, D), of the first and the latest embeddings (B, D), the last
+        states (B, 2, D) and the lengths (B, 1).
+        """
+        parts = self._parts[rows]
+        size = (parts.shape[1] - 1) // 7
+        sums, first, latest, now, lengths = parts.split([3 * size, size, size, 2 * size, 1], 1)
+        return sums.view(-1, 3, size), first, latest, now.view(-1, 2, size), lengths
+
+    @torch.no_grad()
+    def _read(self, sequences: Sequences) -> Tensor:
+        states = self._frozen(sequences, self._tokens)
+        found = torch.empty(len(sequences), 7 * self._scorer.centre.shape[1] + 1)
+        for rows in sequences.micro_batches(self._tokens):
+            batch = sequences.take(rows)
+            depths = self._scorer.depths(states.boundary_of(rows), states.near_of(rows), batch)
+            for place, (row, length) in enumerate(zip(rows.tolist(), batch.answer_mask.sum(-1).tolist(), strict=True)):
+                words, boundary, top = (depth[place, : length + 1] for depth in depths)
+                found[row] = torch.cat([
+                    *(depth[1:].sum(0) for depth in (words, boundary, top)),
+                    words[1 : WINDOW + 1].sum(0), words[1:][-WINDOW:].sum(0), boundary[-1], top[-1],
+                    torch.tensor([float(length)]),
+                ])  # fmt: skip
+        return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a reward model reads, brought to one scale by the answers that were voted on."""
+
+    answers: Answers
+    centre: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, answers: Answers, rows: Tensor) -> Reader:
+        """As `Scorer.standardise` does it."""
+        centre = answers.centre(rows)
+        raw = answers.features(rows, centre)
+        weights = torch.tensor(list(GROUPS.values())).repeat_interleave(centre.shape[1])
+        return cls(answers, centre, raw.mean(0), (raw.std(0) + 1e-6) * weights.norm() / weights)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Standardised features (B, F)."""
+        return (self.answers.features(rows, self.centre) - self.mean) / self.std
 
 
 class Study:
@@ -101,31 +161,48 @@ class Study:
         torch.set_num_threads(threads)
         self._backbone = load_backbone(resolve_model("default", CACHE))
         config = TrainingConfig()
-        policy_shape, self._shape = lora_shapes(self._backbone, config)
-        self._frozen = Remembering(self._backbone, policy_shape.first_layer, self._shape.first_layer)
+        policy_shape, shape = lora_shapes(self._backbone, config)
+        frozen = FrozenLayers(self._backbone, policy_shape.first_layer, shape.first_layer)
+        self._answers = Answers(frozen, Scorer(self._backbone, shape, seed=0), config.micro_batch_tokens)
         self._config = config.reward
-        self._tokens = config.micro_batch_tokens
         self._pools: dict[bool, tuple[list[Asked], list[Asked]]] = {}
         self._probed: dict[tuple[int, ...], Tensor] = {}
 
     def accuracy(self, cell: Cell) -> dict[str, float]:
-        """Of one fit, on clean held-out pairs: our reward model's, with caution and without, and the probe's."""
+        """Of one fit, on clean held-out pairs: our reward model's, with caution and without, and the probe's.
+
+        Fitted in closed form as a run does it by default; a test holds that the two agree.
+        """
         preference = PREFERENCES[cell.preference]
         voted, held_out = self._pool(preference)
         rankings = self._vote(cell, preference, voted)
-        fitted = self._fit(rankings, cell.seed)
-        pairs = clean_pairs(preference, held_out)
-        sequences = Sequences.of(
-            [answer.prompt_ids for pair in pairs for answer in pair], [a.token_ids for pair in pairs for a in pair]
-        )
-        states = self._frozen(sequences, self._tokens)
-        found = {"climbed": self._right(fitted, states, sequences)}
-        fitted.scorer.caution.zero_()
-        found["ours"] = self._right(fitted, states, sequences)
-        found["out of fold"] = fitted.report["accuracy"]["value"]
-        found["probe"], found["probe out of fold"] = self._probe(rankings, sequences, cell.seed)
-        found["pairs"] = len(pairs)
+        read, pairs = self._read(rankings)
+        features = read(self._rows(rankings))
+        head, known = fit_closed_form(features, pairs)
+        clean = clean_pairs(preference, held_out)
+        prompts = [answer.prompt_ids for pair in clean for answer in pair]
+        asked = read(self._answers.rows(prompts, [a.token_ids for pair in clean for a in pair]))
+        scores = asked @ head.float()
+        found = {
+            "ours": right(scores),
+            "climbed": right(scores - self._config.caution * doubt(asked, known)),
+            "pairs": len(clean),
+        }
+        sequences = Sequences.of(prompts, [a.token_ids for pair in clean for a in pair])
+        found |= self._probe(rankings, sequences, cell)
+        if cell.way == "random":
+            folds = folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), cell.seed)
+            logits = fit_folds(features, pairs, torch.tensor(folds)[pairs.ranking])[1]
+            found["out of fold"] = accuracy_of(pairs, logits)["value"]
         return found
+
+    def _rows(self, rankings: Sequence[Ranked]) -> Tensor:
+        return self._answers.rows(
+            [r.prompt_ids for r in rankings for _ in r.answers], [a for r in rankings for a in r.answers]
+        )
+
+    def _read(self, rankings: Sequence[Ranked]) -> tuple[Reader, Pairs]:
+        return Reader.of(self._answers, self._rows(rankings)), Pairs.of(rankings, self._config.max_voter_share)
 
     def _pool(self, preference: Preference) -> tuple[list[Asked], list[Asked]]:
         """Voted and held-out prompts with their answers."""
@@ -174,55 +251,36 @@ class Study:
         ]
         portion = -(-(cell.votes - count) // ROUNDS)
         while len(votes) < cell.votes:
-            chosen = self._most_disputed(votes, pool, min(portion, cell.votes - len(votes)), cell.seed, rng)
+            chosen = self._most_disputed(votes, pool, min(portion, cell.votes - len(votes)), cell.seed)
             votes += [rank_of(preference, a, [i, j], len(votes) + k, rng) for k, (a, i, j) in enumerate(chosen)]
         return votes
 
     def _most_disputed(
-        self, votes: list[Ranked], pool: list[Asked], count: int, seed: int, rng: random.Random
+        self, votes: list[Ranked], pool: list[Asked], count: int, seed: int
     ) -> list[tuple[Asked, int, int]]:
         """Pairs that nobody judged yet, by how far the fold models' score differences spread; one a prompt."""
-        judges = self._fit(votes, seed).judges
+        read, pairs = self._read(votes)
+        folds = torch.tensor(folds_by_prompt(votes, self._config.folds, seed))[pairs.ranking]
+        heads = fit_folds(read(self._rows(votes)), pairs, folds)[0].float()
+        answers = [answer for asked in pool for answer in asked.answers]
+        every = self._answers.rows([a.prompt_ids for a in answers], [a.token_ids for a in answers])
+        scores = (read(every) @ heads.T).view(len(pool), ANSWERS, -1)
         seen = {frozenset(vote.answers) for vote in votes}
-        every = [
-            (asked, i, j)
-            for asked in pool
-            for i, j in itertools.combinations(range(ANSWERS), 2)
-            if frozenset((asked.answers[i].token_ids, asked.answers[j].token_ids)) not in seen
-        ]
-        some = rng.sample(every, min(CANDIDATES, len(every)))
-        sequences = Sequences.of(
-            [asked.answers[0].prompt_ids for asked, _, _ in some for _ in range(2)],
-            [asked.answers[place].token_ids for asked, i, j in some for place in (i, j)],
-        )
-        untrained = judges.untrained
-        raw = untrained.all_features(self._frozen(sequences, self._tokens), sequences, self._tokens)
-        features = (raw - untrained.mean) / untrained.std
-        spread = ((features[::2] - features[1::2]) @ judges.heads.T).std(-1)
-        chosen: dict[int, tuple[Asked, int, int]] = {}
-        for place in spread.argsort(descending=True).tolist():
-            chosen.setdefault(some[place][0].number, some[place])
-        return list(chosen.values())[:count]
-
-    def _fit(self, rankings: list[Ranked], seed: int) -> RewardFit:
-        return fit_reward(
-            rankings,
-            backbone=self._backbone,
-            frozen=self._frozen,
-            shape=self._shape,
-            config=self._config,
-            micro_batch_tokens=self._tokens,
-            seed=seed,
-            progress=lambda step, done, metrics: None,
-        )
-
-    def _right(self, fitted: RewardFit, states: FrozenStates, sequences: Sequences) -> float:
-        scores = fitted.scorer.all_values(states, sequences, self._tokens)[1]
-        return float((scores[::2] > scores[1::2]).double().mean())
+        best: list[tuple[float, Asked, int, int]] = []
+        for asked, of_it in zip(pool, scores, strict=True):
+            spread = (of_it[:, None] - of_it[None]).std(-1)
+            unseen = [
+                (float(spread[i, j]), asked, i, j)
+                for i, j in itertools.combinations(range(ANSWERS), 2)
+                if frozenset((asked.answers[i].token_ids, asked.answers[j].token_ids)) not in seen
+            ]
+            best += [max(unseen, key=lambda each: each[0])] if unseen else []
+        best.sort(key=lambda each: -each[0])
+        return [(asked, i, j) for _, asked, i, j in best[:count]]
 
     # -- the probe beside ours ----------------------------------------------------------------------------------------
 
-    def _probe(self, rankings: list[Ranked], held_out: Sequences, seed: int) -> tuple[float, float]:
+    def _probe(self, rankings: list[Ranked], held_out: Sequences, cell: Cell) -> dict[str, float]:
         """Accuracy on clean held-out pairs, and out of fold on the votes themselves."""
         answers = self._states_of(ranked_sequences(rankings))
         mean, spread = answers.mean(0), answers.std(0) + 1e-6
@@ -233,22 +291,24 @@ class Study:
                  for i, j, target in r.pairs() if target == 1.0]  # fmt: skip
         better, worse, of = (torch.tensor(column) for column in zip(*pairs, strict=True))
         differences = features[better] - features[worse]
-        folds = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), seed))[of]
+        folds = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), cell.seed))[of]
+
+        kernel = differences.double() @ differences.double().T
 
         def head(chosen: Tensor, ridge: float) -> Tensor:
-            rows = differences[chosen].double()
-            dual = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(rows)), torch.ones(len(rows)).double())
-            found: Tensor = (rows.T @ dual).float()
+            some = kernel[chosen][:, chosen]
+            dual = torch.linalg.solve(some + ridge * torch.eye(len(some)), torch.ones(len(some)).double())
+            found: Tensor = differences[chosen].T @ dual.float()
             return found
 
         def out_of_fold(ridge: float) -> float:
             right = (differences[folds == f] @ head(folds != f, ridge) > 0 for f in folds.unique().tolist())
             return float(torch.cat(list(right)).double().mean())
 
-        best = max(RIDGES, key=out_of_fold)
-        held_out_pairs = asked[::2] - asked[1::2]
-        right = held_out_pairs @ head(torch.ones(len(of), dtype=torch.bool), best) > 0
-        return float(right.double().mean()), out_of_fold(best)
+        tried = {ridge: out_of_fold(ridge) for ridge in RIDGES}
+        best = max(tried, key=tried.__getitem__)
+        scores = asked @ head(torch.ones(len(of), dtype=torch.bool), best)
+        return {"probe": right(scores), "probe out of fold": tried[best], "probe's ridge": best}
 
     @torch.no_grad()
     def _states_of(self, sequences: Sequences) -> Tensor:
@@ -265,6 +325,11 @@ class Study:
                 self._probed[key] = torch.cat([part for x in depths for part in (x[-1], x.mean(0))])
             found.append(self._probed[key])
         return torch.stack(found)
+
+
+def right(scores: Tensor) -> float:
+    """Share of pairs (every two of the 2 · N scores) whose first answer scores higher."""
+    return float((scores[::2] > scores[1::2]).double().mean())
 
 
 def rank_of(preference: Preference, asked: Asked, chosen: Sequence[int], number: int, rng: random.Random) -> Ranked:
@@ -352,11 +417,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work" / "votes")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    lines = Lines(options.work / "cells.jsonl")
-    saved = {Cell(**row["cell"]): row["found"] for row in lines.rows if row["commit"] == commit()}
+    file = (options.json or ROOT / "benchmarks" / "work" / "votes.json").with_suffix(".cells.jsonl")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = Lines(file)
+    saved = {Cell(**row["cell"]): row["found"] for row in lines.rows}
     shown, votes, seeds = (SHOWN[:1], VOTES[:1], 1) if options.quick else (SHOWN, VOTES, options.seeds)
     study, progress = Study(options.threads), Progress()
     done: dict[Cell, dict[str, float]] = {}

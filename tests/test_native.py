@@ -106,6 +106,14 @@ def test_every_form_computes_what_transformers_does(gridded: dict[str, Backbone]
     torch.testing.assert_close(logits_of(decoder, ids), theirs, rtol=0, atol=2e-2)
 
 
+def test_what_is_packed_and_kept_are_the_files_weights_whatever_was_loaded_before(
+    gridded: dict[str, Backbone], tmp_path: Path
+) -> None:
+    backbone = load_backbone(resolve_model(str(gridded["int4"].folder.path), tmp_path), dtype="bfloat16")
+    assert backbone.model.dtype == torch.bfloat16  # loaded, and rounded, as before a training run
+    assert {packed.kind for packed in native(backbone)._packed.matrices.values()} == {"int4"}
+
+
 @pytest.mark.parametrize("kind", GRIDS)
 @torch.inference_mode()
 def test_a_row_is_the_same_bit_for_bit_in_any_batch_and_any_chunks(

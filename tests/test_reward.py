@@ -24,6 +24,7 @@ from training.reward import (
     ranked_sequences,
 )
 from training.roles import FrozenLayers, LoraShape
+from training.scorer import doubt
 from training.sequences import Sequences
 
 NEAR = LoraShape(3, 4, 8)
@@ -151,9 +152,9 @@ def test_an_answer_unlike_any_that_was_judged_is_doubted_and_does_not_pay(backbo
     doubts = []
     for sequences in (judged, strange):
         features = (scorer.all_features(frozen(sequences, 512), sequences, 512) - scorer.mean) / scorer.std
-        doubts.append(float(scorer.doubt(features).mean()))
+        doubts.append(float(doubt(features, scorer.known).mean()))
         scores = features @ scorer.weight + scorer.bias
         found = scorer.all_values(frozen(sequences, 512), sequences, 512)[1]
-        torch.testing.assert_close(found, scores - scorer.caution * scorer.doubt(features))
+        torch.testing.assert_close(found, scores - scorer.caution * doubt(features, scorer.known))
     assert scorer.caution == RewardConfig().caution
     assert doubts[1] > 2 * doubts[0]

@@ -50,6 +50,9 @@ POLICY_PLACE = -1
 KL_SLACK = 1.5
 """The best step may have this many times the target KL."""
 
+START_UPDATES = 4
+"""So many updates' worth of answers describe the policy before its first step: one's differ too much by chance."""
+
 LENGTH_ROOM = 1.25
 """How far within the gate's bounds the best step's length must be: medians of a few dozen answers differ by chance."""
 
@@ -87,12 +90,13 @@ class Progress:
 
     update: int = 0
     beta: float = 0.0
-    smoothed_score: float | None = None
     best_score: float | None = None
     best_update: int | None = None
     best_kl: float = 0.0
-    first: dict[str, float] | None = None
-    """The first rollouts, described: what later ones are held against."""
+    start: dict[str, float] = field(default_factory=dict)
+    """The policy before its first step, described: what later ones are held against."""
+    smoothed: dict[str, float] = field(default_factory=dict)
+    """Score and likelihood: half is the latest policy's, a quarter that of the one before, and so on."""
     stopped: str | None = None
     """Why it ended; None while it goes on."""
     last: dict[str, float] = field(default_factory=dict)
@@ -181,15 +185,9 @@ class PPO:
         self.engine.load_tensors(POLICY_PLACE, roles.policy.tensors(), scaling=roles.policy.scaling)
         seed = self.seed * 1_000_003 + update * config.rollouts
         prompts = self.pool.draw(config.rollouts // config.answers_per_prompt, seed)
-        rollouts = sample(
-            self.engine,
-            POLICY_PLACE,
-            prompts,
-            answers_per_prompt=config.answers_per_prompt,
-            sampling=self.sampling,
-            seed=seed,
-            in_flight=max(1, ROWS_IN_FLIGHT // config.answers_per_prompt),
-        )
+        rollouts = self._sample(prompts, seed)
+        if not self.progress.start:
+            self.progress.start = self._describe_start()
         sequences, sampled = padded_rollouts(rollouts)
         mask = sequences.answer_mask
 
@@ -226,6 +224,18 @@ class PPO:
             "sampler_kl": float(masked_mean(sampled - logprobs, mask)),
         }
         return Batch(rollouts, scores, sequences, states, logprobs, values, advantages, returns, metrics)
+
+    def _sample(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Rollout]:
+        """Answers to each prompt by the policy that the engine holds."""
+        return sample(
+            self.engine,
+            POLICY_PLACE,
+            prompts,
+            answers_per_prompt=self.config.answers_per_prompt,
+            sampling=self.sampling,
+            seed=seed,
+            in_flight=max(1, ROWS_IN_FLIGHT // self.config.answers_per_prompt),
+        )
 
     def improve(self, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:
         """Clipped steps on one batch; the mean of each metric over its minibatches.
@@ -317,19 +327,26 @@ class PPO:
         """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.
 
         KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
-        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the first rollouts.
+        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the policy at the start.
         """
         state, metrics = self.progress, batch.metrics
         described = describe(batch.rollouts, metrics["nll"] * int(batch.sequences.answer_mask.sum()))
-        state.first = state.first or described
-        last = state.smoothed_score
-        state.smoothed_score = metrics["score"] if last is None else 0.5 * last + 0.5 * metrics["score"]
+        for name in ("score", "nll"):
+            state.smoothed[name] = 0.5 * metrics[name] + 0.5 * state.smoothed.get(name, metrics[name])
+        described["nll"] = state.smoothed["nll"]
         within = metrics["kl"] <= self.config.kl_target * KL_SLACK  # never where KL is no number
-        if not within or collapsed(described, state.first, len(batch.rollouts), self.bounds):
+        if not within or collapsed(described, state.start, len(batch.rollouts), self.bounds):
             return
-        if state.best_score is None or state.smoothed_score >= state.best_score:
-            state.best_score, state.best_update, state.best_kl = state.smoothed_score, state.update, metrics["kl"]
+        if state.best_score is None or state.smoothed["score"] >= state.best_score:
+            state.best_score, state.best_update, state.best_kl = state.smoothed["score"], state.update, metrics["kl"]
             self.best = self.roles.policy.tensors()
+
+    def _describe_start(self) -> dict[str, float]:
+        """The policy before its first step: still the reference, so that the sampler says what the reference would."""
+        config = self.config
+        prompts = self.pool.draw(START_UPDATES * config.rollouts // config.answers_per_prompt, self.seed)
+        rollouts = self._sample(prompts, self.seed)
+        return describe(rollouts, -sum(sum(rollout.logprobs) for rollout in rollouts))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""

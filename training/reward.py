@@ -29,7 +29,7 @@ from training.parallel import in_parallel, set_gradients
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
 from training.probe import fit_head, known_directions, log_loss
 from training.roles import FrozenLayers, FrozenStates, LoraShape
-from training.scorer import Scorer
+from training.scorer import Scorer, doubt
 from training.sequences import Sequences
 
 RIDGE = 1.0
@@ -109,7 +109,7 @@ class Judges:
         """Mean score over the folds, of each answer, less the reward model's caution: (B,)."""
         raw = self.untrained.all_features(states, sequences, micro_batch_tokens)
         features = (raw - self.untrained.mean) / self.untrained.std
-        return (features @ self.heads.T).mean(-1) - self.untrained.caution * self.untrained.doubt(features)
+        return (features @ self.heads.T).mean(-1) - self.untrained.caution * doubt(features, self.untrained.known)
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,14 @@ def fit_reward(
 
     # 2. Fold models in closed form: out-of-fold predictions for every pair
     folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
-    heads = _fit_folds(features, pairs, folds)[0]
+    heads = fit_folds(features, pairs, folds)[0]
     judged = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), config), seed))[pairs.ranking]
     for votes in sorted({math.ceil(share * len(rankings)) for share in LEARNING_CURVE}):
         early = pairs.ranking < votes
         some = pairs.where(early)
-        accuracy = _accuracy(some, _fit_folds(features, some, judged[early])[1])
+        accuracy = accuracy_of(some, fit_folds(features, some, judged[early])[1])
         progress(votes, 0.3, {"reward_accuracy": accuracy["value"]})
-    _, logits = _fit_folds(features, pairs, judged)
+    _, logits = fit_folds(features, pairs, judged)
     report = {
         "pairs": len(pairs),
         "rankings": len(rankings),
@@ -190,7 +190,7 @@ def fit_reward(
     }
     if len({r.voter for r in rankings}) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
-        report["accuracy_on_unseen_voters"] = _accuracy(pairs, _fit_folds(features, pairs, by_voter)[1])
+        report["accuracy_on_unseen_voters"] = accuracy_of(pairs, fit_folds(features, pairs, by_voter)[1])
     judges = Judges(heads.float(), scorer.twin(backbone))
     votes = len(rankings)
     progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
@@ -215,9 +215,7 @@ def fit_reward(
         progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
 
     # 5. What the votes leave open, to be taken from every score
-    head, _ = fit_head_of(features, pairs)
-    differences = features[pairs.better] - features[pairs.worse]
-    known = known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
+    known = fit_closed_form(features, pairs)[1]
     for each in (scorer, judges.untrained):
         each.known = known
         each.caution.fill_(config.caution)
@@ -251,7 +249,7 @@ def centring_loss(better: Tensor, worse: Tensor, weight: Tensor) -> Tensor:
     return ((better + worse) ** 2 * weight).sum() / weight.sum()
 
 
-def _fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Tensor]:
+def fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Tensor]:
     """One head for each fold, fitted on the others: heads (K, F) and each pair's out-of-fold logit (N,)."""
     logits = torch.zeros(len(pairs), dtype=torch.float64)
     heads = []
@@ -279,6 +277,13 @@ def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     columns = torch.cat([differences, places.to(differences.dtype)], 1)
     found = fit_head(columns, pairs.target, pairs.pull, ridge=RIDGE)
     return found[: features.shape[1]], found[features.shape[1] :]
+
+
+def fit_closed_form(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The closed-form head (F,), and the directions in which the votes tell something of it (R, F)."""
+    head, _ = fit_head_of(features, pairs)
+    differences = features[pairs.better] - features[pairs.worse]
+    return head, known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
 
 
 def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> Tensor:
@@ -366,7 +371,7 @@ def _held_out_loss(
     return log_loss(better - worse, pairs.target, pairs.weight)
 
 
-def _accuracy(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
+def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
     """Share of strict preferences predicted, a comparison counting as one, with its 95% Wilson interval."""
     strict = pairs.target == 1.0
     if chosen is not None:
@@ -389,17 +394,20 @@ def _judged(
     both_capped = capped[pairs.better] & capped[pairs.worse]
     lengths = sequences.answer_mask.sum(-1).double()
     return {
-        "accuracy": _accuracy(pairs, logits),
+        "accuracy": accuracy_of(pairs, logits),
         "log_loss": log_loss(logits, pairs.target.double(), pairs.weight.double()),
         "calibration": _calibration(pairs, logits),
-        "by_voter": {v: _accuracy(pairs, logits, torch.tensor([w == v for w in voters])) for v in sorted(set(voters))},
+        "by_voter": {
+            name: accuracy_of(pairs, logits, torch.tensor([voter == name for voter in voters]))
+            for name in sorted(set(voters))
+        },
         "by_position": {
-            "left_won": _accuracy(pairs, logits, left_won),
-            "right_won": _accuracy(pairs, logits, right_won),
+            "left_won": accuracy_of(pairs, logits, left_won),
+            "right_won": accuracy_of(pairs, logits, right_won),
         },
         "by_finish": {
-            "both_capped": _accuracy(pairs, logits, both_capped),
-            "others": _accuracy(pairs, logits, ~both_capped),
+            "both_capped": accuracy_of(pairs, logits, both_capped),
+            "others": accuracy_of(pairs, logits, ~both_capped),
         },
         "length_correlation": _correlation(scores.double(), lengths),
     }

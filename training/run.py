@@ -184,6 +184,7 @@ class Run:
         target = self.folder.path / "reward"
         fitted = RewardFit.load(target, self.backbone, self.scorer_shape)
         if fitted is None:
+            self.reporter("reward", 0, 0.0, {})
 
             def progress(step: int, done: float, metrics: dict[str, float]) -> None:
                 self.reporter("reward", step, done * 0.9, metrics)
@@ -222,6 +223,8 @@ class Run:
         """Step 3: PPO; leaves the policy at its best step."""
         config = self.config.ppo
         checkpoint = self.folder.path / "checkpoint" / "ppo.pt"
+        if not checkpoint.is_file():
+            self.reporter("ppo", 0, 0.0, {})
         checkpoint.parent.mkdir(exist_ok=True)
         ppo = PPO(
             roles=Roles(

@@ -72,7 +72,7 @@ class Scorer(nn.Module):
 
     def features(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
         """States (B, L, D) at the boundary and near the top → features of s₀ … s_T (B, T + 1, F), not standardised."""
-        depths = self._depths(boundary, near, batch)
+        depths = self.depths(boundary, near, batch)
         steps = torch.arange(batch.answer_ids.shape[1] + 1)  # tokens written by s_t
         sums = []
         for states, centre in zip(depths, self.centre, strict=True):
@@ -84,7 +84,7 @@ class Scorer(nn.Module):
         latest = (words - words[:, (steps - WINDOW).clamp(min=0)]) / WINDOW
         return torch.cat([*means, first, latest, depths[1], depths[2]], -1)
 
-    def _depths(self, boundary: Tensor, near: Tensor, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    def depths(self, boundary: Tensor, near: Tensor, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         """An answer's states s₀ … s_T (B, T + 1, D) as embeddings, at the boundary and at the top."""
         words, top = self._embed(batch.input_ids), self._top(near, batch.attention_mask)
         found = [batch.answer_states(states).float() for states in (words, boundary, top)]
@@ -99,7 +99,7 @@ class Scorer(nn.Module):
 
         def total(rows: Tensor) -> Tensor:
             batch = sequences.take(rows)
-            depths = self._depths(states.boundary_of(rows), states.near_of(rows), batch)
+            depths = self.depths(states.boundary_of(rows), states.near_of(rows), batch)
             return torch.stack([found[:, 1:][batch.answer_mask].sum(0) for found in depths])
 
         totals = in_parallel(total, sequences.micro_batches(micro_batch_tokens))
@@ -118,15 +118,7 @@ class Scorer(nn.Module):
         """
         features = (self.features(boundary, near, batch) - self.mean) / self.std
         scalars = features @ self.weight + self.bias
-        return scalars - self.caution * self.doubt(features) if self.caution > 0 else scalars
-
-    def doubt(self, features: Tensor) -> Tensor:
-        """What the votes leave open of a score: its posterior standard deviation, features (…, F) → (…).
-
-        σ² = ‖x‖² − ‖known · x‖², Laplace's approximation at ridge 1: large for an answer unlike any that was judged.
-        """
-        left = features.square().sum(-1) - (features @ self.known.T).square().sum(-1)
-        return left.clamp(min=1e-8).sqrt()  # above 0, where a root has a gradient
+        return scalars - self.caution * doubt(features, self.known) if self.caution > 0 else scalars
 
     def score(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
         """The score of each whole answer: (B,)."""
@@ -201,3 +193,12 @@ class Scorer(nn.Module):
         """Read what `save` wrote."""
         lora = {f"lora.{name}": t for name, t in load_file(str(folder / WEIGHTS)).items()}
         self.load({**lora, **load_file(str(folder / HEAD_FILE))})
+
+
+def doubt(features: Tensor, known: Tensor) -> Tensor:
+    """What votes leave open of a score: its posterior standard deviation, features (…, F), known (R, F) → (…).
+
+    σ² = ‖x‖² − ‖known · x‖², Laplace's approximation at ridge 1: large for an answer unlike any that was judged.
+    """
+    left = features.square().sum(-1) - (features @ known.T).square().sum(-1)
+    return left.clamp(min=1e-8).sqrt()  # above 0, where a root has a gradient

@@ -24,7 +24,7 @@ from serve.errors import ModelError
 
 if TYPE_CHECKING:
     from serve.engine.slots import KeyValues
-    from serve.policy.base import Backbone
+    from serve.policy.base import Backbone, ModelFolder
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class LlamaDecoder(PlainCaches):
     def __init__(self, shape: LlamaShape, backbone: Backbone, *, places: int, max_rank: int) -> None:
         """Raises ModelError for weights that are broken or missing, or do not fit into memory."""
         backbone.require_memory(backbone.dtype)
-        weights = Weights(backbone, backbone.dtype, backbone.device)
+        weights = Weights(backbone.weights(), backbone.folder, backbone.dtype, backbone.device)
         self.context_length = shape.context_length
         self.bank = LoraBank(places=places, max_rank=max_rank, dtype=backbone.dtype, device=backbone.device)
         self._shape = shape
@@ -170,11 +170,13 @@ class LlamaDecoder(PlainCaches):
 class Weights:
     """The backbone's tensors by name, in one type on one device; a missing one is named."""
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype, device: torch.device) -> None:
-        self._backbone = backbone
+    def __init__(
+        self, tensors: Mapping[str, Tensor], folder: ModelFolder, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._tensors = tensors
+        self._folder = folder
         self._dtype = dtype
         self._device = device
-        self._tensors = backbone.weights()
 
     def get(self, name: str) -> Tensor | None:
         tensor = self._tensors.get(name)
@@ -183,7 +185,7 @@ class Weights:
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.get(name)
         if tensor is None:
-            raise ModelError(f"the model in {self._backbone.folder.path} has no tensor {name}; is the folder complete?")
+            raise ModelError(f"the model in {self._folder.path} has no tensor {name}; is the folder complete?")
         return tensor
 
 

@@ -84,12 +84,17 @@ class Backbone:
         return frozen
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights by name: those of `model` if that is loaded, else from the files, as they stand there.
+        """The weights by name: those of `model` if that is loaded, else as they are stored.
 
         Raises ModelError for weights that are broken.
         """
-        if "model" in vars(self):
-            return dict(self.model.state_dict())
+        return dict(self.model.state_dict()) if "model" in vars(self) else self.stored_weights()
+
+    def stored_weights(self) -> dict[str, Tensor]:
+        """The weights by name, as they stand in the files; those of `model` may have been rounded to its type.
+
+        Raises ModelError for weights that are broken.
+        """
         from safetensors.torch import load_file
 
         with _naming_what_is_broken(self.folder):

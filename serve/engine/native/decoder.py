@@ -289,7 +289,7 @@ def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
         require_memory(backbone.folder.name, file.stat().st_size, CPU)
     else:
         backbone.require_memory()
-        tensors, facts = _pack(Weights(backbone, torch.float32, CPU), shape)
+        tensors, facts = _pack(Weights(backbone.stored_weights(), backbone.folder, torch.float32, CPU), shape)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
