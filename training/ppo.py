@@ -327,7 +327,7 @@ class PPO:
         """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.
 
         KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
-        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the policy at the start.
+        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the start.
         """
         state, metrics = self.progress, batch.metrics
         described = describe(batch.rollouts, metrics["nll"] * int(batch.sequences.answer_mask.sum()))
