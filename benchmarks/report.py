@@ -22,6 +22,7 @@ from xml.sax.saxutils import escape
 from benchmarks.loop_result import ARM_TITLES, TARGETS
 from benchmarks.pictures import curves, decades, even, shares
 from benchmarks.record import ROOT
+from benchmarks.voters import PREFERENCES
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
@@ -227,7 +228,7 @@ def votes_table(result: Result) -> str:
     return table(
         ("voters want", "pairs", *(f"{votes} votes: ours (probe)" for votes in counts)),
         (
-            (preference, way, *(cell(preference, way, votes) for votes in counts))
+            (PREFERENCES[preference].wants, way, *(cell(preference, way, votes) for votes in counts))
             for preference, way in dict.fromkeys((preference, way) for preference, way, _ in means)
         ),
     )
