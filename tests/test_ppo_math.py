@@ -122,8 +122,8 @@ def test_answer_kl_sums_over_an_answers_tokens() -> None:
     assert kl.item() == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.05), (60.0, 0.05 * 1.1), (0.0, 0.05 * 0.9), (6.6, 0.05 * 1.05)])
-def test_beta_follows_the_relative_error_clipped_to_a_fifth(kl: float, expected: float) -> None:
+@pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.05), (60.0, 0.05 * 1.5), (9.0, 0.05 * 1.25), (0.0, 0.05 * 0.9)])
+def test_beta_follows_the_relative_error_clipped_to_a_fifth_below_and_to_one_above(kl: float, expected: float) -> None:
     assert m.adapt_beta(0.05, kl, target=6.0, episodes=50, horizon=100) == pytest.approx(expected)
 
 

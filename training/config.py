@@ -119,7 +119,7 @@ class PPOConfig:
     not weighted."""
     max_sampler_gap: float = _bounded(0.1, 0.0001, 10)
     """PPO ends when sampler and trainer differ by more, in mean |Δ log-probability| a token: they mean two policies."""
-    max_nll_rise: float = _bounded(0.25, 0, 100)
+    max_nll_rise: float = _bounded(0.4, 0, 100)
     """The best steps' answers may be this much less likely to the reference, in nats a token, than its own were."""
     eos_penalty: float = _bounded(1.0, 0, 100)
     """Taken from the score of a capped answer, only where the cap is serving's own `max_tokens`."""

@@ -103,12 +103,13 @@ def answer_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Ten
 
 
 def adapt_beta(beta: float, kl: float, *, target: float, episodes: int, horizon: int) -> float:
-    """The adaptive KL coefficient: β ← β (1 + e · min(1, n / horizon)), e the relative error clipped to ±0.2.
+    """The adaptive KL coefficient: β ← β (1 + e · min(1, n / horizon)), e the relative error clipped to −0.2 … 1.
 
-    kl and target in nats an answer; `episodes` since the last update. Ziegler et al. 2019, section 2.2; the
-    minimum keeps β positive when the horizon is shorter than an update.
+    kl and target in nats an answer; `episodes` since the last update. Ziegler et al. 2019, section 2.2, who clip both
+    ways at 0.2: over some twenty updates β could not catch up with a KL that has taken off. The minimum keeps β
+    positive when the horizon is shorter than an update.
     """
-    error = max(-0.2, min(0.2, kl / target - 1.0))
+    error = max(-0.2, min(1.0, kl / target - 1.0))
     return beta * (1.0 + error * min(1.0, episodes / horizon))
 
 
