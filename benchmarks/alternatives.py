@@ -202,8 +202,8 @@ def main() -> None:
     options = parser.parse_args()
     if not TRL.exists():
         raise SystemExit(f"{TRL} is missing: `make peers` installs it")
-    name = f"{options.preference}-{options.votes}-{sources('alternatives.py', 'loop.py', 'peers/trl_dpo.py')}"
-    work = ROOT / "benchmarks" / "work" / "alternatives" / name
+    made_by = sources("alternatives.py", "loop.py", "peers/trl_dpo.py", "prompts.py", "voters.py")
+    work = ROOT / "benchmarks" / "work" / "alternatives" / f"{options.preference}-{options.votes}-{made_by}"
     loop.main(
         [
             "--preference", options.preference, "--arms", "real", "--rounds", str(options.votes),

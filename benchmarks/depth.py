@@ -37,7 +37,8 @@ def main() -> None:
     rows = []
     for name, setting in DEPTHS.items():
         work = ROOT / "benchmarks" / "work" / f"depth-{options.preference}-{setting}"
-        chains = (options.json or work).with_suffix("") / f"{options.preference}-{setting}.json"
+        kept = options.json.with_suffix("") if options.json else work
+        chains = kept / f"{options.preference}-{setting}.json"
         result = loop.main(
             [
                 "--preference", options.preference, "--arms", "real", "--rounds", str(VOTES), "--chains", str(CHAINS),

@@ -412,7 +412,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = QUICK if options.quick else GateSettings()
-    digest = hashlib.sha256(json.dumps([asdict(settings), sources("gate.py")], sort_keys=True).encode()).hexdigest()[:8]
+    made_by = json.dumps([asdict(settings), sources("gate.py", "voters.py", "prompts.py")], sort_keys=True)
+    digest = hashlib.sha256(made_by.encode()).hexdigest()[:8]
     folder = ROOT / "benchmarks" / "work" / "gate" / digest
     accuracy, findings = examine(settings, folder, lambda text: print(text, flush=True))
     rows = rows_of(accuracy, findings)

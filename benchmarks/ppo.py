@@ -232,13 +232,13 @@ def main() -> None:
         lines += contenders_of(measured, prompt, answer)
     print(*rows, sep="\n")
     if options.json is not None:
-        settings = {
-            "episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES, "threads": options.threads,
-            "dtype": options.dtype, "runs": runs, "rank": 16,
-        }  # fmt: skip
+        settings = {"threads": options.threads, "dtype": options.dtype, "runs": runs, "rank": 16}
         if options.curves:
+            usual = PPOConfig()
+            settings |= {"episodes": CURVE_EPISODES, "epochs": usual.epochs, "minibatches": usual.minibatches}
             write_json(options.json, document("ppo-curves", settings, rows))
         else:
+            settings |= {"episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES}
             write_json(options.json, document("ppo", settings, rows, contenders=lines))
 
 

@@ -57,11 +57,10 @@ def commit() -> str:
 
 def sources(*benchmarks: str) -> str:
     """A digest of what a figure depends on: all that is served and trained with, and these files of benchmarks."""
-    folders = (
-        file for name in ("serve", "training") for file in (ROOT / name).rglob("*") if file.suffix in (".py", ".c")
-    )
+    kinds = (".py", ".c", ".h", ".jsonl")
+    files = [file for name in ("serve", "training") for file in (ROOT / name).rglob("*") if file.suffix in kinds]
     digest = hashlib.sha256()
-    for file in sorted([*folders, *(ROOT / "benchmarks" / name for name in benchmarks)]):
+    for file in sorted([*files, *(ROOT / "benchmarks" / name for name in benchmarks)]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -239,12 +239,13 @@ DETAILS = {"gate": gate_table, "votes": votes_table}
 
 
 def made_on(results: Sequence[Result]) -> str:
-    """Machines and commits, a line each; the loop's chains may come from several."""
+    """Machines and commits, a line each; the loop's chains, fits and cells may come from several."""
     lines = []
     for result in results:
         loop = result["name"] == "loop"
         label = f"loop {result['settings']['preference']}" if loop else result["name"]
-        for made in result["chains"] if loop else [{**result, "commits": [result["commit"]]}]:
+        parts = result["chains"] if loop else result.get("made") or [{**result, "commits": [result["commit"]]}]
+        for made in parts:
             machine = made["machine"]
             lines.append(
                 f"{label}: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB,"

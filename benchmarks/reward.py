@@ -149,17 +149,8 @@ def rows_of(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
     return [
         Row(own.what, own.unit, own.ours, "trl", peer, own.ours / peer, own.runs, own.low, own.high),
         Row("accuracy ahead of trl", "share", difference, runs=len(ours), low=low, high=high),
-        Row(
-            speed.what,
-            speed.unit,
-            speed.ours,
-            "trl",
-            pace,
-            statistics.median(faster) if faster else None,
-            len(faster),
-            speed.low,
-            speed.high,
-        ),
+        Row(speed.what, speed.unit, speed.ours, "trl", pace, None, speed.runs, speed.low, speed.high),
+        *([Row("pairs/s over trl's", "×", statistics.median(faster), runs=len(faster))] if faster else []),
         Row("peak memory", "GB", memory[0], "trl", memory[1], memory[1] / memory[0], len(ours)),
     ]
 
@@ -192,9 +183,9 @@ def main() -> None:
         settings = {
             "pairs": len(folds.pairs), "folds": FOLDS, "threads": options.threads, "dtype": options.dtype,
             "longest": LONGEST, "learning_rate": best, "epochs": 1,
-            "commits": sorted({fit["commit"] for fit in (*ours, *theirs)}),
         }  # fmt: skip
-        write_json(options.json, document("reward", settings, rows))
+        made = [{"machine": fit["machine"], "commits": [fit["commit"]]} for fit in (*ours, *theirs)]
+        write_json(options.json, document("reward", settings, rows, made=made))
 
 
 if __name__ == "__main__":

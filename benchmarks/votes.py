@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.loop_state import Lines, Progress
-from benchmarks.record import ROOT, Row, commit, document, write_json
+from benchmarks.record import ROOT, Row, commit, document, machine, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
 from serve.engine.local import LocalEngine
@@ -180,16 +180,15 @@ class Study:
         features = read(self._rows(rankings))
         head, known = fit_closed_form(features, pairs)
         clean = clean_pairs(preference, held_out)
-        prompts = [answer.prompt_ids for pair in clean for answer in pair]
-        asked = read(self._answers.rows(prompts, [a.token_ids for pair in clean for a in pair]))
+        prompts, texts = zip(*((a.prompt_ids, a.token_ids) for pair in clean for a in pair), strict=True)
+        asked = read(self._answers.rows(prompts, texts))
         scores = asked @ head.float()
         found = {
             "ours": right(scores),
             "climbed": right(scores - self._config.caution * doubt(asked, known)),
             "pairs": len(clean),
         }
-        sequences = Sequences.of(prompts, [a.token_ids for pair in clean for a in pair])
-        found |= self._probe(rankings, sequences, cell)
+        found |= self._probe(rankings, Sequences.of(prompts, texts), cell)
         if cell.way == "random":
             folds = folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), cell.seed)
             logits = fit_folds(features, pairs, torch.tensor(folds)[pairs.ranking])[1]
@@ -302,8 +301,8 @@ class Study:
             return found
 
         def out_of_fold(ridge: float) -> float:
-            right = (differences[folds == f] @ head(folds != f, ridge) > 0 for f in folds.unique().tolist())
-            return float(torch.cat(list(right)).double().mean())
+            told = (differences[folds == f] @ head(folds != f, ridge) > 0 for f in folds.unique().tolist())
+            return float(torch.cat(list(told)).double().mean())
 
         tried = {ridge: out_of_fold(ridge) for ridge in RIDGES}
         best = max(tried, key=tried.__getitem__)
@@ -431,7 +430,7 @@ def main() -> None:
             done[cell] = saved[cell]
         else:
             done[cell] = study.accuracy(cell)
-            lines.add({"commit": commit(), "cell": vars(cell), "found": done[cell]})
+            lines.add({"commit": commit(), "machine": machine(), "cell": vars(cell), "found": done[cell]})
         progress.line(f"{cell}: {json.dumps(done[cell])}")
     rows = rows_of(done)
     print(*rows, sep="\n")
@@ -442,9 +441,10 @@ def main() -> None:
             "voters": [vars(v) for v in VOTERS],
             "tokens": 64,
         }
-        write_json(
-            options.json, document("votes", settings, rows, means=means_of(done), curves={"accuracy": curves_of(done)})
-        )
+        made = [{"machine": row["machine"], "commits": [row["commit"]]} for row in lines.rows]
+        curves = {"accuracy": curves_of(done)}
+        result = document("votes", settings, rows, means=means_of(done), curves=curves, made=made)
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

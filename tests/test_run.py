@@ -95,6 +95,20 @@ def test_a_stage_that_is_done_is_read_back_with_its_figures(tiny_model: Path, tm
     assert again["ppo"] == first["ppo"]
 
 
+def test_a_checkpoint_of_another_release_is_left_and_ppo_begins_anew(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db")
+    execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": {**SMALL["ppo"], "updates": 2}}))  # type: ignore[dict-item]
+    file = tmp_path / "checkpoint" / "ppo.pt"
+    checkpoint = torch.load(file, weights_only=True)
+    first = next(line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"])
+    start = checkpoint["progress"].pop("start")
+    assert start["nll"] == pytest.approx(first["nll"], abs=0.3), "the first policy is the start"
+    torch.save(checkpoint, file)
+    before = len(lines(tmp_path))
+    assert execute(tmp_path)["ppo"]["updates"] == 2
+    assert [line["step"] for line in lines(tmp_path)[before:] if line["stage"] == "ppo"] == [1, 2, 3]
+
+
 def spoil_second_update(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """The policy's weights are all this value after PPO's second update."""
     improve = PPO.improve
@@ -314,7 +328,9 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tiny_model: Path, tm
         return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def updates(folder: Path) -> int:
-        return sum(b'"ppo"' in line for line in (folder / "metrics.jsonl").read_bytes().splitlines())
+        """Policies that were measured; the line that says that PPO begins is none."""
+        written = (folder / "metrics.jsonl").read_bytes().splitlines()
+        return sum(b'"ppo"' in line and b'"kl"' in line for line in written)
 
     for name in ("whole", "killed"):
         folder = tmp_path / name

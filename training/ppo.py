@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -142,6 +143,7 @@ class PPO:
         """What each policy on the way answered, the last included; ends after all updates or at the KL stop."""
         state, config = self.progress, self.config
         horizon = config.kl_horizon or max(1, config.updates * config.rollouts // 10)
+        state.start = state.start or self._describe_start()
         while state.stopped is None:
             try:
                 batch = self.collect(state.update)
@@ -186,8 +188,6 @@ class PPO:
         seed = self.seed * 1_000_003 + update * config.rollouts
         prompts = self.pool.draw(config.rollouts // config.answers_per_prompt, seed)
         rollouts = self._sample(prompts, seed)
-        if not self.progress.start:
-            self.progress.start = self._describe_start()
         sequences, sampled = padded_rollouts(rollouts)
         mask = sequences.answer_mask
 
@@ -327,7 +327,8 @@ class PPO:
         """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.
 
         KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
-        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the start.
+        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the start; that on
+        likelihood for a smoothed value, because prompts alone move it by a third of the bound.
         """
         state, metrics = self.progress, batch.metrics
         described = describe(batch.rollouts, metrics["nll"] * int(batch.sequences.answer_mask.sum()))
@@ -342,11 +343,17 @@ class PPO:
             self.best = self.roles.policy.tensors()
 
     def _describe_start(self) -> dict[str, float]:
-        """The policy before its first step: still the reference, so that the sampler says what the reference would."""
+        """The policy before its first step, each figure a mean over `START_UPDATES` updates' worth of answers.
+
+        It is still the reference, so that the sampler says how likely the reference finds them.
+        """
         config = self.config
+        self.engine.load_tensors(POLICY_PLACE, self.roles.policy.tensors(), scaling=self.roles.policy.scaling)
         prompts = self.pool.draw(START_UPDATES * config.rollouts // config.answers_per_prompt, self.seed)
         rollouts = self._sample(prompts, self.seed)
-        return describe(rollouts, -sum(sum(rollout.logprobs) for rollout in rollouts))
+        parts = [rollouts[start : start + config.rollouts] for start in range(0, len(rollouts), config.rollouts)]
+        found = [describe(part, -sum(sum(rollout.logprobs) for rollout in part)) for part in parts]
+        return {name: statistics.fmean(each[name] for each in found) for name in found[0]}
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
@@ -365,12 +372,15 @@ class PPO:
             os.fsync(stream.fileno())
         partial.replace(path)
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+    def load(self, path: Path) -> bool:
+        """Go on from a checkpoint; False, and nothing is taken over, where another release wrote it."""
         content: dict[str, Any] = torch.load(path, weights_only=True)
+        if content["progress"].keys() != asdict(self.progress).keys():
+            return False
         self.progress = Progress(**content["progress"])
         self.roles.policy.load_tensors(content["policy"])
         self.roles.value.load(content["value"])
         self.best = content["best"]
         self.policy_optimizer.load_state_dict(content["policy_optimizer"])
         self.value_optimizer.load_state_dict(content["value_optimizer"])
+        return True

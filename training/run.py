@@ -159,6 +159,8 @@ class Run:
             return target
         policy = self._policy(None)
 
+        self.reporter("sft", 0, 0.0, {})
+
         def progress(step: int, done: float, metrics: dict[str, float]) -> None:
             self.reporter("sft", step, done, metrics)
 
@@ -245,8 +247,10 @@ class Run:
             seed=self.seed,
         )
         if checkpoint.is_file():
-            ppo.load(checkpoint)
-            log.info("PPO goes on from update %d", ppo.progress.update)
+            if ppo.load(checkpoint):
+                log.info("PPO goes on from update %d", ppo.progress.update)
+            else:
+                log.warning("another release of Hustings wrote the checkpoint: PPO begins anew")
         for batch in ppo.run():
             update = ppo.progress.update
             measured = update + (ppo.progress.stopped is not None)  # the last policy has no update of its own

@@ -266,6 +266,10 @@ class NativeDecoder:
         return False
 
 
+PACKED_FROM = b"files"
+"""Part of a pack's name: packs of earlier releases may hold a loaded model's rounded weights."""
+
+
 class _PackedModel:
     """Packed matrices, norms and the base's shapes, by name without `.weight`; a fused matrix by its first part."""
 
@@ -283,7 +287,7 @@ def _read_packed(backbone: Backbone, shape: LlamaShape) -> _PackedModel:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    form = hashlib.sha256(Path(narrow.__file__).read_bytes()).hexdigest()[:8]
+    form = hashlib.sha256(Path(narrow.__file__).read_bytes() + PACKED_FROM).hexdigest()[:8]
     file = backbone.folder.cache / "packed" / f"{backbone.folder.hash[:16]}-{form}.safetensors"
     if file.is_file():
         require_memory(backbone.folder.name, file.stat().st_size, CPU)
