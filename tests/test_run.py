@@ -97,7 +97,8 @@ def test_a_stage_that_is_done_is_read_back_with_its_figures(tiny_model: Path, tm
 
 def test_a_checkpoint_of_another_release_is_left_and_ppo_begins_anew(tiny_model: Path, tmp_path: Path) -> None:
     write_snapshot(tmp_path / "snapshot.db")
-    execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": {**SMALL["ppo"], "updates": 2}}))  # type: ignore[dict-item]
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 2, "rollouts": 64}}  # type: ignore[dict-item]
+    execute(write_run(tmp_path, tiny_model, settings=settings))
     file = tmp_path / "checkpoint" / "ppo.pt"
     checkpoint = torch.load(file, weights_only=True)
     first = next(line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"])
