@@ -34,6 +34,7 @@ from benchmarks.loop_result import contest, outcomes
 from benchmarks.loop_state import Answers
 from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
+from benchmarks.reward import THEIRS
 from benchmarks.voters import PREFERENCES, Preference, words
 from serve.engine.local import LocalEngine
 from serve.policy.base import load_backbone, resolve_model
@@ -49,7 +50,6 @@ from training.sft import fine_tune
 BEST_OF = 4
 DPO_RATES = (5e-5, 2e-4)
 PLACE = 1
-TRL = ROOT / ".peers" / "trl-reward" / "bin" / "python"
 
 
 class BrokenOff(Shown):
@@ -172,7 +172,7 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
         (out / "settings.json").write_text(json.dumps(settings))
         worker = ROOT / "benchmarks" / "peers" / "trl_dpo.py"
         with (out / "log.txt").open("w") as log:
-            command = [str(TRL), str(worker), str(out / "settings.json"), str(out)]
+            command = [str(THEIRS), str(worker), str(out / "settings.json"), str(out)]
             subprocess.run(command, stdout=log, stderr=log, check=True)
 
         def load(engine: LocalEngine) -> int:
@@ -200,8 +200,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    if not TRL.exists():
-        raise SystemExit(f"{TRL} is missing: `make peers` installs it")
+    if not THEIRS.exists():
+        raise SystemExit(f"{THEIRS} is missing: `make peers` installs it")
     made_by = sources("alternatives.py", "loop.py", "peers/trl_dpo.py", "prompts.py", "voters.py")
     work = ROOT / "benchmarks" / "work" / "alternatives" / f"{options.preference}-{options.votes}-{made_by}"
     loop.main(

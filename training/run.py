@@ -158,7 +158,6 @@ class Run:
                 self.report["sft"] = json.loads(figures.read_text())
             return target
         policy = self._policy(None)
-
         self.reporter("sft", 0, 0.0, {})
 
         def progress(step: int, done: float, metrics: dict[str, float]) -> None:
@@ -225,8 +224,6 @@ class Run:
         """Step 3: PPO; leaves the policy at its best step."""
         config = self.config.ppo
         checkpoint = self.folder.path / "checkpoint" / "ppo.pt"
-        if not checkpoint.is_file():
-            self.reporter("ppo", 0, 0.0, {})
         checkpoint.parent.mkdir(exist_ok=True)
         ppo = PPO(
             roles=Roles(
@@ -246,11 +243,12 @@ class Run:
             micro_batch_tokens=self.config.micro_batch_tokens,
             seed=self.seed,
         )
-        if checkpoint.is_file():
-            if ppo.load(checkpoint):
-                log.info("PPO goes on from update %d", ppo.progress.update)
-            else:
-                log.warning("another release of Hustings wrote the checkpoint: PPO begins anew")
+        if not checkpoint.is_file():
+            self.reporter("ppo", 0, 0.0, {})
+        elif ppo.load(checkpoint):
+            log.info("PPO goes on from update %d", ppo.progress.update)
+        else:
+            log.warning("another release of Hustings wrote the checkpoint: PPO begins anew")
         for batch in ppo.run():
             update = ppo.progress.update
             measured = update + (ppo.progress.stopped is not None)  # the last policy has no update of its own
