@@ -1,7 +1,7 @@
 """Prompts of the loop benchmark: what the simulated voters ask, and what the learned policy is then tested on.
 
 Each family is a template, and indented below it what fills it. Voting and testing share no template, no filling and no
-run of four words, with each other or with the prompts that Hustings ships; tests/test_benchmarks.py holds that.
+run of four words, with each other or with the prompts that Hustings ships; tests/test_benchmark_prompts.py holds that.
 """
 
 from __future__ import annotations

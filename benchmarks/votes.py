@@ -5,9 +5,8 @@
 
 Answers are the base model's own, written once. Voters as in `benchmarks/voters.py` judge pairs drawn at random, pairs
 on which the fold models disagree most, and four answers at once; the reward model is fitted as a run fits it. Beside it
-stands a probe as one would write it first: ridge regression of the votes on frozen states, last token and mean over the
-answer, of a third, two thirds, five sixths and all of the layers, with the best of four penalties by cross-validation.
-Each cell is a line of the file beside the result; delete the file to have all made anew.
+stands the probe of `benchmarks/probe.py`. Each cell is a line of the file beside the result; delete the file to have
+all made anew.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.loop_state import Lines, Progress
+from benchmarks.probe import Probe, right
+from benchmarks.reading import Answers, Reader
 from benchmarks.record import ROOT, Row, commit, document, machine, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
@@ -35,10 +36,10 @@ from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import TrainingConfig
 from training.preferences import Ranked, folds_by_prompt
-from training.reward import Pairs, accuracy_folds, accuracy_of, fit_closed_form, fit_folds, ranked_sequences
+from training.reward import Pairs, accuracy_folds, accuracy_of, fit_folds, fit_head_of, known_of
 from training.roles import FrozenLayers, lora_shapes
 from training.rollouts import Rollout, open_engine, sample
-from training.scorer import GROUPS, IMAGINED_TOKENS, WINDOW, Scorer, doubt
+from training.scorer import Scorer, doubt
 from training.sequences import Sequences
 
 SHOWN = ("brevity", "closing", "declining", "one_paragraph", "contrast", "advice")
@@ -50,8 +51,6 @@ ANSWERS, HELD_OUT_ANSWERS = 8, 4
 FIRST_AT_RANDOM = 40
 ROUNDS = 6
 """In so many portions the rest of the pairs is chosen, each by a reward model of all votes before."""
-RIDGES = (0.1, 1.0, 10.0, 100.0)
-"""Of the probe beside ours, on features of unit variance, each divided by the root of their number."""
 
 
 @dataclass(frozen=True)
@@ -73,87 +72,6 @@ class Asked:
     answers: list[Rollout]
 
 
-class Answers:
-    """What a scorer reads of B answers, each read once: its features at s_T for any average token (tests hold that)."""
-
-    def __init__(self, frozen: FrozenLayers, scorer: Scorer, micro_batch_tokens: int) -> None:
-        self._frozen, self._scorer, self._tokens = frozen, scorer, micro_batch_tokens
-        self._row: dict[tuple[int, ...], int] = {}
-        self._parts = torch.empty(0)
-
-    def rows(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Tensor:
-        """Where these answers are kept (B,)."""
-        keys = [(*prompt, -1, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        new = list(dict.fromkeys(key for key in keys if key not in self._row))
-        if new:
-            texts = [(key[: key.index(-1)], key[key.index(-1) + 1 :]) for key in new]
-            parts = self._read(Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts]))
-            self._row |= {key: len(self._row) + number for number, key in enumerate(new)}
-            self._parts = torch.cat([self._parts, parts]) if len(self._parts) else parts
-        return torch.tensor([self._row[key] for key in keys])
-
-    def centre(self, rows: Tensor) -> Tensor:
-        """An average token of these answers (3, D)."""
-        sums, *_, lengths = self._split(rows)
-        centre: Tensor = sums.sum(0) / lengths.sum()
-        return centre
-
-    def features(self, rows: Tensor, centre: Tensor) -> Tensor:
-        """As `Scorer.all_features`: (B, F)."""
-        sums, first, latest, now, lengths = self._split(rows)
-        means = (sums - lengths[:, None] * centre) / (lengths[:, None] + IMAGINED_TOKENS)
-        some = lengths.clamp(max=WINDOW)
-        windows = [(words - some * centre[0]) / WINDOW for words in (first, latest)]
-        return torch.cat([means.flatten(1), *windows, now.flatten(1)], 1)
-
-    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Sums of all tokens' states at three depths (B, 3, D), of the first and the latest embeddings (B, D), the last
-        states (B, 2, D) and the lengths (B, 1).
-        """
-        parts = self._parts[rows]
-        size = (parts.shape[1] - 1) // 7
-        sums, first, latest, now, lengths = parts.split([3 * size, size, size, 2 * size, 1], 1)
-        return sums.view(-1, 3, size), first, latest, now.view(-1, 2, size), lengths
-
-    @torch.no_grad()
-    def _read(self, sequences: Sequences) -> Tensor:
-        states = self._frozen(sequences, self._tokens)
-        found = torch.empty(len(sequences), 7 * self._scorer.centre.shape[1] + 1)
-        for rows in sequences.micro_batches(self._tokens):
-            batch = sequences.take(rows)
-            depths = self._scorer.depths(states.boundary_of(rows), states.near_of(rows), batch)
-            for place, (row, length) in enumerate(zip(rows.tolist(), batch.answer_mask.sum(-1).tolist(), strict=True)):
-                words, boundary, top = (depth[place, : length + 1] for depth in depths)
-                found[row] = torch.cat([
-                    *(depth[1:].sum(0) for depth in (words, boundary, top)),
-                    words[1 : WINDOW + 1].sum(0), words[1:][-WINDOW:].sum(0), boundary[-1], top[-1],
-                    torch.tensor([float(length)]),
-                ])  # fmt: skip
-        return found
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What a reward model reads, brought to one scale by the answers that were voted on."""
-
-    answers: Answers
-    centre: Tensor
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, answers: Answers, rows: Tensor) -> Reader:
-        """As `Scorer.standardise` does it."""
-        centre = answers.centre(rows)
-        raw = answers.features(rows, centre)
-        weights = torch.tensor(list(GROUPS.values())).repeat_interleave(centre.shape[1])
-        return cls(answers, centre, raw.mean(0), (raw.std(0) + 1e-6) * weights.norm() / weights)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Standardised features (B, F)."""
-        return (self.answers.features(rows, self.centre) - self.mean) / self.std
-
-
 class Study:
     """The base model's answers, and reward models fitted to votes on them."""
 
@@ -166,7 +84,7 @@ class Study:
         self._answers = Answers(frozen, Scorer(self._backbone, shape, seed=0), config.micro_batch_tokens)
         self._config = config.reward
         self._pools: dict[bool, tuple[list[Asked], list[Asked]]] = {}
-        self._probed: dict[tuple[int, ...], Tensor] = {}
+        self._probe = Probe(self._backbone)
 
     def accuracy(self, cell: Cell) -> dict[str, float]:
         """Of one fit, on clean held-out pairs: our reward model's, with caution and without, and the probe's.
@@ -178,19 +96,19 @@ class Study:
         rankings = self._vote(cell, preference, voted)
         read, pairs = self._read(rankings)
         features = read(self._rows(rankings))
-        head, known = fit_closed_form(features, pairs)
+        head = fit_head_of(features, pairs)[0]
         clean = clean_pairs(preference, held_out)
         prompts, texts = zip(*((a.prompt_ids, a.token_ids) for pair in clean for a in pair), strict=True)
         asked = read(self._answers.rows(prompts, texts))
         scores = asked @ head.float()
         found = {
             "ours": right(scores),
-            "climbed": right(scores - self._config.caution * doubt(asked, known)),
+            "climbed": right(scores - self._config.caution * doubt(asked, known_of(features, pairs, head))),
             "pairs": len(clean),
         }
-        found |= self._probe(rankings, Sequences.of(prompts, texts), cell)
+        folds = folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), cell.seed)
+        found |= self._probe.accuracy(rankings, folds, Sequences.of(prompts, texts))
         if cell.way == "random":
-            folds = folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), cell.seed)
             logits = fit_folds(features, pairs, torch.tensor(folds)[pairs.ranking])[1]
             found["out of fold"] = accuracy_of(pairs, logits)["value"]
         return found
@@ -276,59 +194,6 @@ class Study:
             best += [max(unseen, key=lambda each: each[0])] if unseen else []
         best.sort(key=lambda each: -each[0])
         return [(asked, i, j) for _, asked, i, j in best[:count]]
-
-    # -- the probe beside ours ----------------------------------------------------------------------------------------
-
-    def _probe(self, rankings: list[Ranked], held_out: Sequences, cell: Cell) -> dict[str, float]:
-        """Accuracy on clean held-out pairs, and out of fold on the votes themselves."""
-        answers = self._states_of(ranked_sequences(rankings))
-        mean, spread = answers.mean(0), answers.std(0) + 1e-6
-        width = answers.shape[1] ** 0.5
-        features, asked = ((x - mean) / spread / width for x in (answers, self._states_of(held_out)))
-        starts = list(itertools.accumulate((len(r.answers) for r in rankings), initial=0))
-        pairs = [(start + i, start + j, n) for n, (start, r) in enumerate(zip(starts, rankings, strict=False))
-                 for i, j, target in r.pairs() if target == 1.0]  # fmt: skip
-        better, worse, of = (torch.tensor(column) for column in zip(*pairs, strict=True))
-        differences = features[better] - features[worse]
-        folds = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), self._config), cell.seed))[of]
-
-        kernel = differences.double() @ differences.double().T
-
-        def head(chosen: Tensor, ridge: float) -> Tensor:
-            some = kernel[chosen][:, chosen]
-            dual = torch.linalg.solve(some + ridge * torch.eye(len(some)), torch.ones(len(some)).double())
-            found: Tensor = differences[chosen].T @ dual.float()
-            return found
-
-        def out_of_fold(ridge: float) -> float:
-            told = (differences[folds == f] @ head(folds != f, ridge) > 0 for f in folds.unique().tolist())
-            return float(torch.cat(list(told)).double().mean())
-
-        tried = {ridge: out_of_fold(ridge) for ridge in RIDGES}
-        best = max(tried, key=tried.__getitem__)
-        scores = asked @ head(torch.ones(len(of), dtype=torch.bool), best)
-        return {"probe": right(scores), "probe out of fold": tried[best], "probe's ridge": best}
-
-    @torch.no_grad()
-    def _states_of(self, sequences: Sequences) -> Tensor:
-        """Last and mean states of four depths of every answer (B, 8 · D)."""
-        found = []
-        layers = self._backbone.layer_count
-        for row in range(len(sequences)):
-            length, start = int(sequences.lengths[row]), int(sequences.prompt_lengths[row])
-            ids = sequences.input_ids[row, :length]
-            key = tuple(ids.tolist())
-            if key not in self._probed:
-                states = self._backbone.model(ids[None], output_hidden_states=True).hidden_states
-                depths = [states[layers * k // 6][0, start:].float() for k in (2, 4, 5, 6)]
-                self._probed[key] = torch.cat([part for x in depths for part in (x[-1], x.mean(0))])
-            found.append(self._probed[key])
-        return torch.stack(found)
-
-
-def right(scores: Tensor) -> float:
-    """Share of pairs (every two of the 2 · N scores) whose first answer scores higher."""
-    return float((scores[::2] > scores[1::2]).double().mean())
 
 
 def rank_of(preference: Preference, asked: Asked, chosen: Sequence[int], number: int, rng: random.Random) -> Ranked:

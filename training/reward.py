@@ -210,12 +210,12 @@ def fit_reward(
 
     # 4. The reward model itself, on all pairs
     scorer.load(fresh)
-    leanings = _start_head(scorer, features, pairs)
+    head, leanings = _start_head(scorer, features, pairs)
     for epoch in train(pairs, epochs=epochs):
         progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
 
     # 5. What the votes leave open, to be taken from every score
-    known = fit_closed_form(features, pairs)[1]
+    known = known_of(features, pairs, head)
     for each in (scorer, judges.untrained):
         each.known = known
         each.caution.fill_(config.caution)
@@ -279,20 +279,19 @@ def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return found[: features.shape[1]], found[features.shape[1] :]
 
 
-def fit_closed_form(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The closed-form head (F,), and the directions in which the votes tell something of it (R, F)."""
-    head, _ = fit_head_of(features, pairs)
+def known_of(features: Tensor, pairs: Pairs, head: Tensor) -> Tensor:
+    """The directions in which the votes tell something of a closed-form head (F,): (R, F)."""
     differences = features[pairs.better] - features[pairs.worse]
-    return head, known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
+    return known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
 
 
-def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> Tensor:
-    """Put the closed-form head in; returns the voters' leanings to the first place (V,)."""
+def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Put the closed-form head in, and return it as `fit_head_of` does."""
     head, leanings = fit_head_of(features, pairs)
     with torch.no_grad():
         scorer.weight.copy_(head)
         scorer.bias.zero_()
-    return leanings
+    return head, leanings
 
 
 def _lora_epochs(
