@@ -71,7 +71,7 @@ def rankings(tokenizer: PreTrainedTokenizerBase) -> list[Ranked]:
 def asked(backbone: Backbone) -> dict[str, Any]:
     """Each pair as text, and what each loss is made of."""
     given = rankings(backbone.tokenizer)
-    pairs = Pairs.of(given, max_voter_share=1.0)
+    pairs = Pairs.of(given, max_voter_share=1.0, margin=1.0)
     texts = [text for _, texts in VOTES for text in texts]
     return {
         "pairs": {
@@ -80,7 +80,7 @@ def asked(backbone: Backbone) -> dict[str, Any]:
             "rejected": [texts[i] for i in pairs.worse],
         },
         "losses": {
-            name: {"margin": (margin * pairs.strength).tolist(), "centring": centring}
+            name: {"margin": (margin * pairs.margin).tolist(), "centring": centring}
             for name, (margin, centring) in LOSSES.items()
         },
     }
@@ -90,7 +90,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
     """All quantities, in the order in which a step computes them."""
     found = Findings()
     given = rankings(backbone.tokenizer)
-    pairs = Pairs.of(given, max_voter_share=1.0)
+    pairs = Pairs.of(given, max_voter_share=1.0, margin=1.0)
     rows = torch.cat([pairs.better, pairs.worse])
     first_step = trl["plain loss"]["steps"][0]
 
@@ -102,7 +102,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
     lengths = sequences.answer_mask.sum(-1)[torch.stack([pairs.better, pairs.worse])]
     found.occurs("pairs of which one answer has 4 times the tokens", lengths.amax(0) >= 4 * lengths.amin(0))
     found.occurs("pairs of a ranking of three", pairs.weight < 1)
-    found.occurs("pairs with a margin", pairs.strength > 0)
+    found.occurs("pairs with a margin", pairs.margin > 0)
 
     # 2. Scores
     first = boundary(backbone.layer_count, None)
@@ -128,7 +128,7 @@ def compare(trl: Mapping[str, Any], backbone: Backbone, adapter: Path) -> Findin
             rewards = step["rewards"].requires_grad_()
             better, worse = rewards.chunk(2)
             for convention, weight in (("", pairs.weight), ("a ranking's pairs weigh 1 each, not together", alike)):
-                loss = bradley_terry_loss(better, worse, pairs.target, weight, margin * pairs.strength)
+                loss = bradley_terry_loss(better, worse, pairs.target, weight, margin * pairs.margin)
                 loss = loss + centring * centring_loss(better, worse, weight)
                 found.compare(name, loss, step["loss"], convention=convention)
             (gradient,) = torch.autograd.grad(loss, rewards)

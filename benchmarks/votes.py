@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.loop_state import Lines, Progress
 from benchmarks.probe import Probe, right
-from benchmarks.reading import Answers, Reader
+from benchmarks.reading import Answers
 from benchmarks.record import ROOT, Row, commit, document, machine, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
@@ -81,7 +81,8 @@ class Study:
         config = TrainingConfig()
         policy_shape, shape = lora_shapes(self._backbone, config)
         frozen = FrozenLayers(self._backbone, policy_shape.first_layer, shape.first_layer)
-        self._answers = Answers(frozen, Scorer(self._backbone, shape, seed=0), config.micro_batch_tokens)
+        self._scorer = Scorer(self._backbone, shape, seed=0)
+        self._answers = Answers(frozen, self._scorer, config.micro_batch_tokens)
         self._config = config.reward
         self._pools: dict[bool, tuple[list[Asked], list[Asked]]] = {}
         self._probe = Probe(self._backbone)
@@ -94,12 +95,11 @@ class Study:
         preference = PREFERENCES[cell.preference]
         voted, held_out = self._pool(preference)
         rankings = self._vote(cell, preference, voted)
-        read, pairs = self._read(rankings)
-        features = read(self._rows(rankings))
+        features, pairs = self._standardise(rankings)
         head = fit_head_of(features, pairs)[0]
         clean = clean_pairs(preference, held_out)
         prompts, texts = zip(*((a.prompt_ids, a.token_ids) for pair in clean for a in pair), strict=True)
-        asked = read(self._answers.rows(prompts, texts))
+        asked = self._scorer.standardised(self._answers.summaries(prompts, texts))
         scores = asked @ head.float()
         found = {
             "ours": right(scores),
@@ -113,13 +113,12 @@ class Study:
             found["out of fold"] = accuracy_of(pairs, logits)["value"]
         return found
 
-    def _rows(self, rankings: Sequence[Ranked]) -> Tensor:
-        return self._answers.rows(
-            [r.prompt_ids for r in rankings for _ in r.answers], [a for r in rankings for a in r.answers]
-        )
-
-    def _read(self, rankings: Sequence[Ranked]) -> tuple[Reader, Pairs]:
-        return Reader.of(self._answers, self._rows(rankings)), Pairs.of(rankings, self._config.max_voter_share)
+    def _standardise(self, rankings: Sequence[Ranked]) -> tuple[Tensor, Pairs]:
+        """What the scorer reads of ranked answers, brought to one scale by them, and the votes."""
+        prompts = [r.prompt_ids for r in rankings for _ in r.answers]
+        answers = [answer for r in rankings for answer in r.answers]
+        features = self._scorer.standardise(self._answers.summaries(prompts, answers))
+        return features, Pairs.of(rankings, self._config.max_voter_share)
 
     def _pool(self, preference: Preference) -> tuple[list[Asked], list[Asked]]:
         """Voted and held-out prompts with their answers."""
@@ -176,12 +175,12 @@ class Study:
         self, votes: list[Ranked], pool: list[Asked], count: int, seed: int
     ) -> list[tuple[Asked, int, int]]:
         """Pairs that nobody judged yet, by how far the fold models' score differences spread; one a prompt."""
-        read, pairs = self._read(votes)
+        features, pairs = self._standardise(votes)
         folds = torch.tensor(folds_by_prompt(votes, self._config.folds, seed))[pairs.ranking]
-        heads = fit_folds(read(self._rows(votes)), pairs, folds)[0].float()
+        heads = fit_folds(features, pairs, folds)[0].float()
         answers = [answer for asked in pool for answer in asked.answers]
-        every = self._answers.rows([a.prompt_ids for a in answers], [a.token_ids for a in answers])
-        scores = (read(every) @ heads.T).view(len(pool), ANSWERS, -1)
+        every = self._answers.summaries([a.prompt_ids for a in answers], [a.token_ids for a in answers])
+        scores = (self._scorer.standardised(every) @ heads.T).view(len(pool), ANSWERS, -1)
         seen = {frozenset(vote.answers) for vote in votes}
         best: list[tuple[float, Asked, int, int]] = []
         for asked, of_it in zip(pool, scores, strict=True):

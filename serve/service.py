@@ -180,6 +180,7 @@ class Service:
                 wanted,
                 conversation_id=conversation_id,
                 share=share,
+                test=versions is not None,
                 evidence=versions is None and seed is None and (sampling is None or sampling.empty),
                 probability=None if probability is None else asked * probability,
                 dropped=prompt.dropped,
@@ -531,11 +532,12 @@ class Service:
         *,
         conversation_id: str | None,
         share: bool,
+        test: bool,
         evidence: bool,
         probability: float | None,
         dropped: int,
     ) -> Comparison:
-        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share)
+        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share, test=test)
         candidates = [NewCandidate(request.version, request.seed) for request in requests]
         return self.store.create_comparison(
             voter, prompt, candidates, sampling, evidence=evidence, probability=probability, dropped=dropped

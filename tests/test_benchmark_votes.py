@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.reading import Answers, Reader
+from benchmarks.reading import Answers
 from serve.policy.base import load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
@@ -35,14 +35,13 @@ def test_the_study_of_votes_reads_answers_and_fits_heads_as_a_run_does(tiny_mode
     sequences = ranked_sequences(rankings)
     expected = fitted.scorer.all_values(frozen(sequences, 128), sequences, 128)[1]
 
-    answers = Answers(frozen, Scorer(backbone, shape, seed=0), 128)
+    scorer = Scorer(backbone, shape, seed=0)
+    answers = Answers(frozen, scorer, 128)
     prompts = [r.prompt_ids for r in rankings for _ in r.answers]
     texts = [answer for r in rankings for answer in r.answers]
-    answers.rows(prompts[5:9], texts[5:9])  # read before: must be found again
-    rows = answers.rows(prompts, texts)
-    read = Reader.of(answers, rows)
+    answers.summaries(prompts[5:9], texts[5:9])  # read before: must be found again
+    features = scorer.standardise(answers.summaries(prompts, texts))
     pairs = Pairs.of(rankings, config.max_voter_share)
-    head = fit_head_of(read(rows), pairs)[0]
-    known = known_of(read(rows), pairs, head)
-    found = read(rows) @ head.float() - config.caution * doubt(read(rows), known)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    head = fit_head_of(features, pairs)[0]
+    found = features @ head.float() - config.caution * doubt(features, known_of(features, pairs, head))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -195,6 +195,23 @@ def test_the_shipped_demonstrations_can_be_imported(store: Store) -> None:
     assert store.demonstrations_count() == counts.demonstrations
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "completion": "Hello."},
+        {
+            "prompt": [{"role": "user", "content": "Hi?"}],
+            "completion": [{"role": "assistant", "content": "Hello."}],
+        },
+    ],
+    ids=["plain", "conversational"],
+)
+def test_demonstrations_may_be_prompts_and_completions(store: Store, row: dict[str, Any]) -> None:
+    assert import_lines(store, _lines(row), "sft") == ImportCounts(demonstrations=1)
+    ((messages),) = [row["messages"] for row in _rows(store, "sft")]
+    assert [m["content"] for m in messages] == ["Hi?", "Hello."]
+
+
 def test_equal_demonstrations_are_stored_once_and_counted(store: Store) -> None:
     def line(said: str) -> str:
         return json.dumps({"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": said}]})
@@ -343,7 +360,9 @@ GOOD: dict[str, dict[str, Any]] = {
         ("sft", json.dumps({"messages": []})),
         ("sft", json.dumps({"messages": [{"role": "user", "content": "Hi?"}]})),
         ("sft", json.dumps({"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": " "}]})),
-        ("sft", json.dumps({"prompt": "Hi?", "completion": "Hello."})),
+        ("sft", json.dumps({"prompt": "Hi?"})),
+        ("sft", json.dumps({"completion": "Hello."})),
+        ("sft", json.dumps({"prompt": "Hi?", "completion": " "})),
         ("arena", json.dumps({**GOOD["arena"], "winner": "me"})),
         ("arena", json.dumps({**GOOD["arena"], "winner": ["model_a"]})),
         ("arena", json.dumps({**GOOD["arena"], "judge": 5})),

@@ -48,6 +48,7 @@ def test_a_healthy_version_passes() -> None:
         ({"rollouts": [looping(f"{i} 🌟🌟🌟🌟🌟🌟🌟🌟🌟🌟🌟") for i in range(20)]}, "within answers"),
         ({"rollouts": [rollout(f"ok {i}", tokens=2) for i in range(20)], "base_nll": [3.0] * 20}, "tokens where"),
         ({"rollouts": [rollout(f"I'm sorry, I can't help with {i}") for i in range(20)]}, "declines"),
+        ({"rollouts": [rollout(f"I’m sorry, {i}") for i in range(20)]}, "declines"),
         ({"rollouts": [rollout(f"you could go on {i}", finish="length") for i in range(20)]}, "run into the limit"),
         ({"judged": [-1.0] * 20}, "prefer its parent"),
         ({"judged": [0.0] * 20}, "see no difference to its parent"),
@@ -104,9 +105,14 @@ def test_a_run_of_sft_alone_is_not_asked_for_a_win_rate() -> None:
 
 
 def test_chance_is_refused_and_says_how_many_votes_are_missing() -> None:
-    sentence = votes_suffice({"value": 0.56, "low": 0.42, "high": 0.69, "comparisons": 50}, 50)
-    assert sentence is not None
-    assert "about 217 more votes" in sentence  # (1.96 / 2 / 0.06)² = 267 in all
+    poor = {"value": 0.56, "low": 0.42, "high": 0.69, "comparisons": 50, "prompts": 50}
+    assert "about 223 more votes" in (votes_suffice(poor, 50) or "")  # (0.14 / 0.06)² = 5.4 times as many in all
+    assert "about 2223 more votes" in (votes_suffice(poor, 500) or ""), "where nine of ten are ties, more are needed"
+
+
+def test_votes_on_one_prompt_are_refused_for_that() -> None:
+    one = {"value": 0.5, "low": 0.0, "high": 1.0, "comparisons": 50, "prompts": 1}
+    assert "on one prompt" in (votes_suffice(one, 50) or "")
 
 
 def test_fifty_consistent_votes_can_pass() -> None:
@@ -123,4 +129,5 @@ def test_shared_runs_are_those_of_other_answers() -> None:
     assert shared(["a b c d", "x b c d", "one two three"]) == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert shared(["a b c a b c", "no"]) == 0.0, "a loop within one answer is not shared, and a short one has no runs"
     assert shared(["a b c", "a b c"]) == 1.0
+    assert shared(["我不能回答天", "我不能回答海"]) == pytest.approx(3 / 4), "where no spaces part words, signs count"
     assert shared(["", "no"]) == 0.0

@@ -33,6 +33,13 @@ def test_long_prompts_are_left_out_and_equal_ones_are_one() -> None:
     assert len(pool.prompts) + len(held_out) == 2
 
 
+def test_a_prompt_weighs_as_often_as_it_was_asked_and_one_of_a_test_not_at_all() -> None:
+    prompts = [prompt("shipped", "shipped", 0), prompt("both", "shipped", 20), prompt("often", asked=3)]
+    prompts += [prompt("for a test", asked=0), prompt("held")]
+    pool, _ = split_prompts(prompts, byte_tokenizer(), longest=500, held_out=0, seed=1)
+    assert sorted(pool.weights) == [0.25, 1.0, 3.0, 20.0]
+
+
 def test_what_people_ask_is_drawn_more_often_than_what_is_shipped() -> None:
     pool = PromptPool(((1,), (2,)), (4.0, 0.25))
     drawn = Counter(pool.draw(1, seed)[0] for seed in range(200))

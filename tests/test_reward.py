@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from serve.feedback.statistics import wilson
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
@@ -16,8 +18,10 @@ from training.preferences import Ranked, folds_by_prompt, folds_by_voter, read_s
 from training.reward import (
     Pairs,
     RewardFit,
+    accuracy_of,
     batch_pull,
     bradley_terry_loss,
+    calibration,
     centring_loss,
     fit_head_of,
     fit_reward,
@@ -93,6 +97,50 @@ def test_the_loss_by_hand() -> None:
     assert centring.item() == pytest.approx(3.0 * 1.5**2 / 4)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "right", "independent"),
+    [
+        (range(60), range(40), 60),  # each on a prompt of its own: Wilson's interval of 40 of 60
+        ([0] * 20 + [1] * 20 + [2] * 20, range(40), 3),  # 20 on each of three, right or wrong together
+        ([0] * 20 + [1] * 20 + [2] * 20, range(60), 3),
+    ],
+)
+def test_votes_on_one_prompt_do_not_count_as_independent(
+    prompts: Sequence[int], right: Sequence[int], independent: int
+) -> None:
+    pairs = Pairs.of([ranked((0, 1), prompt=prompt) for prompt in prompts], 1.0)
+    logits = torch.tensor([1.0 if i in right else -1.0 for i in range(60)])
+    found, share = accuracy_of(pairs, logits), len(right) / 60
+    expected = wilson(share * independent, independent)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((share, expected.low, expected.high))
+    assert (found["comparisons"], found["prompts"]) == (60, len(set(prompts)))
+
+
+def test_what_is_not_known_is_half_right() -> None:
+    pairs = Pairs.of([ranked((0, 1), prompt=i) for i in range(10)], 1.0)
+    assert accuracy_of(pairs, torch.zeros(10))["value"] == 0.5
+
+
+def test_calibration_says_what_was_claimed_and_what_came_true() -> None:
+    pairs = Pairs.of([ranked((0, 1), prompt=i) for i in range(8)] + [ranked((0, 0), prompt=9)], 1.0)
+    sure, barely = math.log(0.95 / 0.05), math.log(0.55 / 0.45)
+    logits = torch.tensor([sure] * 3 + [-sure] + [barely] * 2 + [-barely] * 2 + [sure]).double()
+    assert calibration(pairs, logits) == [
+        {"said": pytest.approx(0.55), "right": 0.5, "pairs": 4},
+        {"said": pytest.approx(0.95), "right": 0.75, "pairs": 4},
+    ]
+
+
+def test_a_strong_vote_asks_for_a_wider_gap() -> None:
+    features, config = torch.eye(4), RewardConfig(margin=2.0)
+    votes = [ranked((0, 1), prompt=0, strength=5), ranked((0, 1), prompt=1)]
+    for margin, wider in ((config.margin, True), (0.0, False)):
+        head = fit_head_of(features, Pairs.of(votes, 1.0, margin))[0]
+        strong, weak = head[0] - head[1], head[2] - head[3]
+        assert (strong > weak + 0.3) == wider, margin
+    assert Pairs.of([ranked((0, 0), strength=5)], 1.0, 2.0).margin.tolist() == [0.0], "a tie asks for none"
+
+
 def test_votes_on_one_prompt_share_a_fold_and_so_do_one_voters_votes() -> None:
     votes = [ranked((0, 1), prompt=i % 7) for i in range(30)]
     folds = folds_by_prompt(votes, 3, seed=0)
@@ -108,8 +156,12 @@ def backbone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Back
 
 def fit(backbone: Backbone, path: Path, **votes: object) -> RewardFit:
     write_snapshot(path, **votes)  # type: ignore[arg-type]
+    return fit_to(read_snapshot(path, backbone.tokenizer).rankings, backbone)
+
+
+def fit_to(rankings: Sequence[Ranked], backbone: Backbone) -> RewardFit:
     return fit_reward(
-        read_snapshot(path, backbone.tokenizer).rankings,
+        rankings,
         backbone=backbone,
         frozen=FrozenLayers(backbone, 2, 3),
         shape=NEAR,
@@ -136,6 +188,13 @@ def test_it_learns_a_plain_preference_and_survives_its_folder(backbone: Backbone
 def test_votes_at_random_do_not_pass_for_a_preference(backbone: Backbone, tmp_path: Path) -> None:
     fitted = fit(backbone, tmp_path / "snapshot.db", votes=40, consistent=False)
     assert fitted.report["accuracy"]["low"] < 0.5
+
+
+def test_fifty_votes_on_one_prompt_tell_nothing_of_others(backbone: Backbone, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", votes=50)
+    votes = read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings
+    fitted = fit_to([replace(vote, prompt_ids=votes[0].prompt_ids) for vote in votes], backbone)
+    assert (fitted.report["accuracy"]["value"], fitted.report["accuracy"]["prompts"]) == (0.5, 1)
 
 
 def test_a_single_vote_tells_nothing_and_breaks_nothing(backbone: Backbone, tmp_path: Path) -> None:

@@ -556,13 +556,15 @@ def test_runs_do_not_draw_what_an_operator_asked_of_a_named_version(world: Make)
 
     async def asked_for(version: int | None) -> int:
         await (await w.service.answer("op", ASK, version=version, operator=True)).wait()
+        versions = None if version is None else [version] * 2
+        await (await w.service.compare("op", ASK, versions=versions, operator=True)).wait()
         with w.store.reading() as record:
             return len(record.execute("SELECT * FROM messages WHERE asked > 0").fetchall())
 
     async def scene() -> list[int]:
         return [await asked_for(0), await asked_for(None)]
 
-    assert run(scene()) == [0, 1]
+    assert run(scene()) == [0, 2]
 
 
 def test_named_versions_answer_and_unknown_ones_are_not_found(world: Make, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,26 @@ def test_demonstrations_become_likelier(backbone: Backbone) -> None:
     report = fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda step, done, metrics: None)
     assert loss(policy, trunk, SHOWN, 200) < before - 0.3
     assert report["demonstrations"] == 4
+
+
+def test_all_turns_are_read_and_the_last_answer_alone_carries_loss(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    talk = (Message("user", "say red"), Message("assistant", "red!"), Message("user", "and blue"))
+    (row,) = pack(policy, [Shown(talk, "blue!")], 400)
+    assert backbone.tokenizer.decode(row.targets[row.targets >= 0].tolist()[:-1]) == "blue!"
+    read = backbone.tokenizer.decode(row.input_ids[0].tolist())
+    assert read.index("say red") < read.index("red!") < read.index("and blue")
+
+
+def test_it_stops_where_the_held_out_loss_stops_falling_and_keeps_the_best(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    trunk = open_section(backbone.model, 0, 2)
+    rng = random.Random(0)
+    noise = ["".join(rng.choice("abcdefghijklmnop") for _ in range(12)) for _ in range(20)]
+    shown = [Shown((Message("user", f"say {i}"),), text) for i, text in enumerate(noise)]
+    config = SFTConfig(epochs=30, learning_rate=0.05, sequence_length=200, tokens_per_batch=200, holdout=0.5)
+    report = fine_tune(policy, trunk, shown, config=config, seed=0, progress=lambda step, done, metrics: None)
+    random.Random(0).shuffle(shown)
+    *before, last = report["held_out_losses"]
+    assert len(before) < 30 and last >= min(before)
+    assert loss(policy, trunk, shown[:10], 200) == pytest.approx(min(before), abs=1e-4)

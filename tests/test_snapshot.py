@@ -52,14 +52,13 @@ class Read:
         return [[texts[i] for i in group] for group in json.loads(vote["ranking"])]
 
 
-def test_a_fresh_record_gives_the_shipped_prompts_and_the_defaults(store: Store, tmp_path: Path) -> None:
+def test_a_fresh_record_gives_the_shipped_prompts_and_no_sampling(store: Store, tmp_path: Path) -> None:
     read = Read(store, tmp_path)
     shipped = list(shipped_prompts())
     assert len(shipped) >= 150
     assert read.counts == SnapshotCounts(votes=0, pairs=0, demonstrations=0, prompts=len(shipped))
     assert {row["source"] for row in read.prompts} == {"shipped"}
-    assert read.meta["max_tokens"] == "256"
-    assert read.meta["temperature"] == "0.8"
+    assert set(read.meta) == {"serving", "created"}
     assert read.meta["serving"] == "0"
 
 
@@ -70,6 +69,18 @@ def test_what_only_a_test_asked_is_no_prompt(store: Store, tmp_path: Path) -> No
     assert [(json.loads(row["messages"])[0]["content"], row["asked"]) for row in Read(store, tmp_path).asked] == [
         ("For both.", 1)
     ]
+
+
+def test_a_vote_on_what_only_a_test_asked_is_learned_from(store: Store, tmp_path: Path) -> None:
+    ref = store.record_prompt("anna", [user("For a test.")], test=True)
+    comparison = store.create_comparison("anna", ref, [NewCandidate(0, 1)] * 2, Sampling(), evidence=False)
+    for candidate, text in zip(comparison.candidates, "ab", strict=True):
+        finish(store, candidate.answer.id, text)
+    prefer(store, store.comparison(comparison.id, "anna"), 0)
+    read = Read(store, tmp_path)
+    assert [read.said(vote) for vote in read.votes] == [[["a"], ["b"]]]
+    (prompt,) = [row for row in read.prompts if row["id"] == read.votes[0]["prompt_id"]]
+    assert (prompt["asked"], json.loads(prompt["messages"])[0]["content"]) == (0, "For a test.")
 
 
 def test_a_prompt_that_was_read_whole_and_in_part_is_two(store: Store, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_numbers_may_come_as_text_and_none_is_allowed_where_it_means_something()
         ({"ppo": {"answers_per_prompt": 33}}, "from 1 to 32"),
         ({"ppo": {"updates": 10**400}}, "ppo.updates must be a whole number from 1"),
         ({"ppo": {"rollouts": 33}}, r"multiple of ppo.answers_per_prompt \(2\), not 33"),
+        ({"ppo": {"updates": 1}}, r"ppo.updates must be more than ppo.value_warmup \(1\)"),
         ({"rank": None}, "rank"),
         ({"ppo": 3}, "settings.ppo"),
         ({"rank": "many"}, "rank"),

@@ -117,8 +117,8 @@ def test_every_label_of_the_operator_page_is_explained() -> None:
 
 def refusals() -> list[str]:
     """Every sentence with which the gate refuses."""
-    poor = {"value": 0.51, "low": 0.36, "high": 0.66, "comparisons": 42}
-    sentences = [votes_suffice(poor, 50), votes_suffice({**poor, "value": 0.62, "low": 0.47}, 50)]
+    poor = {"value": 0.51, "low": 0.36, "high": 0.66, "comparisons": 42, "prompts": 40}
+    sentences = [votes_suffice({**poor, **odd}, 50) for odd in ({}, {"value": 0.62, "low": 0.47}, {"prompts": 1})]
     parent = _answers("here is plan number {} for the garden", tokens=60, finish="stop", kl=1.0, nll=120.0, judged=0.0)
     bad = _answers("I can't you you you you you", tokens=9, finish="length", kl=40.0, nll=90.0, judged=-1.0)
     broken = dataclasses.replace(parent, kl=[math.nan] * 4)
@@ -138,7 +138,7 @@ def test_every_refusal_is_quoted() -> None:
         return re.sub(r"\d+(\.\d+)?", "#", " ".join(text.split()))
 
     planted = sum(inspect.getsource(check).count(" refuse(") - 1 for check in (judge, collapsed))  # less its definition
-    assert len({without_figures(sentence) for sentence in refusals()}) == planted + 2, (
+    assert len({without_figures(sentence) for sentence in refusals()}) == planted + 3, (
         "plant a version for each refusal"
     )
     page = without_figures(TEXT)

@@ -126,10 +126,10 @@ class PPOConfig:
     ptx: float = _bounded(0.0, 0, 100)
     """Weight of the demonstrations' language-modelling loss mixed into each step (InstructGPT's PPO-ptx)."""
     max_tokens: int | None = _bounded(None, 1, 65536)
-    """Longest rollout; none: the voted answers' most common limit."""
+    """Longest rollout; none: the voted answers' most common limit, or the server's if it wrote none."""
     temperature: float | None = _bounded(None, MIN_TEMPERATURE, 5)
-    """Sampling temperature of rollouts; none: the voted answers' most common one, or the default if that is lower than
-    allowed here."""
+    """Sampling temperature of rollouts; none: the voted answers' most common one, or the server's if there is none or
+    it is lower than allowed here."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,11 @@ class TrainingConfig:
             raise InvalidInput(
                 f"ppo.rollouts must be a multiple of ppo.answers_per_prompt ({config.ppo.answers_per_prompt}), "
                 f"not {config.ppo.rollouts}"
+            )
+        if config.ppo.updates <= config.ppo.value_warmup:
+            raise InvalidInput(
+                f"ppo.updates must be more than ppo.value_warmup ({config.ppo.value_warmup}), whose updates train the "
+                f"value model alone, not {config.ppo.updates}"
             )
         return config
 

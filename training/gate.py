@@ -21,9 +21,11 @@ from training.config import GateConfig
 from training.rollouts import Rollout
 
 REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:no|')t|won't|will not)|as an ai)\b", re.IGNORECASE
+    r"\b(?:i(?:['’]m| am) (?:sorry|unable|not able)|i (?:can(?:no|['’])t|won['’]t|will not)|as an ai)\b", re.IGNORECASE
 )
 
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Signs of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 UNABLE = "the engine can answer with its parent, but not with it: its weights are broken"
 
 
@@ -41,17 +43,21 @@ class Answers:
 
 
 def votes_suffice(accuracy: dict[str, float], rankings: int) -> str | None:
-    """Check 1: None, or the sentence that refuses. `accuracy` has value, low, high and comparisons."""
+    """Check 1: None, or the sentence that refuses. `accuracy` is what `reward.accuracy_of` gives, of so many votes."""
     if accuracy["low"] > 0.5:
         return None
+    if accuracy.get("prompts") == 1:
+        return "all votes that prefer an answer are on one prompt, so that none can be held out: vote on others, too"
     lead = accuracy["value"] - 0.5
     if lead < 0.02:
         return (
             f"the reward model cannot yet tell chosen from rejected answers ({accuracy['value']:.0%} of "
             f"{accuracy['comparisons']:.0f} unseen comparisons): about {max(50, rankings)} more votes, or clearer ones"
         )
-    needed = math.ceil((1.96 / 2 / lead) ** 2)  # the normal interval's half-width falls below the lead
-    missing = max(10, needed - round(accuracy["comparisons"]))
+    times = (
+        (accuracy["value"] - accuracy["low"]) / lead
+    ) ** 2  # so many times the votes: the interval ends at one half
+    missing = max(10, math.ceil(rankings * (times - 1)))
     return (
         f"the reward model is right on {accuracy['value']:.0%} of {accuracy['comparisons']:.0f} unseen comparisons, "
         f"which could still be chance (at least {accuracy['low']:.0%}): about {missing} more votes"
@@ -169,7 +175,8 @@ def repetition(tokens: Sequence[int]) -> float:
 def shared(texts: Sequence[str]) -> float:
     """Share of an answer's three-word runs that other answers have, too; the mean over answers.
 
-    Towards 1 where prompts no longer matter: one answer for all, or refusals in ever other words, in any language.
+    Towards 1 where prompts no longer matter: one answer for all, or refusals in ever other words, in any language. A
+    sign of a script without spaces between words counts as one.
     """
     by_answer = [_runs(text) for text in texts]
     answers_with = Counter(run for runs in by_answer for run in set(runs))
@@ -178,5 +185,5 @@ def shared(texts: Sequence[str]) -> float:
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
-    words = text.lower().split()
+    words = UNSPACED.sub(r" \g<0> ", text.lower()).split()
     return list(zip(words, words[1:], words[2:], strict=False))

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 
 
 MIN_VOTERS_FOR_SHARES = 3
-LONGEST_RANKED = 2048
 """With fewer, nobody's share is bounded."""
+LONGEST_RANKED = 2048
+"""Tokens of a prompt and an answer that are read of a vote."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something people asked (`asked` times), or that the project ships. `source`: voter, shipped or imported."""
+    """Something people asked (`asked` times, tests aside), or that the project ships.
+
+    `source`: voter, shipped or imported.
+    """
 
     id: int
     messages: tuple[Message, ...]
@@ -85,8 +89,10 @@ class Snapshot:
     prompts: tuple[Prompt, ...]
     rankings: tuple[Ranked, ...]
     demonstrations: tuple[Shown, ...]
-    max_tokens: int
-    temperature: float
+    max_tokens: int | None
+    """The most common limit of the voted answers that the server wrote; none if there are none."""
+    temperature: float | None
+    """Their most common temperature, likewise."""
 
 
 def demonstrations_hash(shown: Sequence[Shown]) -> str:
@@ -132,8 +138,13 @@ def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase, longest: int =
             Shown(_messages(row["messages"]), row["answer"])
             for row in db.execute("select * from demonstrations order by id")
         )
+    limit, temperature = meta.get("max_tokens"), meta.get("temperature")
     return Snapshot(
-        tuple(prompts.values()), tuple(rankings), demonstrations, int(meta["max_tokens"]), float(meta["temperature"])
+        tuple(prompts.values()),
+        tuple(rankings),
+        demonstrations,
+        None if limit is None else int(limit),
+        None if temperature is None else float(temperature),
     )
 
 
@@ -148,8 +159,9 @@ def folds_by_voter(rankings: Sequence[Ranked], folds: int, seed: int) -> list[in
 
 
 def voter_weights(voters: Sequence[Hashable], max_share: float) -> list[float]:
-    """A weight, at most 1, for each vote, so that no voter's weights are more than `max_share` of all.
+    """A weight for each vote, 1 on average, so that no voter's weights are more than `max_share` of all.
 
+    What one voter weighs less, others weigh more: as much is learned from as many votes (docs/log.md has the figures).
     Fewer than three voters weigh what they weigh. With V voters no bound below 1 / V can hold: all then weigh the same.
     """
     counts = Counter(voters)
@@ -162,7 +174,8 @@ def voter_weights(voters: Sequence[Hashable], max_share: float) -> list[float]:
         limit = share * free / (1 - share * len(bounded))
         over = {voter for voter, count in counts.items() if voter not in bounded and count > limit * (1 + 1e-9)}
         if not over:
-            return [limit / counts[voter] if voter in bounded else 1.0 for voter in voters]
+            weights = [limit / counts[voter] if voter in bounded else 1.0 for voter in voters]
+            return [weight * len(weights) / sum(weights) for weight in weights]
         bounded |= over
 
 

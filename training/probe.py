@@ -13,18 +13,18 @@ NEWTON_STEPS = 25
 MOST_DIRECTIONS = 1024
 
 
-def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: float) -> Tensor:
-    """Minimise Σ weight · BCE(σ(w·d), target) + ridge/2 ‖w‖².
+def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, margins: Tensor, ridge: float) -> Tensor:
+    """Minimise Σ weight · BCE(σ(w·d − margin), target) + ridge/2 ‖w‖².
 
-    differences (N, F) of features, targets (N,) in [0, 1], weights (N,) → w (F,), in float64. With fewer pairs than
-    features the system that Newton's method solves has a row for each pair, else one for each feature.
+    differences (N, F) of features, targets (N,) in [0, 1], weights and margins (N,) → w (F,), in float64. With fewer
+    pairs than features the system that Newton's method solves has a row for each pair, else one for each feature.
     """
-    d, t, c = differences.double(), targets.double(), weights.double()
+    d, t, c, m = differences.double(), targets.double(), weights.double(), margins.double()
     few = len(d) <= d.shape[1]
     kernel = d @ d.T if few else torch.empty(0)  # (N, N)
     logits, head = torch.zeros_like(t), d.new_zeros(d.shape[1])
     for _ in range(NEWTON_STEPS):
-        p = torch.sigmoid(logits)
+        p = torch.sigmoid(logits - m)
         curvature = (c * p * (1 - p)).clamp(min=1e-9)
         pull = logits - c * (p - t) / curvature
         if few:
@@ -40,13 +40,13 @@ def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, ridge: fl
     return head
 
 
-def known_directions(differences: Tensor, targets: Tensor, weights: Tensor, head: Tensor, *, ridge: float) -> Tensor:
+def known_directions(differences: Tensor, weights: Tensor, head: Tensor, *, margins: Tensor, ridge: float) -> Tensor:
     """What votes tell about the head of `fit_head`: (R, F) such that its posterior covariance is (I − KᵀK) / ridge.
 
     Laplace's approximation: the inverse of ridge·I + Σ weight · p (1 − p) · d dᵀ. R is at most `MOST_DIRECTIONS`.
     """
     d = differences.double()
-    p = torch.sigmoid(d @ head.double())
+    p = torch.sigmoid(d @ head.double() - margins.double())
     rows = d * (weights.double() * p * (1 - p) / ridge).sqrt()[:, None]  # (N, F)
     values, vectors = torch.linalg.eigh(rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows)
     values, vectors = values[-MOST_DIRECTIONS:].clamp(min=1e-12), vectors[:, -MOST_DIRECTIONS:]

@@ -40,13 +40,14 @@ def split_prompts(
 ) -> tuple[PromptPool, list[tuple[int, ...]]]:
     """The pool that PPO samples from, and the prompts kept from it for the gate.
 
-    Prompts of more than `longest` tokens are left out. Equal prompts are one. At most half of all are held out.
+    Prompts of more than `longest` tokens are left out, and those that nobody asked but for a test. Equal prompts are
+    one. At most half of all are held out.
     """
     weights: dict[tuple[int, ...], float] = {}
     for prompt in prompts:
         ids = tuple(render(tokenizer, prompt.messages))
-        if len(ids) <= longest:
-            weight = SHIPPED_WEIGHT if prompt.source == "shipped" else float(max(1, prompt.asked))
+        weight = float(prompt.asked) or (SHIPPED_WEIGHT if prompt.source == "shipped" else 0.0)
+        if weight and len(ids) <= longest:
             weights[ids] = weights.get(ids, 0.0) + weight
     shuffled = sorted(weights)
     random.Random(seed).shuffle(shuffled)

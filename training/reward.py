@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serve.feedback.statistics import win_rate
+from serve.feedback.statistics import wilson
 from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
@@ -65,27 +65,32 @@ class Pairs:
     """(N,) the weight in fits, where no voter outweighs the others."""
     ranking: Tensor
     """(N,) which ranking each pair comes from."""
-    strength: Tensor
-    """(N,) how strongly it was preferred, 0 to 1; 0 where the voter did not say."""
+    prompt: Tensor
+    """(N,) which prompt."""
+    margin: Tensor
+    """(N,) by how much the better one's score must be higher."""
     voter: Tensor
     """(N,) the number of who voted."""
     side: Tensor
     """(N,) 1 where `better` was shown before `worse`, −1 where after it, 0 where nobody knows."""
 
     @classmethod
-    def of(cls, rankings: Sequence[Ranked], max_voter_share: float) -> Pairs:
-        """All pairs; rows count the answers of the rankings in order."""
+    def of(cls, rankings: Sequence[Ranked], max_voter_share: float, margin: float = 0.0) -> Pairs:
+        """All pairs; rows count the answers of the rankings in order. The margin is that of the strongest votes."""
+        prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rankings))}
         numbers = {voter: number for number, voter in enumerate(dict.fromkeys(r.voter for r in rankings))}
         shares = voter_weights([r.voter for r in rankings], max_voter_share)
-        rows: list[tuple[int, int, float, float, float, int, float, int, int]] = []
+        rows: list[tuple[int, int, float, float, float, int, int, float, int, int]] = []
         start = 0
         for index, (ranked, share) in enumerate(zip(rankings, shares, strict=True)):
             pairs = ranked.pairs()
-            weight, strength, voter = 1 / len(pairs), (ranked.strength or 0) / 5, numbers[ranked.voter]
+            weight, voter, prompt = 1 / len(pairs), numbers[ranked.voter], prompts[ranked.prompt_ids]
             for i, j, target in pairs:
+                asked = margin * (ranked.strength or 0) / 5 if target == 1.0 else 0.0
                 left, right = ranked.positions[i], ranked.positions[j]
                 side = 0 if min(left, right) < 0 else 1 if left < right else -1
-                rows.append((start + i, start + j, target, weight, weight * share, index, strength, voter, side))
+                pull = weight * share
+                rows.append((start + i, start + j, target, weight, pull, index, prompt, asked, voter, side))
             start += len(ranked.answers)
         return cls(*(torch.tensor(column) for column in zip(*rows, strict=True)))
 
@@ -165,11 +170,10 @@ def fit_reward(
     `shape` places its LoRA; `frozen` gives the states below. Scores are not normalised yet.
     """
     # 1. Every answer once through the frozen layers, and its features with the LoRA still at zero
-    pairs = Pairs.of(rankings, config.max_voter_share)
+    pairs = Pairs.of(rankings, config.max_voter_share, config.margin)
     sequences = ranked_sequences(rankings)
-    states = frozen(sequences, micro_batch_tokens)
     scorer = Scorer(backbone, shape, seed=seed)
-    features = scorer.standardise(states, sequences, micro_batch_tokens)
+    features = scorer.standardise(scorer.summarise(frozen, sequences, micro_batch_tokens))
     progress(0, 0.3, {})
 
     # 2. Fold models in closed form: out-of-fold predictions for every pair
@@ -196,23 +200,29 @@ def fit_reward(
     progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
 
     # 3. How many LoRA epochs help, told by one fold held out (0: the closed form alone is as good)
-    held_out = folds == 0
-    _start_head(scorer, features, pairs.where(~held_out))
-    fresh = scorer.tensors()
-    losses = [_held_out_loss(scorer, states, sequences, pairs.where(held_out), micro_batch_tokens)]
-    train = partial(
-        _lora_epochs, scorer, states, sequences, config=config, micro_batch_tokens=micro_batch_tokens, seed=seed
-    )
-    for epoch in train(pairs.where(~held_out), epochs=config.epochs):
-        losses.append(_held_out_loss(scorer, states, sequences, pairs.where(held_out), micro_batch_tokens))
-        progress(votes + epoch + 1, 0.4 + 0.3 * (epoch + 1) / config.epochs, {"reward_loss": losses[-1]})
-    epochs = min(range(len(losses)), key=losses.__getitem__)
+    losses: list[float] = []
+    epochs = 0
+    if config.epochs:
+        held_out = folds == 0
+        states = frozen(sequences, micro_batch_tokens)
+        _start_head(scorer, features, pairs.where(~held_out))
+        fresh = scorer.tensors()
+        held_out_loss = partial(_held_out_loss, scorer, states, sequences, pairs.where(held_out), micro_batch_tokens)
+        train = partial(
+            _lora_epochs, scorer, states, sequences, config=config, micro_batch_tokens=micro_batch_tokens, seed=seed
+        )
+        losses.append(held_out_loss())
+        for epoch in train(pairs.where(~held_out), epochs=config.epochs):
+            losses.append(held_out_loss())
+            progress(votes + epoch + 1, 0.4 + 0.3 * (epoch + 1) / config.epochs, {"reward_loss": losses[-1]})
+        epochs = min(range(len(losses)), key=losses.__getitem__)
+        scorer.load(fresh)
 
     # 4. The reward model itself, on all pairs
-    scorer.load(fresh)
     head, leanings = _start_head(scorer, features, pairs)
-    for epoch in train(pairs, epochs=epochs):
-        progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
+    if epochs:
+        for epoch in train(pairs, epochs=epochs):
+            progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
 
     # 5. What the votes leave open, to be taken from every score
     known = known_of(features, pairs, head)
@@ -275,14 +285,14 @@ def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     voters = int(pairs.voter.max()) + 1 if len(pairs) else 1
     places = torch.nn.functional.one_hot(pairs.voter, voters) * pairs.side[:, None]
     columns = torch.cat([differences, places.to(differences.dtype)], 1)
-    found = fit_head(columns, pairs.target, pairs.pull, ridge=RIDGE)
+    found = fit_head(columns, pairs.target, pairs.pull, margins=pairs.margin, ridge=RIDGE)
     return found[: features.shape[1]], found[features.shape[1] :]
 
 
 def known_of(features: Tensor, pairs: Pairs, head: Tensor) -> Tensor:
     """The directions in which the votes tell something of a closed-form head (F,): (R, F)."""
     differences = features[pairs.better] - features[pairs.worse]
-    return known_directions(differences, pairs.target, pairs.pull, head, ridge=RIDGE)
+    return known_directions(differences, pairs.pull, head, margins=pairs.margin, ridge=RIDGE)
 
 
 def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -321,8 +331,7 @@ def _lora_epochs(
                 """Gradients of some rankings' share of the batch's loss."""
                 part = batch.where(torch.isin(batch.ranking, rankings))
                 better, worse = _pair_scores(scorer, states, sequences, part, micro_batch_tokens)
-                margin = config.margin * part.strength
-                loss = bradley_terry_loss(better, worse, part.target, part.pull, margin)
+                loss = bradley_terry_loss(better, worse, part.target, part.pull, part.margin)
                 loss = loss + config.centring * centring_loss(better, worse, part.pull)
                 return torch.autograd.grad(loss * part.pull.sum() / batch.pull.sum(), trained)
 
@@ -371,14 +380,32 @@ def _held_out_loss(
 
 
 def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
-    """Share of strict preferences predicted, a comparison counting as one, with its 95% Wilson interval."""
+    """Share of strict preferences predicted, a comparison counting as one and a logit of 0 as half right; with its 95%
+    interval.
+
+    Votes on one prompt tend to be right or wrong together: the interval is Wilson's for as many independent ones as
+    would vary as much (the design effect: Kish 1965).
+    """
     strict = pairs.target == 1.0
     if chosen is not None:
         strict &= chosen
-    right = float(((logits > 0) * pairs.weight)[strict].sum())
-    total = float(pairs.weight[strict].sum())
-    interval = win_rate(round(right), round(total) - round(right))
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "comparisons": round(total)}
+    weight = pairs.weight[strict].double()
+    right = (logits[strict].sign() + 1) / 2 * weight
+    prompts, of = pairs.prompt[strict].unique(return_inverse=True)
+    rights, totals = (torch.zeros(len(prompts)).double().scatter_add(0, of, each) for each in (right, weight))
+    total = float(weight.sum())
+    share = float(right.sum()) / total if total else 0.5
+    together = float((rights - share * totals).square().sum())
+    alone = total * share * (1 - share)
+    independent = total / max(1.0, together / alone) if alone else float(len(prompts))
+    interval = wilson(share * independent, independent)
+    return {
+        "value": share,
+        "low": interval.low,
+        "high": interval.high,
+        "comparisons": round(total),
+        "prompts": len(prompts),
+    }
 
 
 def _judged(
@@ -395,7 +422,7 @@ def _judged(
     return {
         "accuracy": accuracy_of(pairs, logits),
         "log_loss": log_loss(logits, pairs.target.double(), pairs.weight.double()),
-        "calibration": _calibration(pairs, logits),
+        "calibration": calibration(pairs, logits),
         "by_voter": {
             name: accuracy_of(pairs, logits, torch.tensor([voter == name for voter in voters]))
             for name in sorted(set(voters))
@@ -412,7 +439,7 @@ def _judged(
     }
 
 
-def _calibration(pairs: Pairs, logits: Tensor) -> list[dict[str, float]]:
+def calibration(pairs: Pairs, logits: Tensor) -> list[dict[str, float]]:
     """Strict pairs by how sure the fold models were (½ to 1): what they said and how often they were right."""
     strict = pairs.target == 1.0
     sure = torch.sigmoid(logits[strict].abs())

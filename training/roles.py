@@ -77,15 +77,19 @@ class FrozenLayers:
         self._middle = open_section(backbone.model, policy_first, scorer_first) if policy_first < scorer_first else None
 
     @torch.no_grad()
+    def states(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """At the boundary and near the top, of a micro-batch: each (B, L, D)."""
+        boundary = self.trunk(batch.input_ids, batch.attention_mask)
+        return boundary, self._middle(boundary, batch.attention_mask) if self._middle else boundary
+
     def __call__(self, sequences: Sequences, micro_batch_tokens: int) -> FrozenStates:
-        """Run every row once."""
+        """Run every row once, and keep all states."""
         empty = torch.empty(0)
         states = FrozenStates([empty] * len(sequences), [empty] * len(sequences))
 
         def run(rows: Tensor) -> None:
             batch = sequences.take(rows)
-            boundary = self.trunk(batch.input_ids, batch.attention_mask)
-            near = self._middle(boundary, batch.attention_mask) if self._middle else boundary
+            boundary, near = self.states(batch)
             for place, (row, length) in enumerate(zip(rows.tolist(), batch.lengths.tolist(), strict=True)):
                 states.boundary[row] = boundary[place, :length].clone()
                 states.near[row] = near[place, :length].clone()

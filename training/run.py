@@ -104,7 +104,7 @@ class Run:
         self.base = Policy(backbone, LoraShape(near, rank=1, alpha=1), seed=seed)
         self.reference_adapter: Path | None = None
         self.reference = self.base
-        max_tokens = config.ppo.max_tokens or snapshot.max_tokens
+        max_tokens = config.ppo.max_tokens or snapshot.max_tokens or serving.max_tokens
         if max_tokens >= backbone.context_length:
             raise InvalidInput(
                 f"rollouts of {max_tokens} tokens leave no room for a prompt in the model's {backbone.context_length}; "
@@ -339,11 +339,11 @@ class Run:
         return {**self.report, "status": "rejected", "reasons": reasons}
 
 
-def rollout_temperature(asked: float | None, voted: float, served: float) -> float:
+def rollout_temperature(asked: float | None, voted: float | None, served: float) -> float:
     """The one asked for, else that of the voted answers; greedy ones teach nothing, so there the server's, else 1."""
     if asked is not None:
         return asked
-    return next((t for t in (voted, served) if t >= MIN_TEMPERATURE), 1.0)
+    return next((t for t in (voted, served) if t is not None and t >= MIN_TEMPERATURE), 1.0)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

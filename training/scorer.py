@@ -19,18 +19,14 @@ from torch import Tensor, nn
 from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
 from training.parallel import in_parallel
-from training.roles import FrozenStates, LoraShape, load_lora_tensors, lora_tensors, save_lora, with_lora
+from training.roles import FrozenLayers, FrozenStates, LoraShape, load_lora_tensors, lora_tensors, save_lora, with_lora
 from training.sequences import Sequences
 from training.split import open_section
+from training.summaries import IMAGINED_TOKENS, WINDOW, Summaries
 
 HEAD_FILE = "head.safetensors"
 HEAD = ("weight", "bias", "mean", "std", "centre", "known", "caution")
 
-
-IMAGINED_TOKENS = 16
-"""So many average tokens count in each mean beside the real ones: one word says little yet, sixty nearly all."""
-WINDOW = 8
-"""Tokens that the first and the latest few are."""
 GROUPS = {"words": 1.4, "boundary": 1.0, "top": 1.0, "first": 0.5, "latest": 0.5, "boundary now": 0.5, "top now": 0.5}
 """Groups of D features each, in order, and how much each weighs before a vote is seen."""
 
@@ -91,24 +87,32 @@ class Scorer(nn.Module):
         return found[0], found[1], found[2]
 
     @torch.no_grad()
-    def standardise(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
+    def summarise(self, frozen: FrozenLayers, sequences: Sequences, micro_batch_tokens: int) -> Summaries:
+        """Read B whole answers, each once, keeping no states."""
+        parts = sequences.micro_batches(micro_batch_tokens)
+
+        def run(rows: Tensor) -> Summaries:
+            batch = sequences.take(rows)
+            return Summaries.of(self.depths(*frozen.states(batch), batch), batch.answer_mask)
+
+        return Summaries.cat(in_parallel(run, parts)).take(torch.cat(parts).argsort())
+
+    @torch.no_grad()
+    def standardise(self, summaries: Summaries) -> Tensor:
         """Learn what average answers look like from B of them; returns their standardised features (B, F).
 
         Afterwards features have mean 0 and a norm of about 1, shared between the groups as `GROUPS` says.
         """
-
-        def total(rows: Tensor) -> Tensor:
-            batch = sequences.take(rows)
-            depths = self.depths(states.boundary_of(rows), states.near_of(rows), batch)
-            return torch.stack([found[:, 1:][batch.answer_mask].sum(0) for found in depths])
-
-        totals = in_parallel(total, sequences.micro_batches(micro_batch_tokens))
-        self.centre.copy_(sum(totals) / sequences.answer_mask.sum())
-        raw = self.all_features(states, sequences, micro_batch_tokens)
+        self.centre.copy_(summaries.centre())
+        raw = summaries.features(self.centre)
         weights = torch.tensor(list(GROUPS.values())).repeat_interleave(self.centre.shape[1])
         self.mean.copy_(raw.mean(0))
         self.std.copy_((raw.std(0) + 1e-6) * weights.norm() / weights)
-        return (raw - self.mean) / self.std
+        return self.standardised(summaries)
+
+    def standardised(self, summaries: Summaries) -> Tensor:
+        """Standardised features of whole answers, with the LoRA still at zero: (B, F)."""
+        return (summaries.features(self.centre) - self.mean) / self.std
 
     def forward(self, boundary: Tensor, near: Tensor, batch: Sequences) -> Tensor:
         """Scalars of s₀ … s_T, less `caution` standard deviations of them: (B, T + 1).

@@ -3,7 +3,7 @@ r"""Datasets out and in, as JSON lines.
 trl     {"prompt": [message…], "chosen": [message], "rejected": [message]}; in also plain strings, and both sides whole
 hh      {"chosen": "\n\nHuman: …\n\nAssistant: …", "rejected": …}, as in Anthropic's HH; a system message goes first
 kto     {"prompt": [message…], "completion": [message], "label": true}; in also plain strings
-sft     {"messages": [message…]}, the last one the assistant's: demonstrations
+sft     {"messages": [message…]}, the last one the assistant's: demonstrations; in also {"prompt": …, "completion": …}
 arena   {"model_a", "model_b", "winner", "judge", "conversation_a", "conversation_b", …}, as in LMSYS's arena
 
 Going out, voters are pseudonyms and every pair that a ranking implies is a row; in kto each answer is a row, good where
@@ -236,9 +236,12 @@ def _kto_items(rows: Iterable[Row]) -> Iterator[Item | None]:
 
 def _sft_items(rows: Iterable[Row]) -> Iterator[Item | None]:
     for row in rows:
-        *prompt, answer = _talk(row.get("messages"), "messages")
+        if "messages" in row or "completion" not in row:
+            *prompt, answer = _talk(row.get("messages"), "messages")
+        else:
+            *prompt, answer = _whole(row.get("prompt"), row, "completion")
         if not answer.content.strip():
-            raise InvalidInput("the last message is empty")
+            raise InvalidInput("the answer is empty")
         yield NewDemonstration(tuple(prompt), answer.content)
 
 

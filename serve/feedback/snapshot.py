@@ -5,7 +5,7 @@ prompts(id, messages, source, voter, asked)     source: voter, shipped or import
 answers(id, prompt_id, text, token_ids, version, finish_reason, max_tokens, temperature)     as their voters saw them
 votes(id, prompt_id, voter, ranking, positions, strength, created)     standing rankings and ties; a tie is one group
 demonstrations(id, messages, answer, voter)
-meta(key, value)     max_tokens and temperature (the most common among voted answers), serving, created
+meta(key, value)     serving, created; max_tokens and temperature: the most common among voted answers, if we wrote any
 
 Voters are pseudonyms. `ranking` is [[answer id, …], …], best group first; `positions` is {answer id: position},
 empty where an import does not tell. Imported answers have no token_ids, version or sampling.
@@ -26,7 +26,7 @@ from serve.feedback.ballots import ballots, demonstrations, pseudonyms
 from serve.feedback.conversations import path_messages
 from serve.feedback.entries import Ballot, SnapshotCounts
 from serve.feedback.voters import messages_json
-from serve.records import Message, Sampling, without_oldest
+from serve.records import Message, without_oldest
 
 SHIPPED_PROMPTS = Path(__file__).parent / "shipped" / "prompts.jsonl"
 
@@ -105,9 +105,9 @@ def write_snapshot(
         for number, (voter, messages, answer) in enumerate(demonstrations(db), start=1)
     ]
     (serving,) = db.execute("SELECT number FROM versions WHERE status = 'serving'").fetchone()
-    usual = Sampling()
-    limit, temperature = sampling.most_common(1)[0][0] if sampling else (usual.max_tokens, usual.temperature)
-    meta = {"max_tokens": limit, "temperature": temperature, "serving": serving, "created": created}
+    meta = {"serving": serving, "created": created}
+    for (limit, temperature), _ in sampling.most_common(1):
+        meta |= {"max_tokens": limit, "temperature": temperature}
 
     out = SqliteUtils(sqlite3.connect(partial))
     try:
@@ -138,7 +138,9 @@ class _Prompts:
             self._add(messages, row["source"], voter, row["asked"])
 
     def number(self, messages: tuple[Message, ...]) -> int:
-        """The id of a prompt that was voted on."""
+        """The id of a prompt that was voted on, asked for a test alone though it may have been."""
+        if messages not in self._numbers:
+            self._add(messages, "voter", None, 0)
         return self._numbers[messages]
 
     def _add(self, messages: tuple[Message, ...], source: str, voter: str | None, asked: int) -> None:

@@ -21,7 +21,7 @@ class Interval:
     high: float
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def wilson(successes: float, trials: float) -> Interval:
     """Share of successes with the Wilson score interval (Wilson 1927); ½ from 0 to 1 when nothing is known.
 
     Unlike the textbook interval it holds at few trials and at shares near 0 and 1.
