@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +27,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import loop
-from benchmarks.fluency import SavedAnswer
+from benchmarks.fluency import SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop import HELD_OUT_SEED
 from benchmarks.loop_result import contest, outcomes
 from benchmarks.loop_state import Answers
 from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.reward import THEIRS
-from benchmarks.voters import PREFERENCES, Preference, words
+from benchmarks.voters import PREFERENCES, Preference
 from serve.engine.local import LocalEngine
 from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
@@ -69,6 +68,7 @@ class Chain:
         state = json.loads((folder / "state.json").read_text())
         self.folder, self.preference, self.threads = folder, preference, threads
         self.run = state["rounds"][str(votes)]
+        self.base_nll: float = state["nll"]["0"]
         self.settings = state["settings"]
         self.seconds: float = state["seconds"][f"run at {votes} votes"]
         self.run_folder = folder / "data" / "runs" / f"{self.run['id']:04d}"
@@ -111,11 +111,19 @@ class Chain:
             engine.close()
         return [found[start : start + each] for start in range(0, len(found), each)]
 
-    def judged(self, texts: list[str]) -> dict[str, Any]:
-        """Texts against the base's."""
-        ours = [replace(base, text=text) for base, text in zip(self.base, texts, strict=True)]
-        found = contest(outcomes(self.preference, ours, self.base))
-        return {**vars(found), "words": statistics.median(len(words(text)) for text in texts)}
+    def judged(self, answers: Sequence[Rollout | SavedAnswer]) -> dict[str, Any]:
+        """Answers to the held-out prompts against the base's, and whether they are still text."""
+        ours = [
+            replace(base, text=answer.text, finish_reason=answer.finish_reason)
+            for base, answer in zip(self.base, answers, strict=True)
+        ]
+        fluency = measure(ours, mean_nll(self.backbone, ours))
+        return {
+            **vars(contest(outcomes(self.preference, ours, self.base))),
+            "fluency": fluency.as_json(),
+            "complaints": complaints(fluency, measure(self.base, self.base_nll)),
+            "answers": [answer.text for answer in ours],
+        }
 
 
 def best_of_4(chain: Chain, work: Path) -> dict[str, Any]:
@@ -126,7 +134,7 @@ def best_of_4(chain: Chain, work: Path) -> dict[str, Any]:
     sequences, _ = padded_rollouts([answer for some in answers for answer in some])
     states = chain.frozen(sequences, chain.config.micro_batch_tokens)
     scores = fitted.scorer.all_values(states, sequences, chain.config.micro_batch_tokens)[1].view(-1, BEST_OF)
-    return chain.judged([some[int(i)].text for some, i in zip(answers, scores.argmax(-1), strict=True)])
+    return chain.judged([some[int(i)] for some, i in zip(answers, scores.argmax(-1), strict=True)])
 
 
 def sft_on_chosen(chain: Chain, work: Path) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def sft_on_chosen(chain: Chain, work: Path) -> dict[str, Any]:
         engine.load_tensors(PLACE, policy.tensors(), scaling=policy.scaling)
         return PLACE
 
-    return {**chain.judged([some[0].text for some in chain.answers(load)]), "seconds": seconds}
+    return {**chain.judged([some[0] for some in chain.answers(load)]), "seconds": seconds}
 
 
 def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
@@ -180,7 +188,7 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
             return PLACE
 
         trained = json.loads((out / "result.json").read_text())
-        return {**chain.judged([some[0].text for some in chain.answers(load)]), **trained}
+        return {**chain.judged([some[0] for some in chain.answers(load)]), **trained}
 
     return train
 
@@ -188,6 +196,11 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
 def steps_of(found: Mapping[str, Any]) -> str:
     """How far training came in its time, where that was not far enough."""
     return f" ({found['steps']} of {found['of']} steps)" if found.get("steps", 0) < found.get("of", 0) else ""
+
+
+def spoiled(found: Mapping[str, Any]) -> str:
+    """Why a win rate does not count, if it does not."""
+    return f" (does not count: {'; '.join(found['complaints'])})" if found["complaints"] else ""
 
 
 def main() -> None:
@@ -218,21 +231,29 @@ def main() -> None:
         "SFT on the chosen answers": sft_on_chosen,
         **{f"TRL's DPO, learning rate {rate:g}": dpo(rate) for rate in DPO_RATES},
     }
-    version = Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
-    ours = {**chain.judged([a.text for a in version]), "seconds": chain.seconds}
+    version = list(Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values())
+    ours = {**chain.judged(version), "seconds": chain.seconds}
+    ours.pop("answers")
     found = {f"PPO, as the run does it ({chain.run['status']})": ours}
     for number, (way, function) in enumerate(ways.items()):
         file = work / f"{number}.json"
         if not file.is_file():
             write_json(file, function(chain, work))
         found[way] = json.loads(file.read_text())
+        found[way].pop("answers")  # they stay in the file
         print(f"{way}: {json.dumps(found[way])}", flush=True)
     rows = []
     for way, it in found.items():
         rate = 0.5 if it["win_rate"] is None else it["win_rate"]
         rows += [
-            Row(f"{way}{steps_of(it)}: win rate over the base", "share", rate, low=it["low"], high=it["high"]),
-            Row(f"{way}: median words", "words", it["words"]),
+            Row(
+                f"{way}{steps_of(it)}: win rate over the base{spoiled(it)}",
+                "share",
+                rate,
+                low=it["low"],
+                high=it["high"],
+            ),
+            Row(f"{way}: median words", "words", it["fluency"]["median_words"]),
             Row(f"{way}: training", "min", it.get("seconds", 0.0) / 60),
         ]
     print(*rows, sep="\n")

@@ -3,8 +3,8 @@
     python -m benchmarks.loop --preference brevity --arms real --rounds 100
     python -m benchmarks.beside --data benchmarks/work/loop-brevity/real-0/data --json benchmarks/results/beside.json
 
-Takes a copy of a data folder with votes, starts the real server on it, and reads one answer after the other over HTTP:
-first with nothing else going on, then beside a run, some in each of its stages.
+Takes a copy of a data folder with votes, starts the real server on it, and reads one answer of the base after the other
+over HTTP: first with nothing else going on, then beside a run, through its reward stage and some updates of PPO.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from benchmarks.record import Row, document, write_json
 from benchmarks.server import OPERATOR_TOKEN, Server
 
 ANSWERS = 24
-"""Streamed while idle, and in each stage of the run at most: a run beside chat without a pause takes its time."""
+"""Streamed while idle."""
+UPDATES = 3
+"""After so many updates of PPO it is enough: each has rollouts, scores and gradients."""
 TOKENS = 128
 STAGES = ("reward", "ppo")
 
@@ -41,14 +43,18 @@ class Stage(threading.Thread):
         self._run = run
         self.now: str | None = None
         self.over = False
+        """The checks have begun, the run has ended, or PPO has made enough updates."""
 
     def run(self) -> None:
-        """Ask twice a second until the checks begin or the run has ended."""
+        """Ask twice a second."""
+        changes: set[float] = set()
         try:
             while not self.over:
                 found = persist(lambda: self._client.call("GET", f"/api/runs/{self._run}"))
                 self.now = found["stage"]
-                self.over = found["status"] in FINAL or self.now == "gate"
+                if self.now == "ppo":
+                    changes.add(found["progress"])
+                self.over = found["status"] in FINAL or self.now == "gate" or len(changes) > UPDATES
                 time.sleep(0.5)
         finally:
             self.over = True
@@ -59,7 +65,7 @@ def gaps(client: Client, prompt: str) -> list[float]:
     """Seconds between the pieces of one streamed answer."""
     times = [
         time.perf_counter()
-        for chunk in client.stream(prompt, max_tokens=TOKENS, temperature=0.8)
+        for chunk in client.stream(prompt, max_tokens=TOKENS, temperature=0.8, model="hustings-v0")
         if chunk["choices"] and chunk["choices"][0]["delta"].get("content")
     ]
     return [after - before for before, after in itertools.pairwise(times)]
@@ -73,28 +79,26 @@ def measure(data: Path) -> dict[str, list[float]]:
         copy = Path(folder) / "data"
         shutil.copytree(data, copy, ignore=shutil.ignore_patterns("*.sock"))
         environment = {"HUSTINGS_MIN_NEW_VOTES": str(NEVER), "HUSTINGS_MAX_INTERVAL": "none"}
-        with Server(copy, environment=environment) as server, Client(server.url, Traffic()) as client:
+        with (
+            Server(copy, environment=environment) as server,
+            Client(server.url, Traffic(), token=OPERATOR_TOKEN) as client,
+        ):
+            if any(run["status"] not in FINAL for run in persist(lambda: client.call("GET", "/api/runs"))):
+                raise SystemExit(f"{data} holds a run that is not over; take another folder")
             gaps(client, prompts[0])
             for prompt in prompts[:ANSWERS]:
                 found["idle"] += gaps(client, prompt)
-            with Client(server.url, Traffic(), token=OPERATOR_TOKEN) as operator:
-                if any(run["status"] not in FINAL for run in persist(lambda: operator.call("GET", "/api/runs"))):
-                    raise SystemExit(f"{data} holds a run that is not over; take another folder")
-                body = {"stages": list(STAGES), "force": True}
-                run = int(persist(lambda: operator.call("POST", "/api/runs", body))["id"])
-                stage = Stage(server.url, run)
-                stage.start()
-                left = dict.fromkeys(STAGES, ANSWERS)
-                while not stage.over and left[STAGES[-1]]:
-                    before = stage.now or ""
-                    if not left.get(before, 0):
-                        time.sleep(0.5)
-                        continue
-                    seconds = gaps(client, prompts[left[before]])
-                    if before == stage.now:
-                        found[before] += seconds
-                        left[before] -= 1
-                stage.over = True
+            body = {"stages": list(STAGES), "force": True}
+            run = int(persist(lambda: client.call("POST", "/api/runs", body))["id"])
+            stage = Stage(server.url, run)
+            stage.start()
+            for prompt in itertools.cycle(prompts):
+                before = stage.now
+                seconds = gaps(client, prompt)
+                if stage.over:
+                    break
+                if before in STAGES and before == stage.now:
+                    found[before] += seconds
     return found
 
 
@@ -118,7 +122,7 @@ def main() -> None:
         rows.append(Row(f"the same, 95th percentile, {where}", "ms", late * 1e3, runs=len(seconds)))
     print(*rows, sep="\n")
     if options.json is not None:
-        write_json(options.json, document("beside", {"tokens": TOKENS, "answers": ANSWERS}, rows))
+        write_json(options.json, document("beside", {"tokens": TOKENS, "updates": UPDATES}, rows))
 
 
 if __name__ == "__main__":

@@ -108,11 +108,13 @@ class Client:
         choice = self.call("POST", "/v1/chat/completions", body)["choices"][0]
         return choice["message"]["content"] or "", choice["finish_reason"]
 
-    def stream(self, prompt: str, *, max_tokens: int, temperature: float) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, prompt: str, *, max_tokens: int, temperature: float, model: str = "hustings"
+    ) -> Iterator[dict[str, Any]]:
         """A streamed chat completion, chunk by chunk. Raises RequestFailed if it breaks or ends without `[DONE]`."""
         self._traffic.sent()
         body = {
-            "model": "hustings",
+            "model": model,
             "messages": _user(prompt),
             "max_tokens": max_tokens,
             "temperature": temperature,

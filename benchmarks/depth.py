@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
+from typing import Any
 
 from benchmarks import loop
+from benchmarks.loop_result import Outcomes, difference, served
 from benchmarks.record import ROOT, Row, document, write_json
 from benchmarks.voters import PREFERENCES
 
@@ -34,7 +36,9 @@ def main() -> None:
     parser.add_argument("--preference", choices=sorted(PREFERENCES), default="advice")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    rows = []
+    rows: list[Row] = []
+    made: list[dict[str, Any]] = []
+    usual: list[Outcomes] = []
     for name, setting in DEPTHS.items():
         work = ROOT / "benchmarks" / "work" / f"depth-{options.preference}-{setting}"
         kept = options.json.with_suffix("") if options.json else work
@@ -46,18 +50,25 @@ def main() -> None:
             ]
         )  # fmt: skip
         (pool,) = result["pools"]
+        made += result["chains"]
+        judged = served(result["chains"], VOTES)
+        usual = usual or judged
+        behind, low, high = difference(judged, usual)
         rounds = [found for chain in result["chains"] for found in chain["rounds"]]
         each = ", ".join("refused" if rate is None else f"{rate:.1%}" for rate in pool["each"])
         rows += [
             Row(f"{name}: win rate over the base ({each})", "share", pool["win_rate"], runs=CHAINS,
                 low=pool["low"], high=pool["high"]),
+            Row(f"{name}: win rate less the first row's", "share", behind, runs=CHAINS, low=low, high=high),
+            Row(f"{name}: accuracy of its reward models", "share",
+                statistics.fmean(found["reward_accuracy"]["value"] for found in rounds), runs=CHAINS),
             Row(f"{name}: a run", "min", statistics.median(found["seconds"] for found in rounds) / 60, runs=CHAINS),
             Row(f"{name}: peak memory", "GB", max(c["peak_memory_bytes"]["sum"] for c in result["chains"]) / 1e9),
         ]  # fmt: skip
     print(*rows, sep="\n")
     if options.json is not None:
         settings = {"wants": PREFERENCES[options.preference].wants, "votes": VOTES, "chains": CHAINS}
-        write_json(options.json, document("depth", settings, rows))
+        write_json(options.json, document("depth", settings, rows, made=made))
 
 
 if __name__ == "__main__":

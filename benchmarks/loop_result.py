@@ -6,7 +6,7 @@ import json
 import random
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -70,19 +70,29 @@ def contest(found: Outcomes) -> Contest:
 
 def pooled(chains: Sequence[Outcomes]) -> tuple[float, float, float]:
     """Mean win rate of some chains, and its 95% interval by resampling prompts: answers to one prompt go together."""
-    rates = [rate if (rate := contest(chain).win_rate) is not None else 0.5 for chain in chains]
+    return _resampled(lambda counts: _mean_rate(chains, counts), chains)
+
+
+def difference(chains: Sequence[Outcomes], others: Sequence[Outcomes]) -> tuple[float, float, float]:
+    """Mean win rate of some chains less that of others, likewise, on the same prompts."""
+    return _resampled(lambda counts: _mean_rate(chains, counts) - _mean_rate(others, counts), [*chains, *others])
+
+
+def _resampled(figure: Callable[[Mapping[int, int]], float], chains: Sequence[Outcomes]) -> tuple[float, float, float]:
+    """A figure of how often each prompt counts, and its 95% interval."""
     prompts = sorted({index for chain in chains for index in chain})
     rng = random.Random(0)
-    means = []
-    for _ in range(RESAMPLED):
-        drawn = Counter(rng.choices(prompts, k=len(prompts)))
-        sums = []
-        for chain in chains:
-            wins, losses = (sum(n for i, n in drawn.items() if chain.get(i, None) == side) for side in (0, 1))
-            sums.append(wins / (wins + losses) if wins + losses else 0.5)
-        means.append(statistics.fmean(sums))
-    means.sort()
-    return statistics.fmean(rates), means[int(0.025 * RESAMPLED)], means[int(0.975 * RESAMPLED) - 1]
+    means = sorted(figure(Counter(rng.choices(prompts, k=len(prompts)))) for _ in range(RESAMPLED))
+    return figure(Counter(prompts)), means[int(0.025 * RESAMPLED)], means[int(0.975 * RESAMPLED) - 1]
+
+
+def _mean_rate(chains: Sequence[Outcomes], counts: Mapping[int, int]) -> float:
+    """Mean over chains of wins / (wins + losses), each prompt counted so often; ½ for a chain of ties."""
+    rates = []
+    for chain in chains:
+        wins, losses = (sum(n for i, n in counts.items() if chain.get(i) == side) for side in (0, 1))
+        rates.append(wins / (wins + losses) if wins + losses else 0.5)
+    return statistics.fmean(rates)
 
 
 def verdict(arm: str, votes: int, run_status: str, result: Contest | None, found: Sequence[str]) -> tuple[bool, str]:
@@ -158,6 +168,9 @@ def round_result(
         found = complaints(fluency, measure(base, state.nll["0"]))
     holds, why = verdict(arm, votes, run["status"], judged, found)
     ppo, gate = report.get("ppo") or {}, report.get("gate") or {}
+    served = outcomes(preference, list(state.answers(run["serving"]).by_index().values()), base)
+    if found and run["serving"] == version:
+        served = dict.fromkeys(served)  # text that is no longer text wins nothing
     return {
         "votes": votes,
         "run": run["id"],
@@ -176,7 +189,7 @@ def round_result(
         "max_tokens": ppo.get("max_tokens"),
         "updates": ppo.get("updates"),
         "seconds": round(state.seconds[f"run at {votes} votes"], 1),
-        "served": letters(outcomes(preference, list(state.answers(run["serving"]).by_index().values()), base)),
+        "served": letters(served),
         "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference, base),
     }
 
@@ -236,16 +249,23 @@ def rows_of(chains: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, An
     return rows
 
 
+def served(chains: Sequence[Mapping[str, Any]], votes: int) -> list[Outcomes]:
+    """How what served after so many votes did, in each chain that votes as it prefers."""
+    sides = {letter: side for side, letter in LETTERS.items()}
+    return [
+        {index: sides[letter] for index, letter in enumerate(step["served"])}
+        for chain in chains
+        if chain["arm"] == "real"
+        for step in chain["rounds"]
+        if step["votes"] == votes
+    ]
+
+
 def pools_of(chains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """By votes: the mean of all chains that vote as they prefer. Where the gate refused, what served then counts."""
-    sides = {letter: side for side, letter in LETTERS.items()}
-    found: dict[int, list[Outcomes]] = {}
-    for chain in chains:
-        for step in chain["rounds"] if chain["arm"] == "real" else ():
-            judged = {index: sides[letter] for index, letter in enumerate(step["served"])}
-            found.setdefault(step["votes"], []).append(judged)
     pools = []
-    for votes, alike in sorted(found.items()):
+    for votes in sorted({step["votes"] for chain in chains if chain["arm"] == "real" for step in chain["rounds"]}):
+        alike = served(chains, votes)
         rate, low, high = pooled(alike)
         each = [contest(chain).win_rate for chain in alike]
         pools.append({"votes": votes, "chains": len(alike), "win_rate": rate, "low": low, "high": high, "each": each})

@@ -23,10 +23,12 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.is_file() else ""
+        found = path.read_bytes() if path.is_file() else b""
+        whole = found.rpartition(b"\n")[0]
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
-        if path.is_file():
-            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+        if found and not found.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(len(whole) + 1 if whole else 0)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -32,6 +32,7 @@ from serve.policy.base import ModelFolder, resolve_model
 from training.config import PPOConfig
 
 TRL = "trl"
+THEIR_PYTHON = ROOT / ".peers" / "trl-ppo" / "bin" / "python"
 PHASES = ("generate", "score", "update")
 OURS: dict[str, dict[str, Any]] = {
     "value as deep as the policy": {"policy_layers": None, "value_layers": None},
@@ -90,11 +91,10 @@ def settings_of(
 
 def commands() -> dict[str, tuple[list[str], dict[str, Any]]]:
     """All of ours, and TRL's where it is installed: what to start, and what it is told beside the rest."""
-    theirs = ROOT / ".peers" / "trl-ppo" / "bin" / "python"
     worker = ROOT / "benchmarks" / "peers" / "trl_ppo_speed.py"
     found = {name: ([*OUR_WORKER], own) for name, own in OURS.items()}
-    if theirs.exists():
-        found |= {f"{TRL} {name}": ([str(theirs), str(worker)], own) for name, own in THEIRS.items()}
+    if THEIR_PYTHON.exists():
+        found |= {f"{TRL} {name}": ([str(THEIR_PYTHON), str(worker)], own) for name, own in THEIRS.items()}
     else:
         print("TRL is not installed and left out; `make peers` installs it", flush=True)
     return found
@@ -182,6 +182,9 @@ def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]
             *((f"{episodes} episodes of 64 tokens", model, 64, episodes) for episodes in CURVE_EPISODES),
             ("a random model of SmolLM2-360M's shape, answers of 64 tokens", larger, 64, EPISODES),
         )
+        for which in (model, larger):  # its weights are packed at the first start, which is no part of an update
+            with contenders(settings_of(which, 32, 32, EPISODES, threads, dtype), chosen):
+                pass
         for label, which, answer, episodes in cases:
             settings = settings_of(which, 32, answer, episodes, threads, dtype, usual.epochs, usual.minibatches)
             with contenders(settings, chosen) as found:
@@ -222,6 +225,8 @@ def main() -> None:
     model = resolve_model("default", CACHE)
     rows: list[Row] = []
     lines: list[dict[str, Any]] = []
+    if options.json and not options.curves and not THEIR_PYTHON.exists():
+        raise SystemExit(f"{THEIR_PYTHON} is missing: `make peers` installs it")
     if options.curves:
         rows = curves(model, runs, options.threads, options.dtype)
     for prompt, answer in () if options.curves else LENGTHS[:1] if options.quick else LENGTHS:

@@ -6,7 +6,6 @@ A line of JSON in, a line out, as benchmarks/peers/trl_ppo_speed.py.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -80,6 +79,11 @@ def open_ppo(settings: dict[str, Any]) -> PPO:
     )
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def main(settings: dict[str, Any]) -> None:
     """Update whenever a line comes; answer with the seconds of each phase and the peak memory in bytes."""
     torch.set_num_threads(settings["threads"])
@@ -104,7 +108,7 @@ def main(settings: dict[str, Any]) -> None:
             "generate": written[0] - began,
             "score": scored - written[0],
             "update": time.perf_counter() - scored,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak": peak_memory(),
         }
         say(json.dumps(answer))
     ppo.engine.close()

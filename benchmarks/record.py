@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,10 +55,10 @@ def commit() -> str:
     return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def sources(*benchmarks: str) -> str:
-    """A digest of what a figure depends on: all that is served and trained with, and these files of benchmarks."""
+def sources(*benchmarks: str, packages: Sequence[str] = ("serve", "training")) -> str:
+    """A digest of what a figure depends on: our own code, and these files of benchmarks."""
     kinds = (".py", ".c", ".h", ".jsonl")
-    files = [file for name in ("serve", "training") for file in (ROOT / name).rglob("*") if file.suffix in kinds]
+    files = [file for name in packages for file in (ROOT / name).rglob("*") if file.suffix in kinds]
     digest = hashlib.sha256()
     for file in sorted([*files, *(ROOT / "benchmarks" / name for name in benchmarks)]):
         digest.update(file.read_bytes())

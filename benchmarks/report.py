@@ -62,7 +62,7 @@ def _pool_line(result: Result, pool: Result) -> list[str]:
         str(pool["votes"]),
         _rate(pool),
         "–" if target is None else f"{target:.0%}",
-        ", ".join("refused" if rate is None else f"{rate:.1%}" for rate in pool["each"]),
+        ", ".join("as the base" if rate is None else f"{rate:.1%}" for rate in pool["each"]),
     ]
 
 
@@ -191,13 +191,20 @@ def _gate_line(finding: Result) -> list[str]:
 def ppo_table(result: Result) -> str:
     """Each contender's speed, memory and phases, and how many times as fast as TRL's it is."""
     head = ("prompt + answer", "who", "episodes/s", "× TRL as shipped", "× TRL, LoRA on its value model", "peak GB",
-            "seconds: generate, score, update")  # fmt: skip
+            "of TRL's as shipped",            "seconds: generate, score, update")  # fmt: skip
     lines = result["contenders"]
-    theirs = {(line["answer"], line["who"]): line["speed"] for line in lines if line["who"].startswith("trl")}
+    theirs, peaks = (
+        {(line["answer"], line["who"]): line[figure] for line in lines if line["who"].startswith("trl")}
+        for figure in ("speed", "peak")
+    )
 
     def times(line: Result, who: str) -> str:
         speed = theirs.get((line["answer"], who))
         return "–" if speed is None or line["who"].startswith("trl") else f"**{line['speed'] / speed:.2f}**"
+
+    def share(line: Result) -> str:
+        peak = peaks.get((line["answer"], "trl as shipped"))
+        return "–" if peak is None or line["who"].startswith("trl") else f"**{line['peak'] / peak:.2f}**"
 
     return table(
         head,
@@ -209,6 +216,7 @@ def ppo_table(result: Result) -> str:
                 times(line, "trl as shipped"),
                 times(line, "trl LoRA on its value model"),
                 f"{line['peak']:.2f}",
+                share(line),
                 ", ".join(f"{line[phase]:.2f}" for phase in ("generate", "score", "update")),
             )
             for line in lines

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loop_state import Lines
-from benchmarks.record import ROOT, Row, commit, document, machine, write_json
+from benchmarks.record import ROOT, Row, commit, document, machine, sources, write_json
 from benchmarks.reference import CACHE
 from serve.feedback.exchange import import_lines
-from serve.feedback.statistics import win_rate
+from serve.feedback.statistics import wilson
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.base import load_backbone, resolve_model
@@ -86,18 +86,32 @@ class Folds:
             "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "threads": threads, "dtype": dtype,
         }  # fmt: skip
 
-    def ours(self, fold: int) -> Fit:
+    def ours(self, fold: int, *, anew: bool = False) -> Fit:
         """Our fit without a fold."""
-        return self._fit(f"ours-{fold}", fold, [sys.executable, "-m", "benchmarks.reward_worker"], {})
+        return self._fit(self._ours(fold), fold, [sys.executable, "-m", "benchmarks.reward_worker"], {}, anew=anew)
 
     def theirs(self, fold: int, learning_rate: float) -> Fit:
-        """TRL's."""
-        command = [str(THEIRS), str(ROOT / "benchmarks" / "peers" / "trl_reward_fit.py")]
-        return self._fit(f"trl-{learning_rate:g}-{fold}", fold, command, {"learning_rate": learning_rate})
+        """TRL's; if it is made now, ours is too, so that their speeds are of one sitting."""
+        worker = ROOT / "benchmarks" / "peers" / "trl_reward_fit.py"
+        made_by = hashlib.sha256(worker.read_bytes()).hexdigest()[:12]
+        key = {"asked": self._asked, "name": f"trl-{learning_rate:g}-{fold}", "made_by": made_by}
+        if self._made(key) is None and self._made({**self._ours(fold), "sitting": self._sitting}) is None:
+            self.ours(fold, anew=True)
+        return self._fit(key, fold, [str(THEIRS), str(worker)], {"learning_rate": learning_rate})
 
-    def _fit(self, name: str, fold: int, command: list[str], own: Mapping[str, Any]) -> Fit:
-        known = {"asked": self._asked, "name": name}
-        fit = next((line for line in self._lines.rows if known.items() <= line.items()), None)
+    def _ours(self, fold: int) -> dict[str, Any]:
+        """What tells our fit without a fold from all others."""
+        made_by = sources("reward.py", "reward_worker.py", packages=["training"])
+        return {"asked": self._asked, "name": f"ours-{fold}", "made_by": made_by}
+
+    def _made(self, key: Mapping[str, Any]) -> Fit | None:
+        """The latest such fit."""
+        return next((line for line in reversed(self._lines.rows) if key.items() <= line.items()), None)
+
+    def _fit(
+        self, key: Mapping[str, Any], fold: int, command: list[str], own: Mapping[str, Any], *, anew: bool = False
+    ) -> Fit:
+        fit, name = None if anew else self._made(key), key["name"]
         if fit is None:
             if not Path(command[0]).exists():
                 raise SystemExit(f"{name} is still to be made, and {command[0]} is missing: `make peers` installs it")
@@ -109,20 +123,25 @@ class Folds:
                 subprocess.run([*command, str(asked), str(answered)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
                 found = json.loads(answered.read_text())
             made = {"commit": commit(), "machine": machine(), "sitting": self._sitting}
-            self._lines.add({**known, **made, "trained_on": len(sides[0]), **found})
+            self._lines.add({**key, **made, "trained_on": len(sides[0]), **found})
             fit = self._lines.rows[-1]
         print(f"{name}: {accuracy(fit['margins']):.1%} of {len(fit['margins'])} in {fit['seconds']:.0f} s", flush=True)
         return fit
 
 
 def accuracy(margins: Sequence[float]) -> float:
-    """Share of pairs told the right way round."""
-    return statistics.fmean(margin > 0 for margin in margins)
+    """Share of pairs told the right way round; equal scores are half right."""
+    return statistics.fmean(map(told, margins))
+
+
+def told(margin: float) -> float:
+    """1 where a pair is told the right way round, 0 where it is not, ½ for equal scores."""
+    return 0.5 if margin == 0 else float(margin > 0)
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """Our accuracy less theirs on the same pairs, and its 95% interval by resampling pairs."""
-    each = [(a > 0) - (b > 0) for a, b in zip(ours, theirs, strict=True)]
+    each = [told(a) - told(b) for a, b in zip(ours, theirs, strict=True)]
     rng = random.Random(0)
     means = sorted(statistics.fmean(rng.choices(each, k=len(each))) for _ in range(RESAMPLED))
     return statistics.fmean(each), means[int(0.025 * RESAMPLED)], means[int(0.975 * RESAMPLED) - 1]
@@ -131,8 +150,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[f
 def rows_of(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
     """Accuracy, their difference, pairs a second and memory."""
     margins = [[m for fit in fits for m in fit["margins"]] for fits in (ours, theirs)]
-    right = sum(m > 0 for m in margins[0])
-    interval = win_rate(right, len(margins[0]) - right)
+    interval = wilson(sum(map(told, margins[0])), len(margins[0]))
     speeds = [[fit["trained_on"] / fit["seconds"] for fit in fits] for fits in (ours, theirs)]
     own = Row("accuracy out of fold", "share", interval.value, runs=len(ours), low=interval.low, high=interval.high)
     speed = Row(
@@ -170,13 +188,12 @@ def main() -> None:
     folds = Folds(options.data, fits, threads=options.threads, dtype=options.dtype, limit=limit)
     ours, theirs, best = [], [], None
     for fold in range(FOLDS):
+        if not options.ours_alone:
+            if best is None:
+                tried = {rate: accuracy(folds.theirs(fold, rate)["margins"]) for rate in LEARNING_RATES}
+                best = max(tried, key=tried.__getitem__)
+            theirs.append(folds.theirs(fold, best))
         ours.append(folds.ours(fold))
-        if options.ours_alone:
-            continue
-        if best is None:
-            tried = {rate: accuracy(folds.theirs(fold, rate)["margins"]) for rate in LEARNING_RATES}
-            best = max(tried, key=tried.__getitem__)
-        theirs.append(folds.theirs(fold, best))
     rows = rows_of(ours, theirs)
     print(*rows, sep="\n")
     if options.json is not None:

@@ -8,7 +8,6 @@ The same files as benchmarks/peers/trl_reward_fit.py.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,11 @@ from training.preferences import Ranked
 from training.reward import fit_reward
 from training.roles import FrozenLayers, lora_shapes
 from training.sequences import Sequences
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main(settings: dict[str, Any], out: Path) -> None:
@@ -59,7 +63,7 @@ def main(settings: dict[str, Any], out: Path) -> None:
         progress=lambda step, done, metrics: None,
     )
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     held_out = settings["held_out"]
     asked = Sequences.of([p for p, _, _ in held_out] * 2, [c for _, c, _ in held_out] + [r for _, _, r in held_out])
     states = frozen(asked, config.micro_batch_tokens)

@@ -5,8 +5,8 @@
 
 Answers are the base model's own, written once. Voters as in `benchmarks/voters.py` judge pairs drawn at random, pairs
 on which the fold models disagree most, and four answers at once; the reward model is fitted as a run fits it. Beside it
-stands the probe of `benchmarks/probe.py`. Each cell is a line of the file beside the result; delete the file to have
-all made anew.
+stands the probe of `benchmarks/probe.py`. Each cell is a line of the file beside the result, and is made anew when
+the code has changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.loop_state import Lines, Progress
 from benchmarks.probe import Probe, right
 from benchmarks.reading import Answers
-from benchmarks.record import ROOT, Row, commit, document, machine, write_json
+from benchmarks.record import ROOT, Row, commit, document, machine, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
 from serve.engine.local import LocalEngine
@@ -284,7 +284,8 @@ def main() -> None:
     file = (options.json or ROOT / "benchmarks" / "work" / "votes.json").with_suffix(".cells.jsonl")
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = Lines(file)
-    saved = {Cell(**row["cell"]): row["found"] for row in lines.rows}
+    made_by = sources("votes.py", "reading.py", "probe.py", "voters.py", "prompts.py", packages=["training"])
+    saved = {Cell(**row["cell"]): row["found"] for row in lines.rows if row["made_by"] == made_by}
     shown, votes, seeds = (SHOWN[:1], VOTES[:1], 1) if options.quick else (SHOWN, VOTES, options.seeds)
     study, progress = Study(options.threads), Progress()
     done: dict[Cell, dict[str, float]] = {}
@@ -294,7 +295,8 @@ def main() -> None:
             done[cell] = saved[cell]
         else:
             done[cell] = study.accuracy(cell)
-            lines.add({"commit": commit(), "machine": machine(), "cell": vars(cell), "found": done[cell]})
+            made = {"made_by": made_by, "commit": commit(), "machine": machine()}
+            lines.add({**made, "cell": vars(cell), "found": done[cell]})
         progress.line(f"{cell}: {json.dumps(done[cell])}")
     rows = rows_of(done)
     print(*rows, sep="\n")
@@ -305,9 +307,11 @@ def main() -> None:
             "voters": [vars(v) for v in VOTERS],
             "tokens": 64,
         }
-        made = [{"machine": row["machine"], "commits": [row["commit"]]} for row in lines.rows]
+        made_on = [
+            {"machine": row["machine"], "commits": [row["commit"]]} for row in lines.rows if row["made_by"] == made_by
+        ]
         curves = {"accuracy": curves_of(done)}
-        result = document("votes", settings, rows, means=means_of(done), curves=curves, made=made)
+        result = document("votes", settings, rows, means=means_of(done), curves=curves, made=made_on)
         write_json(options.json, result)
 
 

@@ -38,7 +38,7 @@ class Until(TrainerCallback):
 
 
 def main(settings: dict[str, Any], out: Path) -> None:
-    """As many of TRL's three epochs as fit into the seconds."""
+    """As many of TRL's three epochs as fit into the seconds, at one step size: nobody knows before how many do."""
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
@@ -46,7 +46,7 @@ def main(settings: dict[str, Any], out: Path) -> None:
     config = DPOConfig(
         output_dir=str(out), use_cpu=True, bf16=settings["dtype"] == "bfloat16", gradient_checkpointing=False,
         report_to="none", save_strategy="no", disable_tqdm=True, per_device_train_batch_size=8,
-        learning_rate=settings["learning_rate"],
+        learning_rate=settings["learning_rate"], lr_scheduler_type="constant",
     )  # fmt: skip
     trainer = DPOTrainer(
         model,

@@ -9,7 +9,6 @@ where it begins to write answers, until it is told to go on.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -58,6 +57,11 @@ def open_trainer(settings: dict[str, Any], folder: Path) -> Any:
     )
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def main(settings: dict[str, Any], folder: Path) -> None:
     """Update whenever a line comes; answer with the seconds of each phase and the peak memory in bytes."""
     torch.set_num_threads(settings["threads"])
@@ -77,7 +81,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
                     "generate": written - began,
                     "score": scored - written,
                     "update": time.perf_counter() - scored,
-                    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    "peak": peak_memory(),
                 }
             )
         else:

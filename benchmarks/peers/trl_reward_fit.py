@@ -8,7 +8,6 @@ Run by .peers/trl-reward, which has none of our packages.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -39,6 +38,11 @@ def scores(model: Any, texts: list[list[int]], pad: int) -> list[float]:
     return found
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def main(settings: dict[str, Any], out: Path) -> None:
     """One epoch; writes the score margin of each held-out pair, the seconds of the fit and the peak memory."""
     torch.set_num_threads(settings["threads"])
@@ -60,8 +64,9 @@ def main(settings: dict[str, Any], out: Path) -> None:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     held_out = settings["held_out"]
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without autocast
     chosen = scores(model.eval(), [p + c for p, c, _ in held_out], tokenizer.pad_token_id)
     rejected = scores(model, [p + r for p, _, r in held_out], tokenizer.pad_token_id)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
