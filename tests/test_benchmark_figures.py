@@ -78,6 +78,16 @@ def test_pooled_chains_keep_a_prompts_answers_together() -> None:
     assert loop_result.pooled([chain, dict.fromkeys(range(100))])[0] == pytest.approx(0.625)
 
 
+def test_a_difference_of_chains_is_on_the_same_prompts() -> None:
+    good: loop_result.Outcomes = dict.fromkeys(range(30), 0)
+    bad: loop_result.Outcomes = dict.fromkeys(range(30), 1)
+    half: loop_result.Outcomes = {prompt: prompt % 2 for prompt in range(30)}
+    assert loop_result.difference([good, good], [bad]) == (1.0, 1.0, 1.0)
+    assert loop_result.difference([half], [half]) == (0.0, 0.0, 0.0), "a prompt that was won is won in both"
+    rate, low, high = loop_result.difference([good], [half])
+    assert rate == 0.5 and low < 0.5 < high
+
+
 def test_verdicts_follow_the_issue() -> None:
     def contest(rate: float, low: float, high: float) -> loop_result.Contest:
         return loop_result.Contest(1, 1, 1, rate, low, high)

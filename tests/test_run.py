@@ -86,7 +86,7 @@ def test_sft_alone_makes_a_version_and_its_reference(tiny_model: Path, tmp_path:
 
 def test_a_stage_that_is_done_is_read_back_with_its_figures(tiny_model: Path, tmp_path: Path) -> None:
     write_snapshot(tmp_path / "snapshot.db", demonstrations=6)
-    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 1}}  # type: ignore[dict-item]
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 2}}  # type: ignore[dict-item]
     first = execute(write_run(tmp_path, tiny_model, stages=("sft", "reward", "ppo"), settings=settings))
     again = execute(tmp_path)
     assert first["sft"]
@@ -282,12 +282,76 @@ def test_a_steps_gradients_are_the_same_in_one_part_and_in_many(
     monkeypatch.setattr(PPO, "improve", compared)
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     write_snapshot(tmp_path / "snapshot.db")
-    ppo = {"updates": 1, "rollouts": 8, "max_tokens": 12, "gradient_norm": None}
+    ppo = {"updates": 1, "value_warmup": 0, "rollouts": 8, "max_tokens": 12, "gradient_norm": None}
     execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": ppo}))
     many, one = gradients
     assert len(many) == len(one) > 0 and any(float(g.abs().max()) > 0 for g in one)
     for parts, whole in zip(many, one, strict=True):
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
+
+
+LIVELY = {
+    **SMALL["ppo"],  # type: ignore[dict-item]
+    "rollouts": 16,
+    "epochs": 2,
+    "learning_rate": 3e-3,
+    "value_learning_rate": 3e-3,
+    "kl_target": 0.01,
+    "kl_stop": 1e4,
+    "max_tokens": 16,
+}
+"""Steps large enough for every bound to matter; all answers that are cut off meet the server's own limit of 16."""
+
+
+def figures_of(tmp_path: Path, model: Path, **ppo: Any) -> list[dict[str, float]]:
+    """The figures of each policy of a short run."""
+    write_snapshot(tmp_path / "snapshot.db")
+    folder = write_run(tmp_path, model, settings={**LENIENT, "ppo": {**LIVELY, **ppo}})
+    config = json.loads((folder / "config.json").read_text())
+    config["serving"]["max_tokens"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    execute(folder)
+    return [line["metrics"] for line in lines(folder) if line["stage"] == "ppo" and line["metrics"]]
+
+
+@pytest.fixture(scope="module")
+def as_it_is(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    return figures_of(tmp_path_factory.mktemp("run"), tiny_model)
+
+
+@pytest.mark.parametrize(
+    "switched",
+    [
+        {"whiten": False},
+        {"clip": None},
+        {"value_clip": None},
+        {"gradient_norm": None},
+        {"adaptive_beta": False},
+        {"beta": 0.0},
+        {"eos_penalty": 0.0},
+        {"value_warmup": 0},
+        {"value_from_reward": False},
+        {"learning_rate_end": 1.0},
+        {"importance_cap": 1.0},
+        {"lam": 0.0},
+    ],
+    ids=lambda switched: str(next(iter(switched))),
+)
+def test_every_part_of_ppo_can_be_switched_and_matters(
+    switched: dict[str, Any], as_it_is: list[dict[str, float]], tiny_model: Path, tmp_path: Path
+) -> None:
+    found = figures_of(tmp_path, tiny_model, **switched)
+    assert found[-1] != as_it_is[-1], "the same seed, so that nothing else differs"
+    assert all(math.isfinite(value) for step in found for value in step.values())
+    assert max(step.get("clipped", 0) for step in as_it_is) > 0
+    if "clip" in switched:
+        assert max(step.get("clipped", 0) for step in found) == 0
+    if "beta" in switched:
+        assert {step["beta"] for step in found if "beta" in step} == {0.0}
+    if "adaptive_beta" in switched:
+        assert len({step["beta"] for step in found if "beta" in step}) == 1 < len({s.get("beta") for s in as_it_is})
+    if "eos_penalty" in switched:
+        assert as_it_is[0]["capped"] > 0
 
 
 def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model: Path, tmp_path: Path) -> None:
