@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from benchmarks.loop import LoopSettings
 from benchmarks.loop_result import ARM_TITLES, TARGETS
 from benchmarks.pictures import curves, decades, even, shares
 from benchmarks.record import ROOT
@@ -107,7 +108,15 @@ def _round_line(result: Result, chain: Result, found: Result) -> list[str]:
 
 
 def _wants(result: Result) -> str:
-    return str(result["settings"]["wants"]) + (" (quick)" if result["settings"]["quick"] else "")
+    settings = result["settings"]
+    longest = "" if settings["max_tokens"] == LoopSettings.max_tokens else f", {settings['max_tokens']} tokens"
+    return str(settings["wants"]) + longest + (" (quick)" if settings["quick"] else "")
+
+
+def _loop_name(result: Result) -> str:
+    settings = result["settings"]
+    longest = "" if settings["max_tokens"] == LoopSettings.max_tokens else f"-{settings['max_tokens']}"
+    return f"loop-{settings['preference']}{longest}"
 
 
 def _rate(found: Result) -> str:
@@ -251,7 +260,7 @@ def made_on(results: Sequence[Result]) -> str:
     lines = []
     for result in results:
         loop = result["name"] == "loop"
-        label = f"loop {result['settings']['preference']}" if loop else result["name"]
+        label = _loop_name(result) if loop else result["name"]
         parts = result["chains"] if loop else result.get("made") or [{**result, "commits": [result["commit"]]}]
         for made in parts:
             machine = made["machine"]
@@ -266,7 +275,7 @@ def loop_picture(results: Sequence[Result]) -> str:
     """Win rates with their intervals as SVG: the mean of all chains, and each control; the dashed line is a coin."""
     judged = []
     for result in results:
-        wants = result["settings"]["wants"]
+        wants = _wants(result)
         judged += [(f"{wants}, {pool['votes']} votes", "real", pool) for pool in result["pools"]]
         judged += [
             (f"{wants}, {found['votes']} votes {ARM_TITLES[chain['arm']]}", chain["arm"], found["contest"])
@@ -311,7 +320,7 @@ def way_picture(result: Result) -> str:
                 points = sorted((max(step["kl"], 0.0) ** 0.5, step[what]) for step in found["way"])
                 if points:
                     lines[f"{name}, {found['votes']} votes"] = points
-    title = f"{result['settings']['wants']}: standard deviations above the base"
+    title = f"{_wants(result)}: standard deviations above the base"
     return curves(title, "root of KL to the base (nats)", lines, x_axis=even, y_axis=even) if lines else ""
 
 
@@ -345,7 +354,7 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
         files[docs / "images" / "loop.svg"] = loop_picture(loops)
     for result in loops:
         if picture := way_picture(result):
-            files[docs / "images" / f"loop-{result['settings']['preference']}-way.svg"] = picture
+            files[docs / "images" / f"{_loop_name(result)}-way.svg"] = picture
     for result in results:
         for name, lines in result.get("curves", {}).items():
             title, across, y_axis = CURVES[name]
