@@ -215,7 +215,9 @@ def main() -> None:
     options = parser.parse_args()
     if not THEIRS.exists():
         raise SystemExit(f"{THEIRS} is missing: `make peers` installs it")
-    made_by = sources("alternatives.py", "loop.py", "peers/trl_dpo.py", "prompts.py", "voters.py")
+    made_by = sources(
+        "alternatives.py", "fluency.py", "loop.py", "loop_result.py", "peers/trl_dpo.py", "prompts.py", "voters.py"
+    )
     work = ROOT / "benchmarks" / "work" / "alternatives" / f"{options.preference}-{options.votes}-{made_by}"
     loop.main(
         [

@@ -55,7 +55,7 @@ def main() -> None:
         usual = usual or judged
         behind, low, high = difference(judged, usual)
         rounds = [found for chain in result["chains"] for found in chain["rounds"]]
-        each = ", ".join("refused" if rate is None else f"{rate:.1%}" for rate in pool["each"])
+        each = ", ".join("as the base" if rate is None else f"{rate:.1%}" for rate in pool["each"])
         rows += [
             Row(f"{name}: win rate over the base ({each})", "share", pool["win_rate"], runs=CHAINS,
                 low=pool["low"], high=pool["high"]),

@@ -168,8 +168,9 @@ def round_result(
         found = complaints(fluency, measure(base, state.nll["0"]))
     holds, why = verdict(arm, votes, run["status"], judged, found)
     ppo, gate = report.get("ppo") or {}, report.get("gate") or {}
-    served = outcomes(preference, list(state.answers(run["serving"]).by_index().values()), base)
-    if found and run["serving"] == version:
+    serves = list(state.answers(run["serving"]).by_index().values())
+    served = outcomes(preference, serves, base)
+    if base and complaints(measure(serves, state.nll[str(run["serving"])]), measure(base, state.nll["0"])):
         served = dict.fromkeys(served)  # text that is no longer text wins nothing
     return {
         "votes": votes,

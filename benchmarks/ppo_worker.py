@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.record import peak_memory
 from serve.policy.base import Backbone, ModelFolder, load_backbone
 from serve.records import Sampling
 from training import ppo as ppo_module
@@ -77,11 +78,6 @@ def open_ppo(settings: dict[str, Any]) -> PPO:
         micro_batch_tokens=MICRO_BATCH,
         seed=0,
     )
-
-
-def peak_memory() -> int:
-    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -49,6 +49,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+
 def commit() -> str:
     """The checkout's commit, with `+` behind it where files differ from it."""
     head = _git("rev-parse", "--short=12", "HEAD") or "unknown"

@@ -109,14 +109,17 @@ def _round_line(result: Result, chain: Result, found: Result) -> list[str]:
 
 def _wants(result: Result) -> str:
     settings = result["settings"]
-    longest = "" if settings["max_tokens"] == LoopSettings.max_tokens else f", {settings['max_tokens']} tokens"
-    return str(settings["wants"]) + longest + (" (quick)" if settings["quick"] else "")
+    return f"{settings['wants']}{_longest(result, ', {} tokens')}" + (" (quick)" if settings["quick"] else "")
 
 
 def _loop_name(result: Result) -> str:
-    settings = result["settings"]
-    longest = "" if settings["max_tokens"] == LoopSettings.max_tokens else f"-{settings['max_tokens']}"
-    return f"loop-{settings['preference']}{longest}"
+    return f"loop-{result['settings']['preference']}{_longest(result, '-{}')}"
+
+
+def _longest(result: Result, template: str) -> str:
+    """The answers' limit, where it is not the usual one."""
+    limit = result["settings"]["max_tokens"]
+    return "" if limit == LoopSettings.max_tokens else template.format(limit)
 
 
 def _rate(found: Result) -> str:
@@ -200,7 +203,7 @@ def _gate_line(finding: Result) -> list[str]:
 def ppo_table(result: Result) -> str:
     """Each contender's speed, memory and phases, and how many times as fast as TRL's it is."""
     head = ("prompt + answer", "who", "episodes/s", "× TRL as shipped", "× TRL, LoRA on its value model", "peak GB",
-            "of TRL's as shipped",            "seconds: generate, score, update")  # fmt: skip
+            "peak over TRL's as shipped", "seconds: generate, score, update")  # fmt: skip
     lines = result["contenders"]
     theirs, peaks = (
         {(line["answer"], line["who"]): line[figure] for line in lines if line["who"].startswith("trl")}

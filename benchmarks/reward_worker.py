@@ -15,17 +15,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.record import peak_memory
 from serve.policy.base import ModelFolder, load_backbone
 from training.config import TrainingConfig
 from training.preferences import Ranked
 from training.reward import fit_reward
 from training.roles import FrozenLayers, lora_shapes
 from training.sequences import Sequences
-
-
-def peak_memory() -> int:
-    """Bytes that this process held at most (`ru_maxrss` would count what its parent did before)."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main(settings: dict[str, Any], out: Path) -> None:

@@ -110,9 +110,9 @@ def test_chance_is_refused_and_says_how_many_votes_are_missing() -> None:
     assert "about 2223 more votes" in (votes_suffice(poor, 500) or ""), "where nine of ten are ties, more are needed"
 
 
-def test_votes_on_one_prompt_are_refused_for_that() -> None:
-    one = {"value": 0.5, "low": 0.0, "high": 1.0, "comparisons": 50, "prompts": 1}
-    assert "on one prompt" in (votes_suffice(one, 50) or "")
+def test_votes_on_few_prompts_are_refused_for_that() -> None:
+    few = {"value": 0.8, "low": 0.3, "high": 1.0, "comparisons": 50, "prompts": 3}
+    assert "on 3 prompts alone" in (votes_suffice(few, 50) or "")
 
 
 def test_fifty_consistent_votes_can_pass() -> None:

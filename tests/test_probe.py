@@ -29,6 +29,19 @@ def test_it_finds_the_minimum_that_gradient_descent_finds() -> None:
     torch.testing.assert_close(fit_head(d, t, c, margins=m, ridge=0.3), w.detach(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("margin", [0.0, 3.0, 10.0])
+def test_wide_margins_on_votes_that_agree_are_met(margin: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    d = torch.randn(150, 40, generator=generator, dtype=torch.float64)
+    d[:, 0] += 1.0
+    d[:30] *= -1.0  # one vote in five is a mistake
+    t, c, m = torch.ones(150).double(), torch.ones(150).double(), torch.full((150,), margin)
+    w = fit_head(d, t, c, margins=m, ridge=1.0).requires_grad_()
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(d @ w - m.double(), t, reduction="none")
+    ((c * losses).sum() + 0.5 * (w**2).sum()).backward()
+    assert w.grad is not None and w.grad.abs().max() < 1e-4, "at the minimum the gradient vanishes"
+
+
 def test_with_more_features_than_pairs_it_finds_the_same_minimum() -> None:
     """Features that are always zero change nothing, but make it solve for pairs instead of features."""
     generator = torch.Generator().manual_seed(2)

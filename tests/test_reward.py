@@ -89,7 +89,7 @@ def test_the_loss_by_hand() -> None:
         torch.tensor([0.0, 0.0]),
         torch.tensor([1.0, 0.5]),
         torch.tensor([1.0, 3.0]),
-        torch.tensor([0.5, 0.5]),
+        torch.tensor([0.5, 0.0]),
     )
     expected = (1.0 * math.log(1 + math.exp(-0.5)) + 3.0 * math.log(2)) / 4
     assert loss.item() == pytest.approx(expected)
@@ -103,6 +103,8 @@ def test_the_loss_by_hand() -> None:
         (range(60), range(40), 60),  # each on a prompt of its own: Wilson's interval of 40 of 60
         ([0] * 20 + [1] * 20 + [2] * 20, range(40), 3),  # 20 on each of three, right or wrong together
         ([0] * 20 + [1] * 20 + [2] * 20, range(60), 3),
+        ([0, 1, 2] * 20, range(50), 3),  # three prompts cannot tell that votes on one go together
+        ([0, 1, 2, 3, 4, 5] * 10, range(50), 60),
     ],
 )
 def test_votes_on_one_prompt_do_not_count_as_independent(

@@ -349,7 +349,8 @@ def test_every_part_of_ppo_can_be_switched_and_matters(
     if "beta" in switched:
         assert {step["beta"] for step in found if "beta" in step} == {0.0}
     if "adaptive_beta" in switched:
-        assert len({step["beta"] for step in found if "beta" in step}) == 1 < len({s.get("beta") for s in as_it_is})
+        betas = [{step["beta"] for step in steps if "beta" in step} for steps in (found, as_it_is)]
+        assert len(betas[0]) == 1 < len(betas[1])
     if "eos_penalty" in switched:
         assert as_it_is[0]["capped"] > 0
 

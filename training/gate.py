@@ -26,6 +26,8 @@ REFUSAL = re.compile(
 
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Signs of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+FEW_PROMPTS = 6
+"""With votes on fewer prompts, a reward model that knows nothing is often right on all of them by luck."""
 UNABLE = "the engine can answer with its parent, but not with it: its weights are broken"
 
 
@@ -46,17 +48,19 @@ def votes_suffice(accuracy: dict[str, float], rankings: int) -> str | None:
     """Check 1: None, or the sentence that refuses. `accuracy` is what `reward.accuracy_of` gives, of so many votes."""
     if accuracy["low"] > 0.5:
         return None
-    if accuracy.get("prompts") == 1:
-        return "all votes that prefer an answer are on one prompt, so that none can be held out: vote on others, too"
+    if 0 < accuracy.get("prompts", FEW_PROMPTS) < FEW_PROMPTS:
+        return (
+            f"the votes that prefer an answer are on {accuracy['prompts']:.0f} prompts alone, too few to hold some out "
+            f"and judge by them: vote on others, too, {FEW_PROMPTS} at the least"
+        )
     lead = accuracy["value"] - 0.5
     if lead < 0.02:
         return (
             f"the reward model cannot yet tell chosen from rejected answers ({accuracy['value']:.0%} of "
             f"{accuracy['comparisons']:.0f} unseen comparisons): about {max(50, rankings)} more votes, or clearer ones"
         )
-    times = (
-        (accuracy["value"] - accuracy["low"]) / lead
-    ) ** 2  # so many times the votes: the interval ends at one half
+    # The interval narrows with the root of the votes: with so many times as many it would end at one half
+    times = ((accuracy["value"] - accuracy["low"]) / lead) ** 2
     missing = max(10, math.ceil(rankings * (times - 1)))
     return (
         f"the reward model is right on {accuracy['value']:.0%} of {accuracy['comparisons']:.0f} unseen comparisons, "

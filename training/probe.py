@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NEWTON_STEPS = 25
+NEWTON_STEPS, MOST_HALVINGS = 25, 30
 MOST_DIRECTIONS = 1024
 
 
@@ -23,20 +23,29 @@ def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, margins: 
     few = len(d) <= d.shape[1]
     kernel = d @ d.T if few else torch.empty(0)  # (N, N)
     logits, head = torch.zeros_like(t), d.new_zeros(d.shape[1])
+
+    def loss(logits: Tensor, head: Tensor) -> Tensor:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits - m, t, reduction="none")
+        return (c * losses).sum() + ridge / 2 * head @ head
+
     for _ in range(NEWTON_STEPS):
         p = torch.sigmoid(logits - m)
         curvature = (c * p * (1 - p)).clamp(min=1e-9)
         pull = logits - c * (p - t) / curvature
         if few:
-            head = d.T @ torch.linalg.solve(kernel + ridge * torch.diag(1 / curvature), pull)
+            found = d.T @ torch.linalg.solve(kernel + ridge * torch.diag(1 / curvature), pull)
         else:
             squares = (d * curvature[:, None]).T @ d  # (F, F)
             squares.diagonal().add_(ridge)
-            head = torch.linalg.solve(squares, d.T @ (curvature * pull))
-        updated = d @ head
-        if torch.allclose(updated, logits, atol=1e-7):
+            found = torch.linalg.solve(squares, d.T @ (curvature * pull))
+        updated, before = d @ found, loss(logits, head)
+        for _ in range(MOST_HALVINGS):  # far from the minimum, under wide margins, a whole step leads astray
+            if loss(updated, found) <= before:
+                break
+            updated, found = (updated + logits) / 2, (found + head) / 2
+        moved, logits, head = not torch.allclose(updated, logits, atol=1e-7), updated, found
+        if not moved:
             break
-        logits = updated
     return head
 
 

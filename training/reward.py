@@ -25,6 +25,7 @@ from serve.feedback.statistics import wilson
 from serve.policy.adapters import sync
 from serve.policy.base import Backbone
 from training.config import RewardConfig
+from training.gate import FEW_PROMPTS
 from training.parallel import in_parallel, set_gradients
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
 from training.probe import fit_head, known_directions, log_loss
@@ -68,7 +69,7 @@ class Pairs:
     prompt: Tensor
     """(N,) which prompt."""
     margin: Tensor
-    """(N,) by how much the better one's score must be higher."""
+    """(N,) by how much the better one's score must be higher; 0 for a tie."""
     voter: Tensor
     """(N,) the number of who voted."""
     side: Tensor
@@ -247,9 +248,9 @@ def accuracy_folds(pairs: int, config: RewardConfig) -> int:
 def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Tensor, margin: Tensor) -> Tensor:
     """Weighted mean of −[t log σ(Δ − m) + (1 − t) log σ(m − Δ)] with Δ = better − worse; all (N,) → a scalar.
 
-    Ties (t = ½) take no margin, so their loss is least at Δ = 0. (Touvron et al. 2023, eq. 2, for the margin.)
+    (Touvron et al. 2023, eq. 2, for the margin.)
     """
-    logits = better - worse - torch.where(target == 0.5, 0.0, margin)
+    logits = better - worse - margin
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (losses * weight).sum() / weight.sum()
 
@@ -384,7 +385,7 @@ def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> d
     interval.
 
     Votes on one prompt tend to be right or wrong together: the interval is Wilson's for as many independent ones as
-    would vary as much (the design effect: Kish 1965).
+    would vary as much (the design effect: Kish 1965), which a few prompts cannot tell: they count as one vote each.
     """
     strict = pairs.target == 1.0
     if chosen is not None:
@@ -397,7 +398,10 @@ def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> d
     share = float(right.sum()) / total if total else 0.5
     together = float((rights - share * totals).square().sum())
     alone = total * share * (1 - share)
-    independent = total / max(1.0, together / alone) if alone else float(len(prompts))
+    if alone and len(prompts) >= FEW_PROMPTS:
+        independent = total / max(1.0, together / alone)
+    else:
+        independent = min(total, float(len(prompts)))
     interval = wilson(share * independent, independent)
     return {
         "value": share,
