@@ -126,6 +126,12 @@ class Chain:
         }
 
 
+def as_the_run_does(chain: Chain, work: Path) -> dict[str, Any]:
+    """The version that the chain's run made, by PPO."""
+    answers = Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
+    return {**chain.judged(list(answers)), "seconds": chain.seconds}
+
+
 def best_of_4(chain: Chain, work: Path) -> dict[str, Any]:
     """The best of the base's answers, by the run's reward model."""
     fitted = RewardFit.load(chain.run_folder / "reward", chain.backbone, chain.scorer_shape)
@@ -229,14 +235,12 @@ def main() -> None:
     if chain.run["version"] is None:
         raise SystemExit("the run made no version: there is nothing to compare with")
     ways: dict[str, Callable[[Chain, Path], dict[str, Any]]] = {
+        f"PPO, as the run does it ({chain.run['status']})": as_the_run_does,
         "best of 4 by the reward model": best_of_4,
         "SFT on the chosen answers": sft_on_chosen,
         **{f"TRL's DPO, learning rate {rate:g}": dpo(rate) for rate in DPO_RATES},
     }
-    version = list(Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values())
-    ours = {**chain.judged(version), "seconds": chain.seconds}
-    ours.pop("answers")
-    found = {f"PPO, as the run does it ({chain.run['status']})": ours}
+    found: dict[str, dict[str, Any]] = {}
     for number, (way, function) in enumerate(ways.items()):
         file = work / f"{number}.json"
         if not file.is_file():

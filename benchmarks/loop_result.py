@@ -160,18 +160,20 @@ def round_result(
 ) -> dict[str, Any]:
     """One round: its run, its version against the base, its text, and the way there."""
     version, report = run["version"], run["report"] or {}
-    judged, fluency, found = None, None, []
+    judged: Contest | None = None
+    fluency: Fluency | None = None
+    found: list[str] = []
     if version is not None:
-        ours = list(state.answers(version).by_index().values())
+        ours, fluency, found = _text_of(version, state, base)
         judged = contest(outcomes(preference, ours, base))
-        fluency = measure(ours, state.nll[str(version)])
-        found = complaints(fluency, measure(base, state.nll["0"]))
     holds, why = verdict(arm, votes, run["status"], judged, found)
     ppo, gate = report.get("ppo") or {}, report.get("gate") or {}
-    serves = list(state.answers(run["serving"]).by_index().values())
-    served = outcomes(preference, serves, base)
-    if base and complaints(measure(serves, state.nll[str(run["serving"])]), measure(base, state.nll["0"])):
-        served = dict.fromkeys(served)  # text that is no longer text wins nothing
+    standing: Outcomes = {}
+    if base:
+        serving, _, spoiled = _text_of(run["serving"], state, base)
+        standing = outcomes(preference, serving, base)
+        if spoiled:
+            standing = dict.fromkeys(standing)  # text that is no longer text wins nothing
     return {
         "votes": votes,
         "run": run["id"],
@@ -190,9 +192,18 @@ def round_result(
         "max_tokens": ppo.get("max_tokens"),
         "updates": ppo.get("updates"),
         "seconds": round(state.seconds[f"run at {votes} votes"], 1),
-        "served": letters(served),
+        "served": letters(standing),
         "way": way(state.folder / "data" / "runs" / f"{run['id']:04d}", preference, base),
     }
+
+
+def _text_of(
+    version: int, state: ArmState, base: Sequence[SavedAnswer]
+) -> tuple[list[SavedAnswer], Fluency, list[str]]:
+    """A version's held-out answers, their figures, and why a win rate of them would not count."""
+    answers = list(state.answers(version).by_index().values())
+    fluency = measure(answers, state.nll[str(version)])
+    return answers, fluency, complaints(fluency, measure(base, state.nll["0"]))
 
 
 def way(folder: Path, preference: Preference, base: Sequence[SavedAnswer]) -> list[dict[str, float]]:

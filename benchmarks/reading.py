@@ -20,7 +20,7 @@ class Answers:
     def __init__(self, frozen: FrozenLayers, scorer: Scorer, micro_batch_tokens: int) -> None:
         self._frozen, self._scorer, self._tokens = frozen, scorer, micro_batch_tokens
         self._row: dict[tuple[Tokens, Tokens], int] = {}
-        self._read: list[Summaries] = []
+        self._read: Summaries | None = None
 
     def summaries(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Summaries:
         """Of these answers, in order."""
@@ -30,5 +30,6 @@ class Answers:
             self._row |= {key: len(self._row) + number for number, key in enumerate(new)}
             sequences = Sequences.of(*zip(*new, strict=True))
             read = self._scorer.summarise(self._frozen, sequences, self._tokens)
-            self._read = [Summaries.cat([*self._read, read])]
-        return self._read[0].take(torch.tensor([self._row[key] for key in keys]))
+            self._read = Summaries.cat([self._read, read]) if self._read else read
+        assert self._read is not None, "no answers were ever asked for"
+        return self._read.take(torch.tensor([self._row[key] for key in keys]))

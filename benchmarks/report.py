@@ -205,18 +205,11 @@ def ppo_table(result: Result) -> str:
     head = ("prompt + answer", "who", "episodes/s", "× TRL as shipped", "× TRL, LoRA on its value model", "peak GB",
             "peak over TRL's as shipped", "seconds: generate, score, update")  # fmt: skip
     lines = result["contenders"]
-    theirs, peaks = (
-        {(line["answer"], line["who"]): line[figure] for line in lines if line["who"].startswith("trl")}
-        for figure in ("speed", "peak")
-    )
+    peers = {(line["answer"], line["who"]): line for line in lines if line["who"].startswith("trl")}
 
-    def times(line: Result, who: str) -> str:
-        speed = theirs.get((line["answer"], who))
-        return "–" if speed is None or line["who"].startswith("trl") else f"**{line['speed'] / speed:.2f}**"
-
-    def share(line: Result) -> str:
-        peak = peaks.get((line["answer"], "trl as shipped"))
-        return "–" if peak is None or line["who"].startswith("trl") else f"**{line['peak'] / peak:.2f}**"
+    def over(line: Result, who: str, figure: str) -> str:
+        peer = peers.get((line["answer"], who))
+        return "–" if peer is None or line["who"].startswith("trl") else f"**{line[figure] / peer[figure]:.2f}**"
 
     return table(
         head,
@@ -225,10 +218,10 @@ def ppo_table(result: Result) -> str:
                 f"{line['prompt']} + {line['answer']} tokens",
                 line["who"].replace("trl", "TRL,") if line["who"].startswith("trl") else f"ours, {line['who']}",
                 f"{line['speed']:.2f}",
-                times(line, "trl as shipped"),
-                times(line, "trl LoRA on its value model"),
+                over(line, "trl as shipped", "speed"),
+                over(line, "trl LoRA on its value model", "speed"),
                 f"{line['peak']:.2f}",
-                share(line),
+                over(line, "trl as shipped", "peak"),
                 ", ".join(f"{line[phase]:.2f}" for phase in ("generate", "score", "update")),
             )
             for line in lines

@@ -82,36 +82,37 @@ class Folds:
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._lines = Lines(kept)
         self._sitting = secrets.token_hex(4)
+        self._made_by = {
+            "ours": sources("reward.py", "reward_worker.py", packages=["training"]),
+            "trl": sources("peers/trl_reward_fit.py", packages=[]),
+        }
         self._shared = {
             "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "threads": threads, "dtype": dtype,
         }  # fmt: skip
 
-    def ours(self, fold: int, *, anew: bool = False) -> Fit:
-        """Our fit without a fold."""
-        return self._fit(self._ours(fold), fold, [sys.executable, "-m", "benchmarks.reward_worker"], {}, anew=anew)
+    def ours(self, fold: int, **wanted: str) -> Fit:
+        """Our fit without a fold, perhaps of a certain sitting."""
+        key = {**self._key("ours", f"ours-{fold}"), **wanted}
+        return self._fit(key, fold, [sys.executable, "-m", "benchmarks.reward_worker"], {})
 
     def theirs(self, fold: int, learning_rate: float) -> Fit:
         """TRL's; if it is made now, ours is too, so that their speeds are of one sitting."""
-        worker = ROOT / "benchmarks" / "peers" / "trl_reward_fit.py"
-        made_by = hashlib.sha256(worker.read_bytes()).hexdigest()[:12]
-        key = {"asked": self._asked, "name": f"trl-{learning_rate:g}-{fold}", "made_by": made_by}
-        if self._made(key) is None and self._made({**self._ours(fold), "sitting": self._sitting}) is None:
-            self.ours(fold, anew=True)
-        return self._fit(key, fold, [str(THEIRS), str(worker)], {"learning_rate": learning_rate})
+        key = self._key("trl", f"trl-{learning_rate:g}-{fold}")
+        if self._made(key) is None:
+            self.ours(fold, sitting=self._sitting)
+        command = [str(THEIRS), str(ROOT / "benchmarks" / "peers" / "trl_reward_fit.py")]
+        return self._fit(key, fold, command, {"learning_rate": learning_rate})
 
-    def _ours(self, fold: int) -> dict[str, Any]:
-        """What tells our fit without a fold from all others."""
-        made_by = sources("reward.py", "reward_worker.py", packages=["training"])
-        return {"asked": self._asked, "name": f"ours-{fold}", "made_by": made_by}
+    def _key(self, who: str, name: str) -> dict[str, Any]:
+        """What tells a fit from all others."""
+        return {"asked": self._asked, "name": name, "made_by": self._made_by[who]}
 
     def _made(self, key: Mapping[str, Any]) -> Fit | None:
         """The latest such fit."""
         return next((line for line in reversed(self._lines.rows) if key.items() <= line.items()), None)
 
-    def _fit(
-        self, key: Mapping[str, Any], fold: int, command: list[str], own: Mapping[str, Any], *, anew: bool = False
-    ) -> Fit:
-        fit, name = None if anew else self._made(key), key["name"]
+    def _fit(self, key: Mapping[str, Any], fold: int, command: list[str], own: Mapping[str, Any]) -> Fit:
+        fit, name = self._made(key), key["name"]
         if fit is None:
             if not Path(command[0]).exists():
                 raise SystemExit(f"{name} is still to be made, and {command[0]} is missing: `make peers` installs it")

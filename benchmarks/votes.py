@@ -36,7 +36,7 @@ from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import TrainingConfig
 from training.preferences import Ranked, folds_by_prompt
-from training.reward import Pairs, accuracy_folds, accuracy_of, fit_folds, fit_head_of, known_of
+from training.reward import Pairs, accuracy_folds, accuracy_of, fit_folds, fit_head_of, known_of, ranked_answers
 from training.roles import FrozenLayers, lora_shapes
 from training.rollouts import Rollout, open_engine, sample
 from training.scorer import Scorer, doubt
@@ -115,9 +115,7 @@ class Study:
 
     def _standardise(self, rankings: Sequence[Ranked]) -> tuple[Tensor, Pairs]:
         """What the scorer reads of ranked answers, brought to one scale by them, and the votes."""
-        prompts = [r.prompt_ids for r in rankings for _ in r.answers]
-        answers = [answer for r in rankings for answer in r.answers]
-        features = self._scorer.standardise(self._answers.summaries(prompts, answers))
+        features = self._scorer.standardise(self._answers.summaries(*ranked_answers(rankings)))
         return features, Pairs.of(rankings, self._config.max_voter_share)
 
     def _pool(self, preference: Preference) -> tuple[list[Asked], list[Asked]]:

@@ -13,7 +13,7 @@ from serve.policy.base import load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
 from training.preferences import read_snapshot
-from training.reward import Pairs, fit_head_of, fit_reward, known_of, ranked_sequences
+from training.reward import Pairs, fit_head_of, fit_reward, known_of, ranked_answers, ranked_sequences
 from training.roles import FrozenLayers, LoraShape
 from training.scorer import Scorer, doubt
 
@@ -37,8 +37,7 @@ def test_the_study_of_votes_reads_answers_and_fits_heads_as_a_run_does(tiny_mode
 
     scorer = Scorer(backbone, shape, seed=0)
     answers = Answers(frozen, scorer, 128)
-    prompts = [r.prompt_ids for r in rankings for _ in r.answers]
-    texts = [answer for r in rankings for answer in r.answers]
+    prompts, texts = ranked_answers(rankings)
     answers.summaries(prompts[5:9], texts[5:9])  # read before: must be found again
     features = scorer.standardise(answers.summaries(prompts, texts))
     pairs = Pairs.of(rankings, config.max_voter_share)

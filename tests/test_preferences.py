@@ -62,7 +62,7 @@ def test_the_demonstrations_hash_changes_with_them_and_not_with_their_order(tmp_
         ((90, 10), 0.5, (90, 10)),  # two voters: nobody is bounded
         ((80, 10, 10), 0.5, (50, 25, 25)),
         ((60, 30, 5, 5), 0.4, (40, 40, 10, 10)),  # once the first is bounded, the second is too large
-        ((60, 30, 30), 0.2, (40, 40, 40)),  # a third each is the least there is
+        ((50, 30, 20), 0.2, (100 / 3, 100 / 3, 100 / 3)),  # a third each is the least there is
         ((300, 1, 1), 0.5, (151, 75.5, 75.5)),  # two who voted once do not undo what three hundred votes told
         ((10, 10, 10), 0.5, (10, 10, 10)),
     ],

@@ -43,8 +43,9 @@ def fit_head(differences: Tensor, targets: Tensor, weights: Tensor, *, margins: 
             if loss(updated, found) <= before:
                 break
             updated, found = (updated + logits) / 2, (found + head) / 2
-        moved, logits, head = not torch.allclose(updated, logits, atol=1e-7), updated, found
-        if not moved:
+        settled = torch.allclose(updated, logits, atol=1e-7)
+        logits, head = updated, found
+        if settled:
             break
     return head
 

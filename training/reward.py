@@ -150,9 +150,14 @@ class RewardFit:
         return cls(scorer, Judges(heads, untrained), json.loads((folder / REPORT_FILE).read_text()))
 
 
+def ranked_answers(rankings: Sequence[Ranked]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Token ids of all ranked answers' prompts, and of the answers, in order."""
+    return [r.prompt_ids for r in rankings for _ in r.answers], [a for r in rankings for a in r.answers]
+
+
 def ranked_sequences(rankings: Sequence[Ranked]) -> Sequences:
     """All ranked answers with their prompts, in order."""
-    return Sequences.of([r.prompt_ids for r in rankings for _ in r.answers], [a for r in rankings for a in r.answers])
+    return Sequences.of(*ranked_answers(rankings))
 
 
 def fit_reward(
