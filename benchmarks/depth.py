@@ -53,13 +53,14 @@ def main() -> None:
         made += result["chains"]
         judged = served(result["chains"], VOTES)
         usual = usual or judged
-        behind, low, high = difference(judged, usual)
         rounds = [found for chain in result["chains"] for found in chain["rounds"]]
         each = ", ".join("as the base" if rate is None else f"{rate:.1%}" for rate in pool["each"])
+        rows.append(Row(f"{name}: win rate over the base ({each})", "share", pool["win_rate"], runs=CHAINS,
+                        low=pool["low"], high=pool["high"]))  # fmt: skip
+        if judged is not usual:
+            ahead, low, high = difference(judged, usual)
+            rows.append(Row(f"{name}: win rate less the first row's", "share", ahead, runs=CHAINS, low=low, high=high))
         rows += [
-            Row(f"{name}: win rate over the base ({each})", "share", pool["win_rate"], runs=CHAINS,
-                low=pool["low"], high=pool["high"]),
-            Row(f"{name}: win rate less the first row's", "share", behind, runs=CHAINS, low=low, high=high),
             Row(f"{name}: accuracy of its reward models", "share",
                 statistics.fmean(found["reward_accuracy"]["value"] for found in rounds), runs=CHAINS),
             Row(f"{name}: a run", "min", statistics.median(found["seconds"] for found in rounds) / 60, runs=CHAINS),

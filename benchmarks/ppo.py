@@ -9,7 +9,8 @@ Both take the same weights, prompts of the same length, answers of the same leng
 minibatches, threads and precision. TRL trains a LoRA of rank 16 on all layers of the policy; its value and reward
 models are whole models, as it ships; also with a LoRA on its value model. Ours carries LoRA of the same rank on the
 upper third, the value model's as deep as the policy's; also as runs are set by default (value LoRA on two layers), and
-with LoRA on all layers. Rewards are of random models: they cost what others do.
+with LoRA on all layers. Rewards are of random models: they cost what others do. Those who are compared take turns; what
+they found at one length, or one point of a curve, is a line of the file beside the result and is not measured again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT, Row, document, write_json
+from benchmarks.cells import Cells
+from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.serving import Contender
 from serve.policy.base import ModelFolder, resolve_model
@@ -63,6 +65,7 @@ class Measured:
     seconds: dict[str, list[float]]
     """By phase."""
     peak: float
+    """Bytes."""
 
     @property
     def whole(self) -> list[float]:
@@ -132,6 +135,24 @@ def measure(found: Mapping[str, Contender], runs: int) -> dict[str, Measured]:
     return measured
 
 
+def kept(
+    cells: Cells,
+    case: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    chosen: Mapping[str, tuple[list[str], dict[str, Any]]],
+    runs: int,
+) -> dict[str, Measured]:
+    """What the contenders needed, measured now or before."""
+
+    def make() -> dict[str, Any]:
+        with contenders(settings, chosen) as found:
+            return {who: vars(measured) for who, measured in measure(found, runs).items()}
+
+    asked = {name: settings[name] for name in ("dtype", "threads", "tokens", "episodes", "epochs", "minibatches")}
+    found = cells.found({**case, **asked, "runs": runs, "who": list(chosen)}, make)
+    return {who: Measured(**measured) for who, measured in found.items()}
+
+
 def rows_of(measured: Mapping[str, Measured], label: str) -> list[Row]:
     """Every one of ours beside every one of theirs, and the phases."""
     rows = []
@@ -171,7 +192,7 @@ def contenders_of(measured: Mapping[str, Measured], prompt: int, answer: int) ->
     ]  # fmt: skip
 
 
-def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]:
+def curves(cells: Cells, model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]:
     """How our cost grows with answers, batches and the model; passes and value model as runs have them by default."""
     rows, usual = [], PPOConfig()
     chosen = {DEFAULT: ([*OUR_WORKER], OURS[DEFAULT])}
@@ -187,8 +208,7 @@ def curves(model: ModelFolder, runs: int, threads: int, dtype: str) -> list[Row]
                 pass
         for label, which, answer, episodes in cases:
             settings = settings_of(which, 32, answer, episodes, threads, dtype, usual.epochs, usual.minibatches)
-            with contenders(settings, chosen) as found:
-                measured = measure(found, runs)[DEFAULT]
+            measured = kept(cells, {"case": label}, settings, chosen, runs)[DEFAULT]
             seconds = [whole / episodes for whole in measured.whole]
             rows.append(Row(f"seconds an episode, {label}", "s", statistics.median(seconds), runs=runs,
                             low=min(seconds), high=max(seconds)))  # fmt: skip
@@ -227,12 +247,13 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     if options.json and not options.curves and not THEIR_PYTHON.exists():
         raise SystemExit(f"{THEIR_PYTHON} is missing: `make peers` installs it")
+    name = "ppo-curves" if options.curves else "ppo"
+    cells = Cells(name, options.json, sources("ppo.py", "ppo_worker.py", "peers/trl_ppo_speed.py"))
     if options.curves:
-        rows = curves(model, runs, options.threads, options.dtype)
+        rows = curves(cells, model, runs, options.threads, options.dtype)
     for prompt, answer in () if options.curves else LENGTHS[:1] if options.quick else LENGTHS:
         shared = settings_of(model, prompt, answer, EPISODES, options.threads, options.dtype)
-        with contenders(shared, commands()) as found:
-            measured = measure(found, runs)
+        measured = kept(cells, {"prompt": prompt}, shared, commands(), runs)
         rows += rows_of(measured, f"{prompt}+{answer} tokens")
         lines += contenders_of(measured, prompt, answer)
     print(*rows, sep="\n")
@@ -241,10 +262,10 @@ def main() -> None:
         if options.curves:
             usual = PPOConfig()
             settings |= {"episodes": CURVE_EPISODES, "epochs": usual.epochs, "minibatches": usual.minibatches}
-            write_json(options.json, document("ppo-curves", settings, rows))
         else:
             settings |= {"episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES}
-            write_json(options.json, document("ppo", settings, rows, contenders=lines))
+        details = {} if options.curves else {"contenders": lines}
+        write_json(options.json, document(name, settings, rows, made=cells.made, **details))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.loop_state import Lines, Progress
+from benchmarks.cells import Cells
+from benchmarks.loop_state import Progress
 from benchmarks.probe import Probe, right
 from benchmarks.reading import Answers
-from benchmarks.record import ROOT, Row, commit, document, machine, sources, write_json
+from benchmarks.record import Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.voters import PREFERENCES, VOTERS, Preference, ballot, winner
 from serve.engine.local import LocalEngine
@@ -279,22 +280,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    file = (options.json or ROOT / "benchmarks" / "work" / "votes.json").with_suffix(".cells.jsonl")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = Lines(file)
     made_by = sources("votes.py", "reading.py", "probe.py", "voters.py", "prompts.py", packages=["training"])
-    saved = {Cell(**row["cell"]): row["found"] for row in lines.rows if row["made_by"] == made_by}
+    cells = Cells("votes", options.json, made_by)
     shown, votes, seeds = (SHOWN[:1], VOTES[:1], 1) if options.quick else (SHOWN, VOTES, options.seeds)
     study, progress = Study(options.threads), Progress()
     done: dict[Cell, dict[str, float]] = {}
     for asked in itertools.product(shown, WAYS, votes, range(seeds)):
         cell = Cell(*asked)
-        if cell in saved:
-            done[cell] = saved[cell]
-        else:
-            done[cell] = study.accuracy(cell)
-            made = {"made_by": made_by, "commit": commit(), "machine": machine()}
-            lines.add({**made, "cell": vars(cell), "found": done[cell]})
+        done[cell] = cells.found(vars(cell), lambda cell=cell: study.accuracy(cell))  # type: ignore[misc]
         progress.line(f"{cell}: {json.dumps(done[cell])}")
     rows = rows_of(done)
     print(*rows, sep="\n")
@@ -305,11 +298,8 @@ def main() -> None:
             "voters": [vars(v) for v in VOTERS],
             "tokens": 64,
         }
-        made_on = [
-            {"machine": row["machine"], "commits": [row["commit"]]} for row in lines.rows if row["made_by"] == made_by
-        ]
         curves = {"accuracy": curves_of(done)}
-        result = document("votes", settings, rows, means=means_of(done), curves=curves, made=made_on)
+        result = document("votes", settings, rows, means=means_of(done), curves=curves, made=cells.made)
         write_json(options.json, result)
 
 
