@@ -13,7 +13,7 @@ from benchmarks.cells import Cells
 
 def test_a_cell_is_made_once_for_the_same_code(tmp_path: Path) -> None:
     def value_of(made_by: str, cell: dict[str, Any], value: int) -> int:
-        return Cells("grid", tmp_path / "grid.json", made_by).found(cell, lambda: {"value": value})["value"]
+        return int(Cells("grid", tmp_path / "grid.json", made_by).found(cell, lambda: {"value": value})["value"])
 
     assert value_of("a", {"votes": 100}, 1) == 1
     assert value_of("a", {"votes": 100}, 2) == 1, "the same cell, in another process"
