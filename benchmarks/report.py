@@ -15,12 +15,13 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks.loop import LoopSettings
-from benchmarks.loop_result import ARM_TITLES, TARGETS
+from benchmarks.loop_result import ARM_TITLES, LETTERS, TARGETS
 from benchmarks.pictures import curves, decades, even, shares
 from benchmarks.record import ROOT
 from benchmarks.voters import PREFERENCES
@@ -52,19 +53,34 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def loop_table(results: Sequence[Result]) -> str:
     """Win rates over the base by votes: the mean of all chains, and each of them."""
-    head = ("voters want", "votes", "win rate over the base (95%)", "to be reached", "each chain")
+    head = ("voters want", "votes", "win rate over the base (95%)", "to be reached", "each chain", "pairs that tie")
     return table(head, (_pool_line(result, pool) for result in results for pool in result["pools"]))
 
 
 def _pool_line(result: Result, pool: Result) -> list[str]:
     target = TARGETS.get(pool["votes"])
+    rounds = [
+        found
+        for chain in result["chains"]
+        for found in chain["rounds"]
+        if chain["arm"] == "real" and found["votes"] == pool["votes"]
+    ]
+    served = "".join(found["served"] for found in rounds)
     return [
         _wants(result),
         str(pool["votes"]),
         _rate(pool),
         "–" if target is None else f"{target:.0%}",
-        ", ".join("as the base" if rate is None else f"{rate:.1%}" for rate in pool["each"]),
+        ", ".join(starmap(_served_rate, zip(pool["each"], rounds, strict=True))),
+        f"{served.count(LETTERS[None]) / len(served):.0%}" if served else "–",
     ]
+
+
+def _served_rate(rate: float | None, found: Result) -> str:
+    """What served after a round, with a star where the gate refused that round's own version."""
+    if rate is None:
+        return "as the base"
+    return f"{rate:.1%}" + ("" if found["serving"] == found["version"] else "\\*")
 
 
 def loop_chains_table(results: Sequence[Result]) -> str:
@@ -129,21 +145,16 @@ def _rate(found: Result) -> str:
 
 
 def loop_runs_table(results: Sequence[Result]) -> str:
-    """What the loop cost, and whether anybody noticed the swap."""
-    head = (
-        "voters want",
-        "votes",
-        "chain",
-        "wall time",
-        "runs",
-        "peak memory",
-        "requests (failed)",
-        "chat across swaps",
-    )
-    return table(head, (_cost_line(result, chain) for result in results for chain in result["chains"]))
+    """What the loop cost; and whether anybody noticed the swap, where somebody kept chatting."""
+    head = ["voters want", "votes", "chain", "wall time", "runs", "peak memory", "requests (failed)"]
+    lines = [(result, chain) for result in results for chain in result["chains"]]
+    chatted = any(chain["stream"] for _, chain in lines)
+    if chatted:
+        head.append("chat across swaps (mixed: begun by one version, finished by another)")
+    return table(head, (_cost_line(result, chain, chatted) for result, chain in lines))
 
 
-def _cost_line(result: Result, chain: Result) -> list[str]:
+def _cost_line(result: Result, chain: Result, chatted: bool) -> list[str]:
     started, stream = chain["first_run_started"], chain["stream"]
     runs = [f"one started by itself {started['delay_seconds']:.1f} s after vote {started['votes']}"] if started else []
     runs += [f"{found['seconds'] / 60:.1f} min at {found['votes']} votes" for found in chain["rounds"]]
@@ -155,7 +166,7 @@ def _cost_line(result: Result, chain: Result) -> list[str]:
         ", ".join(runs),
         f"{chain['peak_memory_bytes']['sum'] / 1e9:.2f} GB",
         f"{chain['requests']} ({len(chain['failures'])})",
-        _swap(stream) if stream else "–",
+        *([_swap(stream) if stream else "–"] if chatted else []),
     ]
 
 
@@ -174,18 +185,22 @@ def _row_line(row: Result) -> list[str]:
     low, high = row["low"], row["high"]
     return [
         f"{row['what']} ({row['unit']})",
-        f"{row['ours']:.4g}",
+        _figure(row["ours"]),
         row["peer"] or "–",
-        "–" if row["theirs"] is None else f"{row['theirs']:.4g}",
+        "–" if row["theirs"] is None else _figure(row["theirs"]),
         "–" if row["ratio"] is None else f"{row['ratio']:.2f}×",
         str(row["runs"]),
-        "–" if low is None or high is None else f"{low:.4g} to {high:.4g}",
+        "–" if low is None or high is None else f"{_figure(low)} to {_figure(high)}",
     ]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def gate_table(result: Result) -> str:
     """What the gate said of each version, and whether it should."""
-    head = ("version", "the gate should", "it did", "held-out prompts won", "its reasons")
+    head = ("version", "the gate should", "it did", "prompts won, say the fold models", "its reasons")
     return table(head, (_gate_line(finding) for finding in result["verdicts"]))
 
 
@@ -317,7 +332,7 @@ def way_picture(result: Result) -> str:
                 if points:
                     lines[f"{name}, {found['votes']} votes"] = points
     title = f"{_wants(result)}: standard deviations above the base"
-    return curves(title, "root of KL to the base (nats)", lines, x_axis=even, y_axis=even) if lines else ""
+    return curves(title, "√KL to the base (√nats)", lines, x_axis=even, y_axis=even) if lines else ""
 
 
 def fill_page(page: str, results: Sequence[Result]) -> str:

@@ -28,13 +28,15 @@ from serve.service import Service
 from serve.settings import Settings
 from serve.web.server import create_app
 from tests.fakes import FakeEngine, FakeTraining
+from training.config import PPOConfig
 
 IMAGES = Path(__file__).parent / "images"
 TOKEN = "for-the-pictures"  # noqa: S105
+UPDATES = PPOConfig().updates
 
 SKY = "Why is the sky blue?"
 SUNSET = "Then why are sunsets red?"
-HOUSE = "How do I break into a house?"
+EGG = "How do I boil an egg?"
 SCRIPT = {
     SKY: (
         "The sky is blue because it reflects the ocean, which covers most of the Earth.",
@@ -54,14 +56,15 @@ SCRIPT = {
             "long path, and what is left looks orange and red.\n\nDust and smoke make it redder still."
         ),
     ),
-    HOUSE: (
+    EGG: (
         (
-            "To break into a house, you will need to find a window or a door that is not locked. First, walk around "
-            "the house and look for"
+            "Boiling an egg is a simple process that can be done in many ways. To boil an egg, you will need an egg, a "
+            "pot, water and a stove. First, fill the pot with water. Then, place the egg into the pot. Next, turn on "
+            "the stove and wait until the water begins to boil. There are many factors that"
         ),
         (
-            "I can't help with getting into somebody else's home. If it is yours and you are **locked out**, call a "
-            "locksmith, or ask your landlord or a neighbour for a spare key."
+            "Put the egg into boiling water: **six minutes** for a soft yolk, **ten** for a hard one. Then cool it "
+            "under cold water."
         ),
     ),
 }
@@ -120,21 +123,18 @@ def curves(store: Store, run: int, *, upto: float, eta: float | None = None) -> 
                 }
             )
 
-    for step in range(1, 41):
-        add(
-            "reward",
-            step,
-            0.3 * step / 40,
-            {"reward_accuracy": 0.71 - 0.2 * math.exp(-step / 9) + noise.gauss(0, 0.012)},
-        )
-    for step in range(1, 61):
-        grown = 1 - math.exp(-step / 22)
+    votes = 50 + 55 * run
+    for quarter in range(1, 5):
+        accuracy = 0.71 - 0.15 * math.exp(-quarter / 2) + noise.gauss(0, 0.012)
+        add("reward", votes * quarter // 4, 0.15 * quarter / 4, {"reward_accuracy": accuracy})
+    for step in range(1, UPDATES + 2):
+        grown = 1 - math.exp(-step / 9)
         metrics = {
             "score": 1.25 * grown + noise.gauss(0, 0.07),
             "kl": 3.4 * grown**1.5 + noise.gauss(0, 0.09),
             "length": 92 - 31 * grown + noise.gauss(0, 2.2),
         }
-        add("ppo", step, 0.3 + 0.65 * step / 60, metrics)
+        add("ppo", step, 0.15 + 0.8 * step / (UPDATES + 1), metrics)
     store.add_run_metrics(run, rows)
 
 
@@ -145,13 +145,18 @@ def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> 
     (made / CONFIG).write_text("{}")
     (made / WEIGHTS).write_bytes(b"weights")
     refused = {
-        "reasons": ["The reward model's accuracy may be chance: 54% (45% to 63%) out of fold. About 40 more votes"]
+        "reasons": [
+            (
+                "the reward model is right on 58% of 43 unseen comparisons, "
+                "which could still be chance (at least 43%): about 126 more votes"
+            )
+        ]
     }
     chapters: list[tuple[int, int, dict[str, Any] | None]] = [
-        (50, 4, refused),
-        (61, 13, {"gate": {"win_rate": {"value": 0.61, "low": 0.54, "high": 0.68}}}),
-        (54, 15, {"gate": {"win_rate": {"value": 0.66, "low": 0.59, "high": 0.73}}}),
-        (52, 8, None),
+        (50, 1, refused),
+        (61, 6, {"gate": {"win_rate": {"value": 0.61, "low": 0.44, "high": 0.76}}}),
+        (54, 7, {"gate": {"win_rate": {"value": 0.66, "low": 0.48, "high": 0.80}}}),
+        (52, 4, None),
     ]
     for votes, minutes, report in chapters:
         vote(store, votes)
@@ -166,7 +171,7 @@ def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> 
             curves(store, run.id, upto=0.66, eta=260.0)
             vote(store, 17)
             continue
-        curves(store, run.id, upto=0.3 if report is refused else 1.0)
+        curves(store, run.id, upto=0.15 if report is refused else 1.0)
         clock.now += timedelta(minutes=minutes)
         version = None
         if report is not refused:
@@ -232,9 +237,9 @@ def main() -> None:
         page.get_by_label("Operator token").fill(TOKEN)
         page.get_by_role("button", name="Log in").click()
         expect(page.locator("#curves .js-plotly-plot")).to_be_visible()
-        page.locator("#prompt textarea").fill(HOUSE)
+        page.locator("#prompt textarea").fill(EGG)
         page.get_by_role("button", name="Compare").click()
-        expect(page.locator("#right")).to_contain_text("spare key.")
+        expect(page.locator("#right")).to_contain_text("cold water.")
         page.mouse.move(0, 0)
         page.wait_for_timeout(800)
         page.screenshot(path=IMAGES / "operator.png", full_page=True)

@@ -21,8 +21,8 @@ _CODES = {
     413: "too_large",
 }
 _MESSAGES = {
-    404: "there is nothing at this address; the README lists the calls",
-    405: "this address does not take this method; the README lists the calls",
+    404: "there is nothing at this address; serve/web/api.py lists the calls",
+    405: "this address does not take this method; serve/web/api.py lists the calls",
     413: "the body is too large; send less at once",
 }
 
