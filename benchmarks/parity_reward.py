@@ -4,7 +4,7 @@ TRL takes a few steps with all pairs of a few votes: plain, with margins, and wi
 the first step from the same tokens and weights, the losses from TRL's scores of each step, and the gradients of both.
 
 Not compared, because TRL has no such thing: ties; answers cut off at the limit (it closes each with EOS); the head's
-features besides the last state at the top, and its start in closed form. TRL gets prompts as text, rendered by our
+features besides the last state at the top, and its exact start. TRL gets prompts as text, rendered by our
 template: of messages it would make its own text, with a line break after the answer's EOS, and score that.
 """
 

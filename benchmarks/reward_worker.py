@@ -34,9 +34,10 @@ def main(settings: dict[str, Any], out: Path) -> None:
     )
     policy_shape, shape = lora_shapes(backbone, config)
     frozen = FrozenLayers(backbone, policy_shape.first_layer, shape.first_layer)
+    numbers = {tuple(prompt): number for number, (prompt, _, _) in enumerate(settings["train"])}
     votes = [
         Ranked(
-            prompt_id=number,
+            prompt_id=numbers[tuple(prompt)],
             voter="people",
             prompt_ids=tuple(prompt),
             answers=(tuple(chosen), tuple(rejected)),
@@ -45,7 +46,7 @@ def main(settings: dict[str, Any], out: Path) -> None:
             finish_reasons=("stop", "stop"),
             strength=None,
         )
-        for number, (prompt, chosen, rejected) in enumerate(settings["train"])
+        for prompt, chosen, rejected in settings["train"]
     ]
     start = time.perf_counter()
     fitted = fit_reward(

@@ -91,7 +91,7 @@ class Study:
     def accuracy(self, cell: Cell) -> dict[str, float]:
         """Of one fit, on clean held-out pairs: our reward model's, with caution and without, and the probe's.
 
-        Fitted in closed form as a run does it by default; a test holds that the two agree.
+        Fitted as a run does it by default; a test holds that the two agree.
         """
         preference = PREFERENCES[cell.preference]
         voted, held_out = self._pool(preference)

@@ -100,6 +100,18 @@ def test_a_version_that_never_ends_is_told_from_chance(parent: int, new: int, re
     assert any("run into the limit" in sentence for sentence in verdict["reasons"]) == refused
 
 
+@pytest.mark.parametrize(
+    ("parent", "new", "refused"), [(20, 18, False), (20, 17, True), (17, 15, False), (17, 14, True)]
+)
+def test_two_equal_answers_more_than_its_parents_are_chance(parent: int, new: int, refused: bool) -> None:
+    def answers(like: Answers, distinct: int) -> Answers:
+        rollouts = [rollout(f"{i} is one of them") for i in range(distinct)] + [rollout("0 is one of them")] * 20
+        return dataclasses.replace(like, rollouts=rollouts[:20])
+
+    verdict = judge(answers(HEALTHY, new), answers(PARENT, parent), GateConfig(), compare=True)
+    assert any("across prompts" in sentence for sentence in verdict["reasons"]) == refused
+
+
 def test_a_run_of_sft_alone_is_not_asked_for_a_win_rate() -> None:
     assert judge(dataclasses.replace(HEALTHY, judged=[0.0] * 20), PARENT, GateConfig(), compare=False)["passed"]
 
@@ -113,10 +125,11 @@ def test_chance_is_refused_and_says_how_many_votes_are_missing() -> None:
 def test_votes_on_few_prompts_are_refused_for_that() -> None:
     few = {"value": 0.8, "low": 0.3, "high": 1.0, "comparisons": 50, "prompts": 3}
     assert "on 3 prompts alone" in (votes_suffice(few, 50) or "")
+    assert "on 5 prompts alone" in (votes_suffice({**few, "value": 1.0, "low": 0.57, "prompts": 5}, 50) or "")
 
 
 def test_fifty_consistent_votes_can_pass() -> None:
-    assert votes_suffice({"value": 0.7, "low": 0.56, "high": 0.81, "comparisons": 50}, 50) is None
+    assert votes_suffice({"value": 0.7, "low": 0.56, "high": 0.81, "comparisons": 50, "prompts": 50}, 50) is None
 
 
 def test_repetition_counts_three_token_runs_used_again() -> None:

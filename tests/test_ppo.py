@@ -100,16 +100,41 @@ def test_one_update_of_unlikely_prompts_does_not_keep_a_step_from_being_the_best
     assert ppo.progress.best_update == 3
 
 
-@pytest.mark.parametrize("kl", [99.0, math.nan])
-def test_kl_beyond_the_stop_or_no_number_ends_it_at_once(kl: float) -> None:
-    ppo = Scripted([{}, {"kl": kl, "score": 9.0}, {}], PPOConfig(updates=2, kl_stop=15))
+@pytest.mark.parametrize(
+    ("measured", "why"),
+    [
+        ({"kl": 99.0}, "passed the stop"),
+        ({"kl": math.nan}, "no numbers"),
+        ({"sampler_gap": math.nan}, "no numbers"),
+        ({"sampler_gap": 0.3}, "sampler and trainer differ by 0.3"),
+    ],
+)
+def test_what_cannot_be_trusted_ends_it_at_once_and_is_not_kept(measured: dict[str, float], why: str) -> None:
+    ppo = Scripted([{}, {"score": 9.0, **measured}, {}], PPOConfig(updates=2, kl_stop=15))
     assert len(list(ppo.run())) == 2
-    assert "passed the stop" in (ppo.progress.stopped or "")
+    assert why in (ppo.progress.stopped or "")
+    assert ppo.progress.faults
     assert ppo.progress.best_update == 0
 
 
+def test_a_step_that_the_gate_would_refuse_for_its_kl_is_not_kept() -> None:
+    ppo = Scripted(
+        [{}, {"kl": 12.0, "score": 1.0}, {"kl": 16.0, "score": 2.0}], PPOConfig(updates=2, kl_target=20, kl_stop=50)
+    )
+    list(ppo.run())
+    assert ppo.progress.best_update == 1, "gate.max_kl is 15"
+    assert ppo.progress.faults == ["it moved 16.0 nats an answer from the reference, more than 15"]
+
+
+def test_beta_waits_while_the_policy_stands_still() -> None:
+    ppo = Scripted([{"kl": 0.0}] * 5, PPOConfig(updates=4, value_warmup=3, beta=0.1))
+    betas = [batch.metrics.get("beta") for batch in ppo.run()]
+    assert betas[:4] == [0.1] * 4
+    assert ppo.progress.beta < 0.1
+
+
 def test_beta_rises_while_kl_is_above_its_target() -> None:
-    ppo = Scripted([{"kl": 8.0}] * 4, PPOConfig(updates=3, kl_target=4.0, beta=0.1))
+    ppo = Scripted([{"kl": 8.0}] * 4, PPOConfig(updates=3, value_warmup=0, kl_target=4.0, beta=0.1))
     list(ppo.run())
     assert ppo.progress.beta > 0.5, "where KL is twice its target β doubles within three updates"
 

@@ -23,6 +23,20 @@ def test_progress_covers_the_whole_run_in_the_order_of_its_stages(tmp_path: Path
     assert rows[1]["metrics"] == {"reward_accuracy": 0.7}
 
 
+def test_a_line_torn_by_a_kill_does_not_swallow_the_next(tmp_path: Path) -> None:
+    first = Reporter(tmp_path, ["ppo"])
+    first("ppo", 1, 0.5, {})
+    first.answers(1, ["Why?"], ["So"], [1.0])
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        with (tmp_path / name).open("a") as file:
+            file.write('{"step": 2, "pro')
+    again = Reporter(tmp_path, ["ppo"])
+    again("ppo", 2, 1.0, {})
+    again.answers(2, ["How?"], ["Well"], [2.0])
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()] == [1, 2]
+
+
 def test_answers_of_a_step_are_kept_with_their_scores(tmp_path: Path) -> None:
     report = Reporter(tmp_path, ["ppo"])
     report.answers(1, ["Why?", "How?"], ["“So”", "Well"], [0.123456, -1.0])

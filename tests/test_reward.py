@@ -60,7 +60,8 @@ def test_no_voter_outweighs_the_others_in_a_fit_or_in_a_batch() -> None:
     batch = pairs.where(pairs.ranking >= 4)  # two of the busy voter's, and three more
     pull = batch_pull(batch, 0.4)
     assert pull[batch.voter == 0].sum() / pull.sum() == pytest.approx(0.4)
-    assert torch.equal(batch_pull(pairs.where(pairs.ranking < 7), 0.4), torch.ones(7))  # two voters: as they are
+    two = pairs.where(pairs.ranking < 7)
+    assert torch.equal(batch_pull(two, 0.4), two.pull), "with two voters as in the whole: the busy one stays bounded"
 
 
 def test_what_the_first_place_explains_the_head_need_not() -> None:
@@ -105,10 +106,11 @@ def test_the_loss_by_hand() -> None:
         ([0] * 20 + [1] * 20 + [2] * 20, range(60), 3),
         ([0, 1, 2] * 20, range(50), 3),  # three prompts cannot tell that votes on one go together
         ([0, 1, 2, 3, 4, 5] * 10, range(50), 60),
+        ([0, 1, 2, 3, 4, 5] * 10, [i for i in range(60) if i % 6 < 4], 6 * 50 / 59),  # right on all of four prompts
     ],
 )
 def test_votes_on_one_prompt_do_not_count_as_independent(
-    prompts: Sequence[int], right: Sequence[int], independent: int
+    prompts: Sequence[int], right: Sequence[int], independent: float
 ) -> None:
     pairs = Pairs.of([ranked((0, 1), prompt=prompt) for prompt in prompts], 1.0)
     logits = torch.tensor([1.0 if i in right else -1.0 for i in range(60)])
@@ -131,6 +133,21 @@ def test_calibration_says_what_was_claimed_and_what_came_true() -> None:
         {"said": pytest.approx(0.55), "right": 0.5, "pairs": 4},
         {"said": pytest.approx(0.95), "right": 0.75, "pairs": 4},
     ]
+
+
+def test_calibration_counts_a_comparison_once_and_what_is_not_known_half() -> None:
+    pairs = Pairs.of([ranked((0, 1)), ranked((0, 1, 2), prompt=1)], 1.0)
+    assert calibration(pairs, torch.tensor([1.0, -1.0, -1.0, -1.0]).double()) == [
+        {"said": pytest.approx(0.731, abs=1e-3), "right": pytest.approx(0.5), "pairs": 4}
+    ]
+    assert calibration(pairs, torch.zeros(4).double()) == [{"said": 0.5, "right": pytest.approx(0.5), "pairs": 4}]
+
+
+def test_epochs_are_not_asked_for_what_the_place_explains() -> None:
+    votes = [replace(ranked((0, 1), voter=voter), positions=shown) for voter in "ab" for shown in ((0, 1), (1, 0))]
+    votes += [replace(ranked((0, 1), voter="unseen"), positions=(0, 1))]
+    pairs = Pairs.of(votes, 1.0).without(torch.tensor([2.0, 0.5]))
+    assert pairs.margin.tolist() == [-2.0, 2.0, -0.5, 0.5, 0.0]
 
 
 def test_a_strong_vote_asks_for_a_wider_gap() -> None:
@@ -195,7 +212,9 @@ def test_votes_at_random_do_not_pass_for_a_preference(backbone: Backbone, tmp_pa
 def test_fifty_votes_on_one_prompt_tell_nothing_of_others(backbone: Backbone, tmp_path: Path) -> None:
     write_snapshot(tmp_path / "snapshot.db", votes=50)
     votes = read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings
-    fitted = fit_to([replace(vote, prompt_ids=votes[0].prompt_ids) for vote in votes], backbone)
+    fitted = fit_to(
+        [replace(vote, prompt_id=votes[0].prompt_id, prompt_ids=votes[0].prompt_ids) for vote in votes], backbone
+    )
     assert (fitted.report["accuracy"]["value"], fitted.report["accuracy"]["prompts"]) == (0.5, 1)
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
 from serve.records import Judgement, Message, Run, Sampling
 from serve.settings import Settings
+from training.config import SFTConfig, TrainingConfig
 from training.scheduler import Scheduler
 
 TRAINER = """
@@ -77,6 +78,8 @@ if report["adapter"] and not plan.get("forgetful"):
     save("adapter")
 (run / "report.part").write_text(json.dumps(report))
 (run / "report.part").rename(run / "report.json")
+if "last signal" in plan:
+    os.kill(os.getpid(), plan["last signal"])
 """
 
 
@@ -361,6 +364,8 @@ def test_what_cannot_be_trained_is_refused_by_name(server: Hall, arguments: dict
 
 def test_a_run_needs_what_its_stages_learn_from(server: Hall) -> None:
     server.store.add_demonstration("anna", [Message("user", "Hi")], "Good day.")
+    assert server.trigger(stages=["sft"], force=False).stages == ("sft",), "it needs no votes"
+    server.scheduler.cancel(1)
     with pytest.raises(NothingToLearn, match=r"no vote .* stages=\[sft\]"):
         server.trigger(stages=["sft", "reward", "ppo"])
     assert server.trigger(stages=["sft"]).stages == ("sft",)
@@ -428,7 +433,9 @@ def sft_run(server: Hall, **arguments: Any) -> tuple[Run, bytes]:
     server.finished(run)
     report = server.folder.run(run.id) / "report.json"
     assert json.loads(report.read_text())["reference"] == "sft"
-    report.write_text(json.dumps(json.loads(report.read_text()) | {"demonstrations_hash": hashed}))
+    config = json.loads((server.folder.run(run.id) / "config.json").read_text())
+    known = {"demonstrations_hash": hashed, "settings": asdict(TrainingConfig.parse(config["settings"]))}
+    report.write_text(json.dumps(json.loads(report.read_text()) | known))
     return run, (server.folder.run(run.id) / "sft" / "adapter_model.safetensors").read_bytes()
 
 
@@ -439,9 +446,11 @@ def test_an_sft_adapter_is_reused_until_demonstrations_or_its_settings_change(se
     assert sft_run(server)[1] == b"made by run 1"
     assert sft_run(server)[1] == b"made by run 1"
     assert sft_run(server, settings={"ppo": {"updates": 3}})[1] == b"made by run 1", "PPO's settings change no SFT"
-    assert sft_run(server, settings={"sft": {"epochs": 1}})[1] == b"made by run 4"
+    usual = {"sft": {"epochs": SFTConfig().epochs}}
+    assert sft_run(server, settings=usual)[1] == b"made by run 1", "a default may be written out"
+    assert sft_run(server, settings={"sft": {"epochs": 1}})[1] == b"made by run 5"
     server.store.add_demonstration("anna", [Message("user", "Bye")], "Farewell.")
-    assert sft_run(server)[1] == b"made by run 5"
+    assert sft_run(server)[1] == b"made by run 6"
 
 
 def test_the_hash_of_the_demonstrations_is_the_trainers_own(server: Hall) -> None:
@@ -528,6 +537,13 @@ def test_a_killed_trainer_is_explained_by_its_signal(server: Hall) -> None:
     assert run.status == "failed"
     assert run.error is not None
     assert "SIGKILL" in run.error and "memory" in run.error and "warming up" in run.error
+
+
+def test_a_run_with_its_report_has_ended_however_its_process_did(server: Hall) -> None:
+    server.plan(**{"last signal": signal.SIGSEGV})
+    server.vote(3)
+    run = server.finished()
+    assert (run.status, run.version, server.starts(run)) == ("succeeded", 1, 1)
 
 
 def test_a_report_of_failure_is_a_failure_with_its_reasons(server: Hall) -> None:
@@ -672,6 +688,32 @@ def test_a_run_that_is_just_being_promoted_cannot_be_cancelled(server: Hall, mon
     server.vote(3)
     run = server.finished()
     assert (run.status, server.store.serving(), len(refusals)) == ("succeeded", 1, 1)
+
+
+def test_a_run_without_a_version_that_is_cancelled_at_its_end_stays_cancelled(
+    server: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {"status": "rejected", "adapter": False, "reasons": ["too few votes"]}
+    server.plan(report=refused)
+    lock = server.scheduler._changing
+
+    class Interfering:
+        """Somebody else's click, between two steps of the end."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if server.store.run(1).status == "running" and server.folder.run(1).joinpath("report.json").exists():
+                server.scheduler._changing = lock
+                server.scheduler.cancel(1)
+
+    server.vote(3)
+    server.until(lambda: server.store.runs() and server.folder.run(1).joinpath("report.json").exists())
+    monkeypatch.setattr(server.scheduler, "_changing", Interfering())
+    server.finished()
+    assert server.store.run(1).status == "cancelled"
 
 
 def test_a_full_disk_fails_the_run_with_a_sentence(server: Hall, monkeypatch: pytest.MonkeyPatch) -> None:

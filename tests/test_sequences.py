@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -65,6 +67,17 @@ def test_a_row_longer_than_the_bound_goes_alone_and_leaves_the_others_together()
     assert [len(b) for b in SOME.micro_batches(1)] == [1, 1, 1]
     rows = Sequences.of([(1,)] * 21, [(1,) * 9] * 20 + [(1,) * 300])
     assert len(rows.micro_batches(100)) < 10
+
+
+def test_batches_of_many_rows_are_found_at_once() -> None:
+    """Each attempt used to look at every row once for every batch: minutes for a few thousand votes."""
+    lengths = torch.randint(257, 512, (5_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = Sequences.of([(1,)] * len(lengths), [(1,) * n for n in lengths])
+    began = time.perf_counter()
+    batches = rows.micro_batches(1_024)
+    assert time.perf_counter() - began < 5
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(5_000))
+    assert all(len(batch) == 1 or len(batch) * int(rows.lengths[batch].max()) <= 1_024 for batch in batches)
 
 
 def test_some_rows_alone_can_be_batched() -> None:

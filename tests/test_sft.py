@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from serve.errors import InvalidInput
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import Message
 from training.config import SFTConfig
@@ -55,6 +57,25 @@ def test_a_long_demonstration_loses_the_front_of_its_prompt_not_its_answer(backb
     (row,) = pack(policy, [Shown((Message("user", "x" * 500),), "fine")], 64)
     assert row.input_ids.shape == (1, 64)
     assert row.loss_tokens == 5
+
+
+def test_a_long_answer_loses_its_end_before_its_question_is_gone(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    (row,) = pack(policy, [Shown((Message("user", "what is it?" * 9),), "y" * 500)], 64)
+    assert row.input_ids.shape == (1, 64)
+    assert row.loss_tokens == 48, "a quarter is the prompt's"
+    (whole,) = pack(policy, [Shown((Message("user", "x"),), "y" * 500)], 200)
+    assert "x" in backbone.tokenizer.decode(whole.input_ids[0].tolist()), "a short prompt is kept whole"
+
+
+def test_weights_that_blew_up_are_told_and_kept_by_nobody(backbone: Backbone) -> None:
+    policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
+    trunk = open_section(backbone.model, 0, 2)
+    with torch.no_grad():
+        policy.parameters()[0].fill_(math.nan)
+    config = SFTConfig(epochs=1, sequence_length=200, tokens_per_batch=200)
+    with pytest.raises(InvalidInput, match=r"halve sft\.learning_rate"):
+        fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda step, done, metrics: None)
 
 
 def test_demonstrations_become_likelier(backbone: Backbone) -> None:

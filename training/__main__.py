@@ -2,8 +2,9 @@
 
     python -m training runs/0007
 
-Exit code 0 when report.json was written (a rejected version is a result, too), 75 when asked to stop: start it again
-on the same folder and it goes on from its last checkpoint.
+Exit code 0 when report.json was written (a rejected version is a result, too), 1 when the run cannot be carried out
+(the last line says why), 2 when the folder is none of a run, 75 when asked to stop: start it again on the same folder
+and it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> int:
 
         write_report(folder, execute(folder))
     except HustingsError as error:
-        log.error("%s", error)
+        print(error, file=sys.stderr)  # without a time: the last line is what the operator page shows
         return 1
     return 0
 

@@ -46,13 +46,13 @@ class Answers:
 
 def votes_suffice(accuracy: dict[str, float], rankings: int) -> str | None:
     """Check 1: None, or the sentence that refuses. `accuracy` is what `reward.accuracy_of` gives, of so many votes."""
-    if accuracy["low"] > 0.5:
-        return None
-    if 0 < accuracy.get("prompts", FEW_PROMPTS) < FEW_PROMPTS:
+    if 0 < accuracy["prompts"] < FEW_PROMPTS:
         return (
             f"the votes that prefer an answer are on {accuracy['prompts']:.0f} prompts alone, too few to hold some out "
             f"and judge by them: vote on others, too, {FEW_PROMPTS} at the least"
         )
+    if accuracy["low"] > 0.5:
+        return None
     lead = accuracy["value"] - 0.5
     if lead < 0.02:
         return (
@@ -137,7 +137,7 @@ def collapsed(after: Mapping[str, float], before: Mapping[str, float], answers: 
         f"the base finds its text unlikely: {after['nll']:.2f} nats a token against its parent's {before['nll']:.2f}",
     )
     refuse(
-        after["distinct"] < min(config.min_distinct, before["distinct"]),
+        after["distinct"] < min(config.min_distinct, before["distinct"] - 2 / answers),  # two: chance is no reason
         f"it repeats itself across prompts: only {after['distinct']:.0%} of its answers differ",
     )
     refuse(

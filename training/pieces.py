@@ -114,7 +114,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bias: Tens
     """Attention with rotary positions: q (B, L, G·H, d), k and v (B, L, H, d) → (B, L, G·H, d).
 
     cos and sin (B, L, 1, d / 2) of each place's angles; bias (1 or B, 1, 1, L, L) is −∞ where a place must not look.
-    G query heads share each of the H heads of keys and values.
+    G query heads share each of the H heads of keys and values. q and k in float32 are used up.
     """
     return _Attend.apply(q, k, v, cos, sin, bias)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -147,7 +147,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each head's first and second halves (…, d) turned by the angle of their place, as float32."""
+    """Each head's first and second halves (…, d) turned by the angle of their place. A float32 `x` is used up."""
     turned = x.float()
     first, second = turned.chunk(2, -1)
     new = first * cos

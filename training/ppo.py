@@ -54,13 +54,16 @@ KL_SLACK = 1.5
 START_UPDATES = 4
 """So many updates' worth of answers describe the policy before its first step: one's differ too much by chance."""
 
+PTX_DEMONSTRATIONS = 4
+"""So many demonstrations are mixed into each step."""
+
 LENGTH_ROOM = 1.25
 """How far within the gate's bounds the best step's length must be: medians of a few dozen answers differ by chance."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Everything PPO runs: two policies and two scorers over the same frozen layers."""
+    """Everything PPO runs over the same frozen layers: the policy in training, the reference, and two scorers."""
 
     policy: Policy
     reference_logprobs: Callable[[FrozenStates, Sequences], Tensor]
@@ -72,13 +75,15 @@ class Roles:
 
 @dataclass
 class Batch:
-    """One update's rollouts, and everything measured on them before the first step. Tensors are (B, T) or (B,)."""
+    """One update's rollouts, and everything measured on them before the first step. Tensors are (B, T)."""
 
     rollouts: list[Rollout]
     scores: Tensor
+    """(B,): of whole answers."""
     sequences: Sequences
     states: FrozenStates
     logprobs: Tensor
+    """In nats, by the trainer."""
     values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -98,6 +103,8 @@ class Progress:
     """The policy before its first step, described: what later ones are held against."""
     smoothed: dict[str, float] = field(default_factory=dict)
     """Score and likelihood: half is the latest policy's, a quarter that of the one before, and so on."""
+    faults: list[str] = field(default_factory=list)
+    """Why the latest policy may not be kept; empty where it may."""
     stopped: str | None = None
     """Why it ended; None while it goes on."""
     last: dict[str, float] = field(default_factory=dict)
@@ -140,7 +147,7 @@ class PPO:
         self.best = roles.policy.tensors()
 
     def run(self) -> Iterator[Batch]:
-        """What each policy on the way answered, the last included; ends after all updates or at the KL stop."""
+        """What each policy on the way answered, the last included; `progress.stopped` says why it ended."""
         state, config = self.progress, self.config
         horizon = config.kl_horizon or max(1, config.updates * config.rollouts // 10)
         state.start = state.start or self._describe_start()
@@ -152,12 +159,13 @@ class PPO:
                     raise
                 state.stopped = f"the engine cannot answer after update {state.update}: {error}"
                 return
-            kl = batch.metrics["kl"]
+            kl, gap = batch.metrics["kl"], batch.metrics["sampler_gap"]
             self._remember_best(batch)
-            gap = batch.metrics["sampler_gap"]
-            if not kl <= config.kl_stop:  # so that NaN stops it, too
+            if not (math.isfinite(kl) and math.isfinite(gap)):
+                state.stopped = f"the policy after update {state.update} has probabilities that are no numbers"
+            elif kl > config.kl_stop:
                 state.stopped = f"KL of {kl:.1f} nats an answer passed the stop at {config.kl_stop:g}"
-            elif not gap <= config.max_sampler_gap:
+            elif gap > config.max_sampler_gap:
                 state.stopped = (
                     f"sampler and trainer differ by {gap:.2g} nats a token, more than {config.max_sampler_gap:g}"
                 )
@@ -168,7 +176,7 @@ class PPO:
                 losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
                 batch.metrics.update(losses, beta=state.beta)
                 if self._is_finite():
-                    if config.adaptive_beta:
+                    if config.adaptive_beta and state.update >= config.value_warmup:  # before, KL cannot but be 0
                         target = config.kl_target * ramp((state.update + 1) / config.updates, config.kl_ramp)
                         state.beta = adapt_beta(
                             state.beta, kl, target=target, episodes=config.rollouts, horizon=horizon
@@ -297,7 +305,7 @@ class PPO:
     def _ptx_backward(self, generator: torch.Generator) -> float:
         """Add the gradient of the demonstrations' language-modelling loss (Ouyang et al. 2022, eq. 2)."""
         assert self.demonstrations is not None
-        count = min(len(self.demonstrations), 4)
+        count = min(len(self.demonstrations), PTX_DEMONSTRATIONS)
         rows = torch.randperm(len(self.demonstrations), generator=generator)[:count]
         some = self.demonstrations.take(rows)
         states = self.roles.frozen(some, self.micro_batch_tokens)
@@ -328,15 +336,23 @@ class PPO:
 
         KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
         unlike the reference), so the gate's bounds hold for each step, a little stricter, against the start; that on
-        likelihood for a smoothed value, because prompts alone move it by a third of the bound.
+        likelihood for a smoothed value, because prompts alone move it by a third of the bound. Where sampler and
+        trainer differ too much nothing is sure.
         """
         state, metrics = self.progress, batch.metrics
         described = describe(batch.rollouts, metrics["nll"] * int(batch.sequences.answer_mask.sum()))
         for name in ("score", "nll"):
             state.smoothed[name] = 0.5 * metrics[name] + 0.5 * state.smoothed.get(name, metrics[name])
         described["nll"] = state.smoothed["nll"]
-        within = metrics["kl"] <= self.config.kl_target * KL_SLACK  # never where KL is no number
-        if not within or collapsed(described, state.start, len(batch.rollouts), self.bounds):
+        bound = min(self.config.kl_target * KL_SLACK, self.bounds.max_kl)
+        state.faults = collapsed(described, state.start, len(batch.rollouts), self.bounds)
+        if not metrics["kl"] <= bound:  # nor where it is no number
+            state.faults.insert(
+                0, f"it moved {metrics['kl']:.1f} nats an answer from the reference, more than {bound:g}"
+            )
+        if not metrics["sampler_gap"] <= self.config.max_sampler_gap:
+            state.faults.insert(0, "sampler and trainer differ")
+        if state.faults:
             return
         if state.best_score is None or state.smoothed["score"] >= state.best_score:
             state.best_score, state.best_update, state.best_kl = state.smoothed["score"], state.update, metrics["kl"]

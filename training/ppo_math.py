@@ -23,7 +23,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """(x − mean) / std over the mask; zero elsewhere. x, mask (B, T) → (B, T)."""
+    """(x − mean) / std over the mask; zero elsewhere. x, mask (B, T) → (B, T). Huang et al. 2024, arXiv 2403.17031."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
@@ -91,14 +91,20 @@ def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor,
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None
 ) -> Tensor:
-    """½ max((V − R)², (V clipped around the old value − R)²), averaged over the mask. All (B, T) → a scalar."""
+    """½ max((V − R)², (V clipped around the old value − R)²), averaged over the mask. All (B, T) → a scalar.
+
+    Huang et al. 2024, arXiv 2403.17031.
+    """
     bound = math.inf if clip is None else clip
     near = old_values + (values - old_values).clamp(-bound, bound)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
 
 
 def answer_kl(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """The k1 estimate of KL(π ‖ π_ref) of each answer, in nats, summed over its tokens: (B, T) → (B,)."""
+    """The k1 estimate of KL(π ‖ π_ref) of each answer, in nats, summed over its tokens: (B, T) → (B,).
+
+    Schulman 2020, "Approximating KL divergence".
+    """
     return ((logprobs - reference_logprobs) * mask).sum(-1)
 
 

@@ -14,6 +14,7 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ class Ranked:
     """One standing vote: a prompt and its answers, in groups of equals, best first."""
 
     prompt_id: int
+    """The same for the same prompt."""
     voter: str
     prompt_ids: tuple[int, ...]
     """Token ids of the prompt, through the chat template."""
@@ -77,9 +79,13 @@ class Shown:
     answer: str
 
     def token_ids(self, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[int], list[int]]:
-        """Prompt and answer, of at most `length` tokens together: a longer text loses the front of its prompt."""
-        answer = answer_ids(tokenizer, self.answer)[: length - 1]
-        return render(tokenizer, self.messages)[-(length - len(answer)) :], answer
+        """Prompt and answer, of at most `length` tokens together.
+
+        A longer text loses the front of its prompt, down to a quarter of `length`, and then its answer's end.
+        """
+        prompt, answer = render(tokenizer, self.messages), answer_ids(tokenizer, self.answer)
+        answer = answer[: length - min(len(prompt), max(1, length // 4))]
+        return prompt[-(length - len(answer)) :], answer
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase, longest: int =
     What was voted on is read within `longest` tokens: an answer of more than half of them loses its end, and then a
     prompt its front.
     """
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         db.row_factory = sqlite3.Row
         meta = dict(db.execute("select key, value from meta").fetchall())
         prompts = {
@@ -149,8 +155,8 @@ def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase, longest: int =
 
 
 def folds_by_prompt(rankings: Sequence[Ranked], folds: int, seed: int) -> list[int]:
-    """The fold of each ranking: all votes on one prompt share a fold, folds are of about equal size."""
-    return _folds([r.prompt_ids for r in rankings], folds, seed)
+    """The fold of each ranking: all votes on one prompt share a fold, and folds have about as many prompts."""
+    return _folds([r.prompt_id for r in rankings], folds, seed)
 
 
 def folds_by_voter(rankings: Sequence[Ranked], folds: int, seed: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 SHIPPED_WEIGHT = 0.25
 """A shipped prompt is drawn a quarter as often as one that somebody asked once."""
+HELD_OUT_SHARE = 0.05
+"""What makes up more of all that is asked is the last to be kept from PPO."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,13 @@ class PromptPool:
     weights: tuple[float, ...]
 
     def draw(self, count: int, seed: int) -> list[tuple[int, ...]]:
-        """`count` prompts, without repeats while the pool lasts."""
+        """`count` prompts, each as often as its share of the weights says, rounded up or down (systematic sampling)."""
         rng = random.Random(seed)
-        drawn: list[tuple[int, ...]] = []
-        while len(drawn) < count:  # weighted, without replacement: largest u^(1/w) first (Efraimidis & Spirakis 2006)
-            keys = [rng.random() ** (1 / weight) for weight in self.weights]
-            order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
-            drawn += [self.prompts[i] for i in order[: count - len(drawn)]]
-        return drawn
+        order = rng.sample(range(len(self.prompts)), len(self.prompts))
+        ends = list(itertools.accumulate(self.weights[i] for i in order))
+        start = rng.random()
+        marks = [(start + n) * ends[-1] / count for n in range(count)]
+        return [self.prompts[order[bisect.bisect_right(ends, mark, hi=len(ends) - 1)]] for mark in marks]
 
 
 def split_prompts(
@@ -41,7 +44,7 @@ def split_prompts(
     """The pool that PPO samples from, and the prompts kept from it for the gate.
 
     Prompts of more than `longest` tokens are left out, and those that nobody asked but for a test. Equal prompts are
-    one. At most half of all are held out.
+    one. At most half of all are held out, each as likely as any other, but first those that are not asked all the time.
     """
     weights: dict[tuple[int, ...], float] = {}
     for prompt in prompts:
@@ -51,6 +54,8 @@ def split_prompts(
             weights[ids] = weights.get(ids, 0.0) + weight
     shuffled = sorted(weights)
     random.Random(seed).shuffle(shuffled)
+    total = sum(weights.values())
+    shuffled.sort(key=lambda ids: weights[ids] > HELD_OUT_SHARE * total)
     kept = min(held_out, len(shuffled) // 2)
     pool = shuffled[kept:]
     return PromptPool(tuple(pool), tuple(weights[ids] for ids in pool)), shuffled[:kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ class Reporter:
     def __init__(self, folder: Path, stages: Sequence[str]) -> None:
         self._path = folder / "metrics.jsonl"
         self._answers = folder / "rollouts.jsonl"
+        for path in (self._path, self._answers):
+            _drop_torn_line(path)
         self._stages = [*stages, "gate"]
         self._total = sum(WEIGHTS[s] for s in self._stages)
         self._began: tuple[float, float] | None = None
@@ -47,3 +50,9 @@ class Reporter:
             for prompt, text, score in zip(prompts, texts, scores, strict=True):
                 line = {"step": step, "prompt": prompt, "answer": text, "score": round(score, 4)}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _drop_torn_line(path: Path) -> None:
+    """An interruption may have torn the last line: the next one must not be glued to it."""
+    if path.is_file() and not (found := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, found.rfind(b"\n") + 1)

@@ -1,9 +1,9 @@
 """Step 2, the reward model: Bradley–Terry on every pair that the votes imply.
 
-P(i ≻ j) = σ(score_i − score_j) (Ouyang et al. 2022, eq. 1). The scalar head starts in closed form on frozen features
-and is trained on with a LoRA below it, as far as held-out votes say that this helps. Fold models (heads alone, split by
-prompt) judge: their out-of-fold predictions are the only accuracy reported, and the gate asks them, not the model that
-PPO climbs.
+P(i ≻ j) = σ(score_i − score_j) (Ouyang et al. 2022, eq. 1). The scalar head is fitted exactly on frozen features; if
+asked for, epochs with a LoRA below it follow, as many as held-out votes say that help. Fold models (heads alone, split
+by prompt) are what the gate asks, not the model that PPO climbs; accuracy is out of fold, over more folds than theirs
+while votes are few (`FINE_UNTIL`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch import Tensor
 from serve.feedback.statistics import wilson
 from serve.policy.adapters import sync
 from serve.policy.base import Backbone
+from training.bradley_terry import fit_head, known_directions, log_loss
 from training.config import RewardConfig
 from training.gate import FEW_PROMPTS
 from training.parallel import in_parallel, set_gradients
-from training.preferences import Ranked, folds_by_prompt, folds_by_voter, voter_weights
-from training.probe import fit_head, known_directions, log_loss
+from training.preferences import MIN_VOTERS_FOR_SHARES, Ranked, folds_by_prompt, folds_by_voter, voter_weights
 from training.roles import FrozenLayers, FrozenStates, LoraShape
 from training.scorer import Scorer, doubt
 from training.sequences import Sequences
 
 RIDGE = 1.0
-"""Penalty of the closed-form head, on features scaled to norm about 1; between 0.3 and 2 little changes."""
+"""Penalty of the head's fit, on features scaled to norm about 1; between 0.3 and 2 little changes."""
 
 MIN_VOTERS_FOR_VOTER_FOLDS = 5
 
@@ -78,14 +78,14 @@ class Pairs:
     @classmethod
     def of(cls, rankings: Sequence[Ranked], max_voter_share: float, margin: float = 0.0) -> Pairs:
         """All pairs; rows count the answers of the rankings in order. The margin is that of the strongest votes."""
-        prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(r.prompt_ids for r in rankings))}
+        prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(r.prompt_id for r in rankings))}
         numbers = {voter: number for number, voter in enumerate(dict.fromkeys(r.voter for r in rankings))}
         shares = voter_weights([r.voter for r in rankings], max_voter_share)
         rows: list[tuple[int, int, float, float, float, int, int, float, int, int]] = []
         start = 0
         for index, (ranked, share) in enumerate(zip(rankings, shares, strict=True)):
             pairs = ranked.pairs()
-            weight, voter, prompt = 1 / len(pairs), numbers[ranked.voter], prompts[ranked.prompt_ids]
+            weight, voter, prompt = 1 / len(pairs), numbers[ranked.voter], prompts[ranked.prompt_id]
             for i, j, target in pairs:
                 asked = margin * (ranked.strength or 0) / 5 if target == 1.0 else 0.0
                 left, right = ranked.positions[i], ranked.positions[j]
@@ -98,6 +98,11 @@ class Pairs:
     def where(self, chosen: Tensor) -> Pairs:
         """The pairs at the True places of (N,)."""
         return Pairs(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def without(self, leanings: Tensor) -> Pairs:
+        """What the place explains, by each voter's leaning to what is shown first (V,), is asked of no score."""
+        known = torch.nn.functional.pad(leanings.float(), (0, 1))  # 0 for whoever is not among them
+        return replace(self, margin=self.margin - known[self.voter.clamp(max=len(leanings))] * self.side)
 
     def __len__(self) -> int:
         return len(self.better)
@@ -140,12 +145,12 @@ class RewardFit:
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone, shape: LoraShape) -> RewardFit | None:
-        """What `save` wrote, or None if it never finished."""
+        """What `save` wrote, or None if it never finished, or another release wrote it."""
         if not (folder / REPORT_FILE).is_file():
             return None
         scorer, untrained = Scorer(backbone, shape, seed=0), Scorer(backbone, shape, seed=0)
-        scorer.load_folder(folder)
-        untrained.load_folder(folder / "untrained")
+        if not (scorer.load_folder(folder) and untrained.load_folder(folder / "untrained")):
+            return None
         heads = load_file(str(folder / HEADS_FILE))["heads"]
         return cls(scorer, Judges(heads, untrained), json.loads((folder / REPORT_FILE).read_text()))
 
@@ -182,43 +187,46 @@ def fit_reward(
     features = scorer.standardise(scorer.summarise(frozen, sequences, micro_batch_tokens))
     progress(0, 0.3, {})
 
-    # 2. Fold models in closed form: out-of-fold predictions for every pair
+    # 2. Fold models: out-of-fold predictions for every pair
     folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
-    heads = fit_folds(features, pairs, folds)[0]
+    heads, logits = fit_folds(features, pairs, folds)
     judged = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), config), seed))[pairs.ranking]
     for votes in sorted({math.ceil(share * len(rankings)) for share in LEARNING_CURVE}):
         early = pairs.ranking < votes
         some = pairs.where(early)
         accuracy = accuracy_of(some, fit_folds(features, some, judged[early])[1])
         progress(votes, 0.3, {"reward_accuracy": accuracy["value"]})
-    _, logits = fit_folds(features, pairs, judged)
+    if not torch.equal(judged, folds):
+        logits = fit_folds(features, pairs, judged)[1]
     report = {
         "pairs": len(pairs),
         "rankings": len(rankings),
         "ties": int((pairs.target == 0.5).sum()),
-        **_judged(rankings, pairs, logits, features @ heads.mean(0).float(), sequences),
+        **_judged(rankings, pairs, logits, features @ heads.T.float(), sequences.answer_mask.sum(-1)),
     }
-    if len({r.voter for r in rankings}) >= MIN_VOTERS_FOR_VOTER_FOLDS:
+    names = list(dict.fromkeys(r.voter for r in rankings))
+    if len(names) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
         report["accuracy_on_unseen_voters"] = accuracy_of(pairs, fit_folds(features, pairs, by_voter)[1])
     judges = Judges(heads.float(), scorer.twin(backbone))
     votes = len(rankings)
     progress(votes, 0.4, {"reward_accuracy": report["accuracy"]["value"], "reward_loss": report["log_loss"]})
 
-    # 3. How many LoRA epochs help, told by one fold held out (0: the closed form alone is as good)
+    # 3. How many LoRA epochs help, told by one fold held out (0: the head alone is as good)
     losses: list[float] = []
     epochs = 0
     if config.epochs:
         held_out = folds == 0
         states = frozen(sequences, micro_batch_tokens)
-        _start_head(scorer, features, pairs.where(~held_out))
+        leanings = _start_head(scorer, features, pairs.where(~held_out))[1]
         fresh = scorer.tensors()
-        held_out_loss = partial(_held_out_loss, scorer, states, sequences, pairs.where(held_out), micro_batch_tokens)
+        unseen = pairs.where(held_out).without(leanings)
+        held_out_loss = partial(_held_out_loss, scorer, states, sequences, unseen, micro_batch_tokens)
         train = partial(
             _lora_epochs, scorer, states, sequences, config=config, micro_batch_tokens=micro_batch_tokens, seed=seed
         )
         losses.append(held_out_loss())
-        for epoch in train(pairs.where(~held_out), epochs=config.epochs):
+        for epoch in train(pairs.where(~held_out).without(leanings), epochs=config.epochs):
             losses.append(held_out_loss())
             progress(votes + epoch + 1, 0.4 + 0.3 * (epoch + 1) / config.epochs, {"reward_loss": losses[-1]})
         epochs = min(range(len(losses)), key=losses.__getitem__)
@@ -227,7 +235,7 @@ def fit_reward(
     # 4. The reward model itself, on all pairs
     head, leanings = _start_head(scorer, features, pairs)
     if epochs:
-        for epoch in train(pairs, epochs=epochs):
+        for epoch in train(pairs.without(leanings), epochs=epochs):
             progress(votes + config.epochs + epoch + 1, 0.7 + 0.3 * (epoch + 1) / epochs, {})
 
     # 5. What the votes leave open, to be taken from every score
@@ -235,7 +243,6 @@ def fit_reward(
     for each in (scorer, judges.untrained):
         each.known = known
         each.caution.fill_(config.caution)
-    names = list(dict.fromkeys(r.voter for r in rankings))
     report |= {
         "lora_epochs": epochs,
         "held_out_log_loss_by_epoch": losses,
@@ -261,12 +268,18 @@ def bradley_terry_loss(better: Tensor, worse: Tensor, target: Tensor, weight: Te
 
 
 def centring_loss(better: Tensor, worse: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of (better + worse)², which differences alone leave open; all (N,) → a scalar."""
+    """Weighted mean of (better + worse)², which differences alone leave open; all (N,) → a scalar.
+
+    Eisenstein et al. 2023, arXiv 2312.09244.
+    """
     return ((better + worse) ** 2 * weight).sum() / weight.sum()
 
 
 def fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Tensor]:
-    """One head for each fold, fitted on the others: heads (K, F) and each pair's out-of-fold logit (N,)."""
+    """One head for each fold, fitted on the others: heads (K, F) and each pair's out-of-fold logit (N,), in float64.
+
+    With a single prompt nothing can be held out: one head, and all logits, are 0.
+    """
     logits = torch.zeros(len(pairs), dtype=torch.float64)
     heads = []
     for fold in folds.unique().tolist():
@@ -274,15 +287,16 @@ def fit_folds(features: Tensor, pairs: Pairs, folds: Tensor) -> tuple[Tensor, Te
         if not inside.any():
             continue
         head, _ = fit_head_of(features, pairs.where(inside))
-        logits[~inside] = (features[pairs.better] - features[pairs.worse])[~inside].double() @ head
+        asked = pairs.where(~inside)
+        logits[~inside] = (features[asked.better] - features[asked.worse]).double() @ head
         heads.append(head)
-    if not heads:  # a single prompt: nothing can be held out, and nothing is known
+    if not heads:
         heads.append(torch.zeros(features.shape[1], dtype=torch.float64))
     return torch.stack(heads), logits
 
 
 def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The closed-form head (F,), and each voter's leaning to what is shown first, as a logit (V,).
+    """The exact head (F,), and each voter's leaning to what is shown first, as a logit (V,).
 
     A voter who often takes the first answer whatever it says would blur the head: what the place explains, the head
     need not.
@@ -296,13 +310,13 @@ def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def known_of(features: Tensor, pairs: Pairs, head: Tensor) -> Tensor:
-    """The directions in which the votes tell something of a closed-form head (F,): (R, F)."""
+    """The directions in which the votes tell something of an exact head (F,): (R, F)."""
     differences = features[pairs.better] - features[pairs.worse]
     return known_directions(differences, pairs.pull, head, margins=pairs.margin, ridge=RIDGE)
 
 
 def _start_head(scorer: Scorer, features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Put the closed-form head in, and return it as `fit_head_of` does."""
+    """Put the exact head in, and return it as `fit_head_of` does."""
     head, leanings = fit_head_of(features, pairs)
     with torch.no_grad():
         scorer.weight.copy_(head)
@@ -333,13 +347,13 @@ def _lora_epochs(
             batch = pairs.where(torch.isin(pairs.ranking, chosen))
             batch = replace(batch, pull=batch_pull(batch, config.max_voter_share))
 
-            def run(rankings: Tensor, batch: Pairs = batch) -> tuple[Tensor, ...]:
+            def run(rankings: Tensor, batch: Pairs = batch, count: int = len(chosen)) -> tuple[Tensor, ...]:
                 """Gradients of some rankings' share of the batch's loss."""
                 part = batch.where(torch.isin(batch.ranking, rankings))
                 better, worse = _pair_scores(scorer, states, sequences, part, micro_batch_tokens)
                 loss = bradley_terry_loss(better, worse, part.target, part.pull, part.margin)
                 loss = loss + config.centring * centring_loss(better, worse, part.pull)
-                return torch.autograd.grad(loss * part.pull.sum() / batch.pull.sum(), trained)
+                return torch.autograd.grad(loss * part.pull.sum() / count, trained)
 
             parts = in_parallel(run, chosen.tensor_split(min(torch.get_num_threads(), len(chosen))))
             set_gradients(trained, parts)
@@ -349,7 +363,12 @@ def _lora_epochs(
 
 
 def batch_pull(batch: Pairs, max_voter_share: float) -> Tensor:
-    """Weights (N,) of a batch's pairs under which no voter exceeds the share in this batch, from 3 voters up."""
+    """Weights (N,) of a batch's pairs under which no voter exceeds the share in this batch, from 3 voters up.
+
+    With fewer they stay as they are in the whole.
+    """
+    if len(batch.voter.unique()) < MIN_VOTERS_FOR_SHARES:
+        return batch.pull
     rankings, first = batch.ranking.unique(return_inverse=True)
     voter_of = torch.zeros_like(rankings).scatter(0, first, batch.voter)
     weights = torch.tensor(voter_weights(voter_of.tolist(), max_voter_share))
@@ -382,7 +401,7 @@ def _held_out_loss(
     scorer: Scorer, states: FrozenStates, sequences: Sequences, pairs: Pairs, micro_batch_tokens: int
 ) -> float:
     better, worse = _pair_scores(scorer, states, sequences, pairs, micro_batch_tokens)
-    return log_loss(better - worse, pairs.target, pairs.weight)
+    return log_loss(better - worse - pairs.margin, pairs.target, pairs.weight)
 
 
 def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> dict[str, float]:
@@ -402,6 +421,8 @@ def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> d
     total = float(weight.sum())
     share = float(right.sum()) / total if total else 0.5
     together = float((rights - share * totals).square().sum())
+    if len(prompts) > 1 and total > 1:  # of a sample, as `alone` is not
+        together *= len(prompts) / (len(prompts) - 1) * (total - 1) / total
     alone = total * share * (1 - share)
     if alone and len(prompts) >= FEW_PROMPTS:
         independent = total / max(1.0, together / alone)
@@ -418,48 +439,57 @@ def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> d
 
 
 def _judged(
-    rankings: Sequence[Ranked], pairs: Pairs, logits: Tensor, scores: Tensor, sequences: Sequences
+    rankings: Sequence[Ranked], pairs: Pairs, logits: Tensor, scores: Tensor, lengths: Tensor
 ) -> dict[str, Any]:
-    """What out-of-fold logits (N,) say of the reward model: accuracy, calibration and biases."""
-    voters = [rankings[i].voter for i in pairs.ranking.tolist()]
+    """What is known of the reward model: accuracy, calibration and biases by out-of-fold logits (N,), and by the fold
+    models' scores (B, K) of answers with so many tokens (B,).
+    """
+    voters = dict.fromkeys(r.voter for r in rankings)
     positions = torch.tensor([p for r in rankings for p in r.positions])
     capped = torch.tensor([reason == "length" for r in rankings for reason in r.finish_reasons])
     left_won = (positions[pairs.better] >= 0) & (positions[pairs.better] < positions[pairs.worse])
     right_won = (positions[pairs.worse] >= 0) & (positions[pairs.better] > positions[pairs.worse])
-    both_capped = capped[pairs.better] & capped[pairs.worse]
-    lengths = sequences.answer_mask.sum(-1).double()
+    both_capped, one_capped = capped[pairs.better] & capped[pairs.worse], capped[pairs.better] ^ capped[pairs.worse]
+    longer = lengths[pairs.better] - lengths[pairs.worse]
+    apart = scores[pairs.better] - scores[pairs.worse]
     return {
         "accuracy": accuracy_of(pairs, logits),
         "log_loss": log_loss(logits, pairs.target.double(), pairs.weight.double()),
         "calibration": calibration(pairs, logits),
-        "by_voter": {
-            name: accuracy_of(pairs, logits, torch.tensor([voter == name for voter in voters]))
-            for name in sorted(set(voters))
-        },
+        "by_voter": {name: accuracy_of(pairs, logits, pairs.voter == number) for number, name in enumerate(voters)},
         "by_position": {
             "left_won": accuracy_of(pairs, logits, left_won),
             "right_won": accuracy_of(pairs, logits, right_won),
         },
         "by_finish": {
             "both_capped": accuracy_of(pairs, logits, both_capped),
-            "others": accuracy_of(pairs, logits, ~both_capped),
+            "one_capped": accuracy_of(pairs, logits, one_capped),
+            "others": accuracy_of(pairs, logits, ~both_capped & ~one_capped),
         },
-        "length_correlation": _correlation(scores.double(), lengths),
+        "by_length": {
+            "longer_won": accuracy_of(pairs, logits, longer > 0),
+            "shorter_won": accuracy_of(pairs, logits, longer < 0),
+        },
+        "length_correlation": _correlation(scores.mean(1).double(), lengths.double()),
+        "fold_spread": float(apart.std(1).mean()) if scores.shape[1] > 1 else 0.0,
     }
 
 
 def calibration(pairs: Pairs, logits: Tensor) -> list[dict[str, float]]:
-    """Strict pairs by how sure the fold models were (½ to 1): what they said and how often they were right."""
+    """Strict pairs by how sure the fold models were (½ to 1): what they said and how often they were right.
+
+    Both are means in which a comparison counts as one, and a logit of 0 is half right.
+    """
     strict = pairs.target == 1.0
     sure = torch.sigmoid(logits[strict].abs())
-    right = (logits[strict] > 0).double()
+    right, weight = (logits[strict].sign() + 1) / 2, pairs.weight[strict].double()
     rows = []
     for low in (0.5, 0.6, 0.7, 0.8, 0.9):
         inside = (sure >= low) & (sure < low + 0.1 if low < 0.9 else sure <= 1.0)
         if inside.any():
-            rows.append(
-                {"said": float(sure[inside].mean()), "right": float(right[inside].mean()), "pairs": int(inside.sum())}
-            )
+            share = weight[inside] / weight[inside].sum()
+            said, were = (float(each[inside] @ share) for each in (sure, right))
+            rows.append({"said": said, "right": were, "pairs": int(inside.sum())})
     return rows
 
 

@@ -45,6 +45,7 @@ REFERENCE_ANSWERS = 64
 """Answers of the reference on which scores get mean 0 and standard deviation 1."""
 
 LONGEST_PROMPT = 1024
+"""Tokens; longer prompts are not answered in a run."""
 
 
 def execute(path: Path) -> dict[str, Any]:
@@ -112,7 +113,6 @@ class Run:
             )
         temperature = rollout_temperature(config.ppo.temperature, snapshot.temperature, serving.temperature)
         self.sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-        self.engine = open_engine(backbone)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
             [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],
@@ -122,7 +122,10 @@ class Run:
             seed=seed,
         )
         if not self.held_out:
-            raise NothingToLearn(f"no two prompts of at most {longest} tokens to answer; let people chat first")
+            raise NothingToLearn(
+                f"no two prompts of at most {longest} tokens to answer; let people chat first, or lower ppo.max_tokens"
+            )
+        self.engine = open_engine(backbone)
 
     def execute(self) -> dict[str, Any]:
         """All stages; returns the report."""
@@ -132,6 +135,8 @@ class Run:
         policy = self._policy(self.reference_adapter)
         judged: RewardFit | None = None
         if "reward" in self.stages or "ppo" in self.stages:
+            if not self.snapshot.rankings:
+                raise NothingToLearn("no vote stands any more; let people vote first")
             judged = self.reward_model()
             refusal = votes_suffice(judged.report["accuracy"], len(self.snapshot.rankings))
             if refusal:
@@ -145,7 +150,7 @@ class Run:
         self.report["adapter"] = True
         gate = self.gate(policy, judged)
         self.report["gate"] = gate
-        return self.report if gate["passed"] else self._rejected(gate["reasons"])
+        return self.report if gate["passed"] else self._rejected([*self._kept_reference(), *gate["reasons"]])
 
     def supervised(self) -> Path:
         """Step 1 → the folder of the SFT adapter, which is then the reference."""
@@ -256,6 +261,8 @@ class Run:
             prompts = [str(decode(list(rollout.prompt_ids))) for rollout in batch.rollouts]
             self.reporter.answers(measured, prompts, [r.text for r in batch.rollouts], batch.scores.tolist())
             self.reporter("ppo", measured, update / config.updates, batch.metrics)
+            told = (batch.metrics[name] for name in ("score", "kl", "sampler_gap", "sampler_kl"))
+            log.info("policy %d: score %.2f, KL %.2f; sampler and trainer: mean |Δ| %.4f, KL %.4f", measured, *told)
             if update % self.config.checkpoint_updates == 0:  # last: a kill before it repeats the update's lines
                 ppo.save(checkpoint)
         state = ppo.progress
@@ -267,6 +274,7 @@ class Run:
             "best_score": state.best_score,
             "best_kl": state.best_kl,
             "stopped": state.stopped,
+            "faults": state.faults,
             "max_tokens": self.sampling.max_tokens,
             "temperature": self.sampling.temperature,
             "last": state.last,
@@ -332,6 +340,14 @@ class Run:
         length = self.config.sft.sequence_length
         texts = [d.token_ids(self.backbone.tokenizer, length) for d in self.snapshot.demonstrations]
         return Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts])
+
+    def _kept_reference(self) -> list[str]:
+        """Why PPO has nothing to show, where it has not: the gate sees only that nothing has changed."""
+        ppo = self.report.get("ppo")
+        if ppo is None or ppo["best_update"]:
+            return []
+        last = f"of the last one: {ppo['faults'][0]}" if ppo["faults"] else "none scored higher than the reference"
+        return [f"PPO kept no step ({ppo['stopped']}); {last}"]
 
     def _rejected(self, reasons: list[str]) -> dict[str, Any]:
         for reason in reasons:

@@ -20,13 +20,14 @@ import shutil
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from serve.policy.adapters import WEIGHTS, free_name, sync
 from serve.records import BASE_VERSION, Message
+from training.config import TrainingConfig
 from training.preferences import Shown, demonstrations_hash
 
 _AFTER_SFT = ("reward", "ppo", "gate")
@@ -114,7 +115,7 @@ class RunFolder:
             and report.get("reference") == "sft"
             and report.get("demonstrations_hash") == demonstrations_hash
             and own.get("model", {}).get("hash") == config["model"]["hash"]
-            and _until_sft(own.get("settings", {})) == _until_sft(config["settings"])
+            and _until_sft(report.get("settings", {})) == _until_sft(asdict(TrainingConfig.parse(config["settings"])))
             and (self.sft / WEIGHTS).is_file()
         )
 
@@ -157,6 +158,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _until_sft(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's whole settings, those that made its SFT adapter."""
     return {name: value for name, value in settings.items() if name not in _AFTER_SFT}
 
 

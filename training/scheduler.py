@@ -11,6 +11,7 @@ there: everything here may happen twice and nothing counts on memory. A run is a
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import shutil
@@ -130,7 +131,7 @@ class Scheduler:
             try:
                 self._step()
             except Unavailable as reason:
-                log.info("the training scheduler waits: %s", reason)
+                self._complain(f"the training scheduler waits: {reason}")
             except Exception:
                 log.exception("a tick of the training scheduler failed; the next one tries again")
 
@@ -270,8 +271,8 @@ class Scheduler:
                 return
             self._trainer = None
             folder = RunFolder(self._folder.run(run.id))
-            report = folder.report() if code == 0 else None
-            if code == INTERRUPTED:
+            report = folder.report()  # with it the run has ended, however its process did
+            if report is None and code == INTERRUPTED:
                 self._store.update_run(run.id, status="interrupted", eta_seconds=None)
             elif report is None:
                 self._end(run, "failed", error=death(code, folder.path))
@@ -306,9 +307,9 @@ class Scheduler:
                 self._end(run, "failed", report=report, error=f"the new version could not be published: {error}")
                 return
             except OSError as error:  # a full disk, say: the run is done, and a later tick publishes it
-                self._complain(
-                    f"run {run.id} cannot be published yet: {error}; free some space in {folder.path.parent}"
-                )
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                advice = f"; free some space in {self._folder.root}" if full else ""
+                self._complain(f"run {run.id} cannot be published yet: {error}{advice}")
                 return
             if status == "failed":
                 self._end(run, "failed", report=report, error="; ".join(report.get("reasons") or ["it gave no reason"]))
@@ -317,7 +318,8 @@ class Scheduler:
         if version is not None and version.status == "staged":
             problem = self._put_to_work(version, f"run {run.id} passed the gate")
         with self._changing:
-            self._end(run, status, version=version.number if version else None, report=report, error=problem)
+            if self._is_active(run):  # one without a version may have been cancelled meanwhile
+                self._end(run, status, version=version.number if version else None, report=report, error=problem)
 
     def _complain(self, problem: str) -> None:
         """Log what every tick meets again, at most once a minute."""
@@ -423,7 +425,7 @@ class Scheduler:
 
     def _check_material(self, stages: Sequence[Stage], *, force: bool) -> None:
         new, wanted = self._store.votes_since_last_run(), self._settings.min_new_votes
-        if not force and new < wanted:
+        if "reward" in stages and not force and new < wanted:
             missing = "1 vote is" if wanted - new == 1 else f"{wanted - new} votes are"
             raise NothingToLearn(f"{missing} missing: {new} of {wanted} new votes are there; gather more, or force")
         votes, shown = self._store.standing_votes(), self._store.demonstrations_count()

@@ -108,7 +108,7 @@ class Scorer(nn.Module):
         weights = torch.tensor(list(GROUPS.values())).repeat_interleave(self.centre.shape[1])
         self.mean.copy_(raw.mean(0))
         self.std.copy_((raw.std(0) + 1e-6) * weights.norm() / weights)
-        return self.standardised(summaries)
+        return (raw - self.mean) / self.std
 
     def standardised(self, summaries: Summaries) -> Tensor:
         """Standardised features of whole answers, with the LoRA still at zero: (B, F)."""
@@ -193,10 +193,13 @@ class Scorer(nn.Module):
         head = {name: t for name, t in self.tensors().items() if not name.startswith("lora.")}
         save_file(head, str(folder / HEAD_FILE))
 
-    def load_folder(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        lora = {f"lora.{name}": t for name, t in load_file(str(folder / WEIGHTS)).items()}
-        self.load({**lora, **load_file(str(folder / HEAD_FILE))})
+    def load_folder(self, folder: Path) -> bool:
+        """Read what `save` wrote; False, and nothing is taken over, where another release did."""
+        head = load_file(str(folder / HEAD_FILE))
+        if head.keys() != set(HEAD) or head["weight"].shape != self.weight.shape:
+            return False
+        self.load({**{f"lora.{name}": t for name, t in load_file(str(folder / WEIGHTS)).items()}, **head})
+        return True
 
 
 def doubt(features: Tensor, known: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Sequences:
 
     input_ids: Tensor
     """(B, L), padded on the right."""
-    attention_mask: Tensor
-    """(B, L), 1 on real tokens."""
+    lengths: Tensor
+    """(B,) tokens of prompt and answer."""
     prompt_lengths: Tensor
     """(B,)"""
     answer_ids: Tensor
@@ -32,33 +33,31 @@ class Sequences:
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Sequences:
         """Pad prompts and answers (token ids) together."""
-        rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
-        answer_lengths = torch.tensor([len(a) for a in answers])
-        width = int(answer_lengths.max())
-        lengths = torch.tensor([len(r) for r in rows])
+        rows = [torch.tensor([*p, *a]) for p, a in zip(prompts, answers, strict=True)]
+        prompt_lengths, answer_lengths = (torch.tensor([len(ids) for ids in texts]) for texts in (prompts, answers))
         return cls(
-            input_ids=_padded(rows, int(lengths.max())),
-            attention_mask=(torch.arange(int(lengths.max())) < lengths[:, None]).long(),
-            prompt_lengths=torch.tensor([len(p) for p in prompts]),
-            answer_ids=_padded(answers, width),
-            answer_mask=torch.arange(width) < answer_lengths[:, None],
+            input_ids=pad_sequence(rows, batch_first=True),
+            lengths=prompt_lengths + answer_lengths,
+            prompt_lengths=prompt_lengths,
+            answer_ids=pad_sequence([torch.tensor(a, dtype=torch.long) for a in answers], batch_first=True),
+            answer_mask=torch.arange(int(answer_lengths.max())) < answer_lengths[:, None],
         )
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
-    def lengths(self) -> Tensor:
-        """(B,) tokens of prompt and answer."""
-        return self.attention_mask.sum(-1)
+    def attention_mask(self) -> Tensor:
+        """(B, L), 1 on real tokens."""
+        return (torch.arange(self.input_ids.shape[1]) < self.lengths[:, None]).long()
 
     def take(self, rows: Tensor) -> Sequences:
         """Some rows, with padding that none of them needs cut off."""
-        length = int(self.lengths[rows].max())
+        lengths = self.lengths[rows]
         width = int(self.answer_mask[rows].sum(-1).max())
         return Sequences(
-            self.input_ids[rows, :length],
-            self.attention_mask[rows, :length],
+            self.input_ids[rows, : int(lengths.max())],
+            lengths,
             self.prompt_lengths[rows],
             self.answer_ids[rows, :width],
             self.answer_mask[rows, :width],
@@ -72,15 +71,15 @@ class Sequences:
         rows = torch.arange(len(self)) if rows is None else rows
         rows = rows[self.lengths[rows].argsort(stable=True)]
         cores = torch.get_num_threads()
-        most = max_tokens // cores
-        lengths = self.lengths[rows]
+        most, lengths = max_tokens // cores, self.lengths[rows]
         middles, tokens = lengths.cumsum(0) - lengths / 2, int(lengths.sum())
         count = cores * -(-tokens // (cores * max(1, most)))  # fewer would not do without padding either
         while count < len(rows):
             share = (middles * count / tokens).long()  # of equally many tokens
-            batches = [rows[share == i] for i in share.unique()]
-            if all(len(batch) == 1 or len(batch) * int(self.lengths[batch].max()) <= most for batch in batches):
-                return batches
+            sizes = share.unique_consecutive(return_counts=True)[1]
+            longest = lengths[sizes.cumsum(0) - 1]
+            if bool(((sizes == 1) | (sizes * longest <= most)).all()):
+                return list(rows.split(sizes.tolist()))
             count += cores
         return list(rows.split(1))
 
@@ -90,9 +89,3 @@ class Sequences:
         ends = self.answer_mask.sum(-1)
         places = self.prompt_lengths[:, None] - 1 + torch.minimum(steps[None], ends[:, None])  # (B, T + 1)
         return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
-def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
-    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.long).reshape(
-        len(rows), width
-    )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve.errors import InvalidInput
 from training.config import SFTConfig
 from training.preferences import Shown
 from training.roles import Policy
@@ -32,10 +33,15 @@ class Packed:
     """(1, S)"""
     positions: Tensor
     """(1, S), starting at 0 in each text."""
-    attention_mask: Tensor
-    """(1, 1, S, S), True where a place may look at another: earlier, and in the same text."""
+    segments: Tensor
+    """(S,), the number of each place's text in the row."""
     targets: Tensor
     """(1, S), the next token where it belongs to an answer, else −1."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(1, 1, S, S), True where a place may look at another: earlier, and in the same text."""
+        return (self.segments[:, None] == self.segments).tril()[None, None]
 
     @property
     def loss_tokens(self) -> int:
@@ -52,7 +58,10 @@ def fine_tune(
     seed: int,
     progress: Callable[[int, float, dict[str, float]], None],
 ) -> dict[str, Any]:
-    """Train the policy's LoRA on demonstrations; returns a report. Ends early when the held-out loss stops falling."""
+    """Train the policy's LoRA on demonstrations; returns a report. Ends early when the held-out loss stops falling.
+
+    Raises InvalidInput when the weights blew up.
+    """
     # 1. Hold some out, pack the rest
     shuffled = list(demonstrations)
     random.Random(seed).shuffle(shuffled)
@@ -90,10 +99,12 @@ def fine_tune(
         # 3. Keep the epoch that the held-out demonstrations like best
         if validation:
             held_out.append(_loss(policy, validation, states))
-            if held_out[-1] >= min(held_out[:-1]):
+            if not held_out[-1] < min(held_out[:-1]):  # nor where it is no number
                 policy.load_tensors(best)
                 break
             best = policy.tensors()
+    if not all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
+        raise InvalidInput("SFT made weights that are not finite; halve sft.learning_rate")
     return {
         "demonstrations": len(shuffled),
         "held_out": held,
@@ -105,16 +116,19 @@ def fine_tune(
 
 
 def pack(policy: Policy, demonstrations: Sequence[Shown], length: int) -> list[Packed]:
-    """First-fit packing of whole texts into rows of `length`; a longer text loses the front of its prompt."""
+    """First-fit packing of whole texts into rows of `length`; longer texts are cut as `Shown.token_ids` says."""
     tokenizer = policy.backbone.tokenizer
     bins: list[list[tuple[list[int], int]]] = []
+    room: list[int] = []
     for shown in demonstrations:
         prompt, answer = shown.token_ids(tokenizer, length)
         text = [*prompt, *answer]
-        fitting = next((b for b in bins if sum(len(t) for t, _ in b) + len(text) <= length), None)
-        if fitting is None:
-            bins.append(fitting := [])
-        fitting.append((text, len(prompt)))
+        fitting = next((number for number, left in enumerate(room) if len(text) <= left), len(bins))
+        if fitting == len(bins):
+            bins.append([])
+            room.append(length)
+        bins[fitting].append((text, len(prompt)))
+        room[fitting] -= len(text)
     return [_packed(texts) for texts in bins]
 
 
@@ -129,9 +143,7 @@ def _packed(texts: list[tuple[list[int], int]]) -> Packed:
             for place in range(len(text))
         ]
     )
-    same_text = segments[:, None] == segments[None, :]
-    causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-    return Packed(ids[None], positions[None], (same_text & causal)[None, None], targets[None])
+    return Packed(ids[None], positions[None], segments, targets[None])
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What a scorer reads of whole answers, summed over their tokens: a few numbers an answer, however long it is.
 
-States of every token of every voted answer would fill the memory; these are enough for the closed form.
+States of every token of every voted answer would fill the memory; these are enough for heads on frozen features.
 """
 
 from __future__ import annotations

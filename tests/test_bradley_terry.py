@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.probe import fit_head, known_directions, log_loss
+from training.bradley_terry import fit_head, known_directions, log_loss
 
 
 def test_it_finds_the_minimum_that_gradient_descent_finds() -> None:

@@ -1,4 +1,4 @@
-"""A Bradley–Terry model on fixed features, in closed form: milliseconds for hundreds of votes.
+"""A Bradley–Terry model on fixed features, fitted exactly: milliseconds for hundreds of votes.
 
 P(i beats j) = σ(w · (xᵢ − xⱼ)) with a ridge penalty on w (Bradley & Terry 1952), by Newton's method: in the dual where
 pairs are fewer than features (kernel logistic regression), so that the cost grows with the smaller of the two.
