@@ -39,7 +39,7 @@ from serve.engine.local import LocalEngine
 from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
-from training.config import ROWS_IN_FLIGHT, TrainingConfig
+from training.config import TrainingConfig
 from training.preferences import Ranked, Shown, read_snapshot
 from training.reward import RewardFit
 from training.roles import FrozenLayers, Policy, lora_shapes
@@ -103,10 +103,7 @@ class Chain:
         try:
             place = load(engine)
             prompts = [render(self.backbone.tokenizer, (Message("user", answer.prompt),)) for answer in self.base]
-            found = sample(
-                engine, place, prompts, answers_per_prompt=each, sampling=sampling, seed=HELD_OUT_SEED,
-                in_flight=ROWS_IN_FLIGHT // each,
-            )  # fmt: skip
+            found = sample(engine, place, prompts, answers_per_prompt=each, sampling=sampling, seed=HELD_OUT_SEED)
         finally:
             engine.close()
         return [found[start : start + each] for start in range(0, len(found), each)]

@@ -122,7 +122,6 @@ def compare(settings: GateSettings, backbone: Backbone, folder: Path) -> list[Co
                 answers_per_prompt=2,
                 sampling=Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
                 seed=settings.seed,
-                in_flight=16,
             )
         finally:
             engine.close()

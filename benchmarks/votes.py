@@ -145,7 +145,6 @@ class Study:
             answers_per_prompt=count,
             sampling=Sampling(max_tokens=64),
             seed=seed,
-            in_flight=4,
         )
         return [
             Asked(number, prompt, rollouts[number * count : (number + 1) * count])

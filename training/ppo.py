@@ -23,7 +23,7 @@ from torch import Tensor
 from serve.engine.local import LocalEngine
 from serve.errors import AdapterError, Unavailable
 from serve.records import Sampling
-from training.config import ROWS_IN_FLIGHT, GateConfig, PPOConfig
+from training.config import GateConfig, PPOConfig
 from training.gate import collapsed, describe
 from training.parallel import in_parallel, set_gradients
 from training.ppo_math import (
@@ -242,7 +242,6 @@ class PPO:
             answers_per_prompt=self.config.answers_per_prompt,
             sampling=self.sampling,
             seed=seed,
-            in_flight=max(1, ROWS_IN_FLIGHT // self.config.answers_per_prompt),
         )
 
     def improve(self, batch: Batch, update: int, *, train_policy: bool) -> dict[str, float]:

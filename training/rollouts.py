@@ -17,6 +17,9 @@ from serve.records import FinishReason, Sampling
 from training.config import MAX_RANK, ROWS_IN_FLIGHT
 from training.sequences import Sequences
 
+QUEUED = 64
+"""As many as an engine's queue takes, and more than are answered at once: no row waits for the oldest answer's end."""
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -53,12 +56,11 @@ def sample(
     answers_per_prompt: int,
     sampling: Sampling,
     seed: int,
-    in_flight: int = ROWS_IN_FLIGHT,
 ) -> list[Rollout]:
     """`answers_per_prompt` answers to each prompt, in order. Seeds are `seed`, `seed` + 1, …: one call repeats another.
 
-    At most `in_flight` prompts wait in the engine's queue at a time; the rest follow as answers end. Raises Unavailable
-    when the engine broke an answer off.
+    At most `QUEUED` prompts are with the engine at a time; the rest follow as answers end. Raises Unavailable when the
+    engine broke an answer off.
     """
     pending = iter(enumerate(prompts))
     waiting: list[tuple[int, Generation]] = []
@@ -69,7 +71,7 @@ def sample(
         requests = [CandidateRequest(version, first + i) for i in range(answers_per_prompt)]
         waiting.append((index, engine.submit(prompt, requests, sampling)))
 
-    for index, prompt in islice(pending, in_flight):
+    for index, prompt in islice(pending, QUEUED):
         submit(index, prompt)
     while waiting:
         index, generation = waiting.pop(0)
