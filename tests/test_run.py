@@ -335,7 +335,6 @@ def as_it_is(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         {"importance_cap": 1.0},
         {"lam": 0.0},
         {"gamma": 0.5},
-        {"kl_ramp": 0.0},
         {"kl_horizon": 64},
         {"epochs": 1},
         {"minibatches": 32},

@@ -102,7 +102,7 @@ class Progress:
     start: dict[str, float] = field(default_factory=dict)
     """The policy before its first step, described: what later ones are held against."""
     smoothed: dict[str, float] = field(default_factory=dict)
-    """Score and likelihood: half is the latest policy's, a quarter that of the one before, and so on."""
+    """Score and what the gate asks of text: half is the latest policy's, a quarter the one's before, and so on."""
     faults: list[str] = field(default_factory=list)
     """Why the latest policy may not be kept; empty where it may."""
     stopped: str | None = None
@@ -334,17 +334,20 @@ class PPO:
         """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.
 
         KL is bounded by the answer. That alone would let short answers go astray (nine nats over ten tokens read very
-        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the start; that on
-        likelihood for a smoothed value, because prompts alone move it by a third of the bound. Where sampler and
-        trainer differ too much nothing is sure.
+        unlike the reference), so the gate's bounds hold for each step, a little stricter, against the start: for what
+        it wrote, and smoothed, or the luckiest of many steps would be kept; likelihood smoothed alone, because prompts
+        move it by a third of the bound. Where sampler and trainer differ too much nothing is sure.
         """
         state, metrics = self.progress, batch.metrics
         described = describe(batch.rollouts, metrics["nll"] * int(batch.sequences.answer_mask.sum()))
-        for name in ("score", "nll"):
-            state.smoothed[name] = 0.5 * metrics[name] + 0.5 * state.smoothed.get(name, metrics[name])
+        for name, value in {"score": metrics["score"], **described}.items():
+            state.smoothed[name] = 0.5 * value + 0.5 * state.smoothed.get(name, value)
         described["nll"] = state.smoothed["nll"]
         bound = min(self.config.kl_target * KL_SLACK, self.bounds.max_kl)
-        state.faults = collapsed(described, state.start, len(batch.rollouts), self.bounds)
+        answers = len(batch.rollouts)
+        state.faults = collapsed(described, state.start, answers, self.bounds) or collapsed(
+            state.smoothed, state.start, answers, self.bounds
+        )
         if not metrics["kl"] <= bound:  # nor where it is no number
             state.faults.insert(
                 0, f"it moved {metrics['kl']:.1f} nats an answer from the reference, more than {bound:g}"
