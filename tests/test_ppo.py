@@ -102,7 +102,9 @@ def test_one_update_of_unlikely_prompts_does_not_keep_a_step_from_being_the_best
 
 def test_the_luckiest_of_many_steps_is_not_kept() -> None:
     """Where most steps write 15 tokens one may happen to write the 20 that are the least."""
-    script = [{}] + [{"score": 2.0, "tokens": n} for n in (80, 40, 15, 15, 15, 15, 15, 21, 15, 25, 30)]
+    script: list[dict[str, Any]] = [{}] + [
+        {"score": 2.0, "tokens": n} for n in (80, 40, 15, 15, 15, 15, 15, 21, 15, 25, 30)
+    ]
     ppo = Scripted(script, PPOConfig(updates=11))
     kept = [ppo.progress.best_update for _ in ppo.run()]
     assert kept[:3] == [0, 1, 2], "shrinking answers are kept while they are long enough"
