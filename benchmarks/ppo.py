@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cells
-from benchmarks.record import ROOT, Row, document, sources, write_json
+from benchmarks.record import ROOT, Row, document, machine, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.serving import Contender
 from serve.policy.base import ModelFolder, resolve_model
@@ -149,7 +149,7 @@ def kept(
             return {who: vars(measured) for who, measured in measure(found, runs).items()}
 
     asked = {name: settings[name] for name in ("dtype", "threads", "tokens", "episodes", "epochs", "minibatches")}
-    found = cells.found({**case, **asked, "runs": runs, "who": list(chosen)}, make)
+    found = cells.found({**case, **asked, "runs": runs, "who": list(chosen), "machine": machine()}, make)
     return {who: Measured(**measured) for who, measured in found.items()}
 
 
@@ -248,6 +248,8 @@ def main() -> None:
     if options.json and not options.curves and not THEIR_PYTHON.exists():
         raise SystemExit(f"{THEIR_PYTHON} is missing: `make peers` installs it")
     name = "ppo-curves" if options.curves else "ppo"
+    if options.json is None:  # nothing to go on with
+        (ROOT / "benchmarks" / "work" / f"{name}.cells.jsonl").unlink(missing_ok=True)
     cells = Cells(name, options.json, sources("ppo.py", "ppo_worker.py", "peers/trl_ppo_speed.py"))
     if options.curves:
         rows = curves(cells, model, runs, options.threads, options.dtype)

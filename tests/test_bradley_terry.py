@@ -1,4 +1,4 @@
-"""The closed-form Bradley–Terry head."""
+"""The exact Bradley–Terry head."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def test_a_version_that_never_ends_is_told_from_chance(parent: int, new: int, re
 
 
 @pytest.mark.parametrize(
-    ("parent", "new", "refused"), [(20, 18, False), (20, 17, True), (17, 15, False), (17, 14, True)]
+    ("parent", "new", "refused"),
+    [(20, 18, False), (20, 17, True), (17, 15, False), (17, 14, True), (16, 14, False), (16, 13, True)],
 )
 def test_two_equal_answers_more_than_its_parents_are_chance(parent: int, new: int, refused: bool) -> None:
     def answers(like: Answers, distinct: int) -> Answers:

@@ -139,14 +139,14 @@ def test_a_step_that_the_gate_would_refuse_for_its_kl_is_not_kept() -> None:
 
 
 def test_beta_waits_while_the_policy_stands_still() -> None:
-    ppo = Scripted([{"kl": 0.0}] * 5, PPOConfig(updates=4, value_warmup=3, beta=0.1))
+    ppo = Scripted([{"kl": 0.0}] * 6, PPOConfig(updates=5, value_warmup=3, beta=0.1))
     betas = [batch.metrics.get("beta") for batch in ppo.run()]
-    assert betas[:4] == [0.1] * 4
+    assert betas[:5] == [0.1] * 5, "the fifth batch is the first that a step was made before"
     assert ppo.progress.beta < 0.1
 
 
 def test_beta_rises_while_kl_is_above_its_target() -> None:
-    ppo = Scripted([{"kl": 8.0}] * 4, PPOConfig(updates=3, value_warmup=0, kl_target=4.0, beta=0.1))
+    ppo = Scripted([{"kl": 8.0}] * 5, PPOConfig(updates=4, value_warmup=0, kl_target=4.0, beta=0.1))
     list(ppo.run())
     assert ppo.progress.beta > 0.5, "where KL is twice its target β doubles within three updates"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from serve.feedback.statistics import wilson
 from serve.policy.base import Backbone, load_backbone, resolve_model
@@ -28,7 +29,7 @@ from training.reward import (
     ranked_sequences,
 )
 from training.roles import FrozenLayers, LoraShape
-from training.scorer import doubt
+from training.scorer import HEAD_FILE, doubt
 from training.sequences import Sequences
 
 NEAR = LoraShape(3, 4, 8)
@@ -201,6 +202,14 @@ def test_it_learns_a_plain_preference_and_survives_its_folder(backbone: Backbone
     for name, tensor in fitted.scorer.tensors().items():
         assert torch.equal(tensor, again.scorer.tensors()[name]), name
     (tmp_path / "reward" / "report.json").unlink()  # killed before the end
+    assert RewardFit.load(tmp_path / "reward", backbone, NEAR) is None
+
+
+def test_a_reward_model_of_another_release_is_fitted_anew(backbone: Backbone, tmp_path: Path) -> None:
+    fit(backbone, tmp_path / "snapshot.db", votes=6).save(tmp_path / "reward")
+    assert RewardFit.load(tmp_path / "reward", backbone, NEAR) is not None
+    head = load_file(str(tmp_path / "reward" / HEAD_FILE))
+    save_file({**head, "weight": head["weight"][:-1].contiguous()}, str(tmp_path / "reward" / HEAD_FILE))
     assert RewardFit.load(tmp_path / "reward", backbone, NEAR) is None
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from serve.errors import InvalidInput
+from serve.errors import InvalidInput, NothingToLearn
 from tests.run_scenes import SMALL, write_run, write_snapshot
 from training.ppo import PPO, Batch
 from training.reward import RewardFit
 from training.roles import Policy
-from training.run import Run, execute, rollout_temperature
+from training.run import Run, execute, no_step, rollout_temperature
 
 LENIENT = {
     **SMALL,
@@ -195,6 +196,25 @@ def test_running_into_the_limit_costs_only_where_it_is_the_servers(
     (folder / "config.json").write_text(json.dumps(config))
     execute(folder)
     assert told == [penalty], "rollouts have 12 tokens"
+
+
+@pytest.mark.parametrize(("best", "told"), [(None, True), (0, True), (1, True), (2, False)])
+def test_a_run_that_kept_no_step_says_so(best: int | None, told: bool) -> None:
+    """With one update of warm-up the answers of update 1 are still the reference's."""
+    ppo = {"best_update": best, "stopped": "all updates are done", "faults": ["it moved 20 nats"]}
+    assert bool(no_step(ppo, value_warmup=1)) == told
+    assert no_step({**ppo, "best_update": 0}, 1) == [
+        "PPO kept no step (all updates are done); of the last one: it moved 20 nats"
+    ]
+    assert "none within the bounds scored higher" in no_step({**ppo, "best_update": 0, "faults": []}, 1)[0]
+
+
+def test_a_run_without_a_vote_is_refused_in_words(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", votes=2)
+    with sqlite3.connect(tmp_path / "snapshot.db") as db:
+        db.execute("DELETE FROM votes")
+    with pytest.raises(NothingToLearn, match="no vote stands any more"):
+        execute(write_run(tmp_path, tiny_model))
 
 
 def test_rollouts_without_room_for_a_prompt_are_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:

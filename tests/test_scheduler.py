@@ -690,32 +690,6 @@ def test_a_run_that_is_just_being_promoted_cannot_be_cancelled(server: Hall, mon
     assert (run.status, server.store.serving(), len(refusals)) == ("succeeded", 1, 1)
 
 
-def test_a_run_without_a_version_that_is_cancelled_at_its_end_stays_cancelled(
-    server: Hall, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused = {"status": "rejected", "adapter": False, "reasons": ["too few votes"]}
-    server.plan(report=refused)
-    lock = server.scheduler._changing
-
-    class Interfering:
-        """Somebody else's click, between two steps of the end."""
-
-        def __enter__(self) -> None:
-            lock.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            lock.release()
-            if server.store.run(1).status == "running" and server.folder.run(1).joinpath("report.json").exists():
-                server.scheduler._changing = lock
-                server.scheduler.cancel(1)
-
-    server.vote(3)
-    server.until(lambda: server.store.runs() and server.folder.run(1).joinpath("report.json").exists())
-    monkeypatch.setattr(server.scheduler, "_changing", Interfering())
-    server.finished()
-    assert server.store.run(1).status == "cancelled"
-
-
 def test_a_full_disk_fails_the_run_with_a_sentence(server: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left on device")

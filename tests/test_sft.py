@@ -68,14 +68,16 @@ def test_a_long_answer_loses_its_end_before_its_question_is_gone(backbone: Backb
     assert "x" in backbone.tokenizer.decode(whole.input_ids[0].tolist()), "a short prompt is kept whole"
 
 
-def test_weights_that_blew_up_are_told_and_kept_by_nobody(backbone: Backbone) -> None:
+@pytest.mark.parametrize("copies", [1, 3])
+def test_weights_that_blew_up_are_told_and_kept_by_nobody(backbone: Backbone, copies: int) -> None:
+    """Three times: then some are held out, and their loss is no number."""
     policy = Policy(backbone, LoraShape(2, 4, 8), seed=0)
     trunk = open_section(backbone.model, 0, 2)
     with torch.no_grad():
         policy.parameters()[0].fill_(math.nan)
     config = SFTConfig(epochs=1, sequence_length=200, tokens_per_batch=200)
     with pytest.raises(InvalidInput, match=r"halve sft\.learning_rate"):
-        fine_tune(policy, trunk, SHOWN, config=config, seed=0, progress=lambda step, done, metrics: None)
+        fine_tune(policy, trunk, SHOWN * copies, config=config, seed=0, progress=lambda step, done, metrics: None)
 
 
 def test_demonstrations_become_likelier(backbone: Backbone) -> None:

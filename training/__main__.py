@@ -19,8 +19,6 @@ from pathlib import Path
 from serve.errors import HustingsError
 from training.process import INTERRUPTED
 
-log = logging.getLogger(__name__)
-
 
 def main() -> int:
     """Run the folder named on the command line."""

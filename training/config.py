@@ -37,7 +37,7 @@ class SFTConfig:
     tokens_per_batch: int = _bounded(2048, 64, 1 << 20)
     """Tokens in one optimizer step, packed."""
     sequence_length: int = _bounded(512, 32, 1 << 16)
-    """Length of a packed sequence; longer demonstrations are cut at the front of the prompt."""
+    """Length of a packed sequence; a longer demonstration loses its prompt's front down to a quarter, then its end."""
     holdout: float = _bounded(0.1, 0, 0.5)
     """Share of demonstrations held out to stop early (none below ten demonstrations)."""
 
@@ -49,7 +49,7 @@ class RewardConfig:
     layers: int = _bounded(2, 1, 1000)
     """Top layers that carry the reward model's LoRA; those below are run once and kept."""
     epochs: int = _bounded(0, 0, 100)
-    """Most passes over all pairs after the closed-form start; as many are made as lower a held-out fold's loss."""
+    """Most passes over all pairs after the head is fitted; as many are made as lower a held-out fold's loss."""
     learning_rate: float = _bounded(2e-4, 0, 1)
     """Adam step of LoRA and head."""
     comparisons_per_batch: int = _bounded(8, 1, 4096)
@@ -143,7 +143,7 @@ class GateConfig:
     max_nll_rise: float = _bounded(0.5, 0, 100)
     """How much less likely, in nats a token, the base may find its answers than the parent's."""
     min_distinct: float = _bounded(0.9, 0, 1)
-    """Share of its answers that must differ from one another, or the parent's share if lower."""
+    """Share of its answers that must differ from one another, or the parent's share less two answers if lower."""
     max_shared_rise: float = _bounded(0.3, 0, 1)
     """How much the share of an answer's 3-grams that answers to other prompts have, too, may grow."""
     max_repetition_rise: float = _bounded(0.15, 0, 1)

@@ -1,6 +1,6 @@
 """May this version serve? Four checks; each refusal is a plain sentence.
 
-1. Before PPO: the reward model's out-of-fold accuracy has a 95% lower bound above one half.
+1. Before PPO: the reward model's out-of-fold accuracy has a 95% lower bound above one half, on six prompts or more.
 2. KL to the reference is bounded and everything is finite.
 3. Nothing has collapsed: length, repetition, distinct answers, endings, refusals, likelihood under the base.
 4. The fold models, which PPO did not train on, prefer its answers to its parent's on prompts that PPO did not see.
@@ -137,7 +137,8 @@ def collapsed(after: Mapping[str, float], before: Mapping[str, float], answers: 
         f"the base finds its text unlikely: {after['nll']:.2f} nats a token against its parent's {before['nll']:.2f}",
     )
     refuse(
-        after["distinct"] < min(config.min_distinct, before["distinct"] - 2 / answers),  # two: chance is no reason
+        round(after["distinct"] * answers)
+        < min(config.min_distinct * answers, round(before["distinct"] * answers) - 2),
         f"it repeats itself across prompts: only {after['distinct']:.0%} of its answers differ",
     )
     refuse(

@@ -104,7 +104,7 @@ class Progress:
     smoothed: dict[str, float] = field(default_factory=dict)
     """Score and what the gate asks of text: half is the latest policy's, a quarter the one's before, and so on."""
     faults: list[str] = field(default_factory=list)
-    """Why the latest policy may not be kept; empty where it may."""
+    """Why the policy measured last may not be kept; empty where it may."""
     stopped: str | None = None
     """Why it ended; None while it goes on."""
     last: dict[str, float] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class PPO:
                 losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
                 batch.metrics.update(losses, beta=state.beta)
                 if self._is_finite():
-                    if config.adaptive_beta and state.update >= config.value_warmup:  # before, KL cannot but be 0
+                    if config.adaptive_beta and state.update > config.value_warmup:  # else it is the reference's
                         target = config.kl_target * ramp((state.update + 1) / config.updates, config.kl_ramp)
                         state.beta = adapt_beta(
                             state.beta, kl, target=target, episodes=config.rollouts, horizon=horizon
@@ -344,16 +344,15 @@ class PPO:
             state.smoothed[name] = 0.5 * value + 0.5 * state.smoothed.get(name, value)
         described["nll"] = state.smoothed["nll"]
         bound = min(self.config.kl_target * KL_SLACK, self.bounds.max_kl)
-        answers = len(batch.rollouts)
-        state.faults = collapsed(described, state.start, answers, self.bounds) or collapsed(
-            state.smoothed, state.start, answers, self.bounds
-        )
-        if not metrics["kl"] <= bound:  # nor where it is no number
-            state.faults.insert(
-                0, f"it moved {metrics['kl']:.1f} nats an answer from the reference, more than {bound:g}"
-            )
+        faults = []
         if not metrics["sampler_gap"] <= self.config.max_sampler_gap:
-            state.faults.insert(0, "sampler and trainer differ")
+            faults.append("sampler and trainer differ")
+        if not metrics["kl"] <= bound:  # nor where it is no number
+            faults.append(f"it moved {metrics['kl']:.1f} nats an answer from the reference, more than {bound:g}")
+        of_text = (
+            collapsed(each, state.start, len(batch.rollouts), self.bounds) for each in (described, state.smoothed)
+        )
+        state.faults = faults + next((found for found in of_text if found), [])
         if state.faults:
             return
         if state.best_score is None or state.smoothed["score"] >= state.best_score:
@@ -367,7 +366,8 @@ class PPO:
         """
         config = self.config
         self.engine.load_tensors(POLICY_PLACE, self.roles.policy.tensors(), scaling=self.roles.policy.scaling)
-        prompts = self.pool.draw(START_UPDATES * config.rollouts // config.answers_per_prompt, self.seed)
+        count = config.rollouts // config.answers_per_prompt
+        prompts = [prompt for part in range(START_UPDATES) for prompt in self.pool.draw(count, self.seed + part)]
         rollouts = self._sample(prompts, self.seed)
         parts = [rollouts[start : start + config.rollouts] for start in range(0, len(rollouts), config.rollouts)]
         found = [describe(part, -sum(sum(rollout.logprobs) for rollout in part)) for part in parts]

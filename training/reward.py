@@ -133,6 +133,7 @@ class RewardFit:
 
     def save(self, folder: Path) -> None:
         """Write reward model and fold models; the report last, so that with it the folder is whole."""
+        (folder / REPORT_FILE).unlink(missing_ok=True)  # of another release
         self.scorer.save(folder)
         self.judges.untrained.save(folder / "untrained")
         save_file({"heads": self.judges.heads}, str(folder / HEADS_FILE))

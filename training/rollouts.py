@@ -18,7 +18,7 @@ from training.config import MAX_RANK, ROWS_IN_FLIGHT
 from training.sequences import Sequences
 
 QUEUED = 64
-"""As many as an engine's queue takes, and more than are answered at once: no row waits for the oldest answer's end."""
+"""Prompts with an engine at a time: more than are answered at once, so that rows seldom wait for the oldest answer."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Rollout:
 def open_engine(backbone: Backbone) -> LocalEngine:
     """An engine for many answers at once, which nobody watches: the base, and room for three versions beside it."""
     return LocalEngine(
-        backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS
-    )
+        backbone, batch_rows=ROWS_IN_FLIGHT, max_lora_rank=MAX_RANK, places=4, turn_tokens=PREFILL_TOKENS,
+        queue_limit=QUEUED,
+    )  # fmt: skip
 
 
 def padded_rollouts(rollouts: Sequence[Rollout]) -> tuple[Sequences, Tensor]:

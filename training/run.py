@@ -125,6 +125,8 @@ class Run:
             raise NothingToLearn(
                 f"no two prompts of at most {longest} tokens to answer; let people chat first, or lower ppo.max_tokens"
             )
+        if ("reward" in stages or "ppo" in stages) and not snapshot.rankings:
+            raise NothingToLearn("no vote stands any more; let people vote first")
         self.engine = open_engine(backbone)
 
     def execute(self) -> dict[str, Any]:
@@ -135,8 +137,6 @@ class Run:
         policy = self._policy(self.reference_adapter)
         judged: RewardFit | None = None
         if "reward" in self.stages or "ppo" in self.stages:
-            if not self.snapshot.rankings:
-                raise NothingToLearn("no vote stands any more; let people vote first")
             judged = self.reward_model()
             refusal = votes_suffice(judged.report["accuracy"], len(self.snapshot.rankings))
             if refusal:
@@ -150,7 +150,7 @@ class Run:
         self.report["adapter"] = True
         gate = self.gate(policy, judged)
         self.report["gate"] = gate
-        return self.report if gate["passed"] else self._rejected([*self._kept_reference(), *gate["reasons"]])
+        return self.report if gate["passed"] else self._rejected([*self._no_step(), *gate["reasons"]])
 
     def supervised(self) -> Path:
         """Step 1 → the folder of the SFT adapter, which is then the reference."""
@@ -205,7 +205,9 @@ class Run:
                 seed=self.seed,
                 progress=progress,
             )
-            if fitted.report["accuracy"]["low"] > 0.5:  # else the run ends here, and nobody reads scores
+            if (
+                votes_suffice(fitted.report["accuracy"], len(self.snapshot.rankings)) is None
+            ):  # else the run ends here, and nobody reads scores
                 fitted.report["normalisation"] = self._normalise(fitted)
             fitted.save(target)
         accuracy = fitted.report["accuracy"]["value"]
@@ -341,18 +343,22 @@ class Run:
         texts = [d.token_ids(self.backbone.tokenizer, length) for d in self.snapshot.demonstrations]
         return Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts])
 
-    def _kept_reference(self) -> list[str]:
-        """Why PPO has nothing to show, where it has not: the gate sees only that nothing has changed."""
+    def _no_step(self) -> list[str]:
         ppo = self.report.get("ppo")
-        if ppo is None or ppo["best_update"]:
-            return []
-        last = f"of the last one: {ppo['faults'][0]}" if ppo["faults"] else "none scored higher than the reference"
-        return [f"PPO kept no step ({ppo['stopped']}); {last}"]
+        return [] if ppo is None else no_step(ppo, self.config.ppo.value_warmup)
 
     def _rejected(self, reasons: list[str]) -> dict[str, Any]:
         for reason in reasons:
             log.info("refused: %s", reason)
         return {**self.report, "status": "rejected", "reasons": reasons}
+
+
+def no_step(ppo: dict[str, Any], value_warmup: int) -> list[str]:
+    """Why PPO has nothing to show, if it has not: the gate sees only that nothing has changed. `ppo`: its report."""
+    if (ppo["best_update"] or 0) > value_warmup:  # until then it is the reference
+        return []
+    last = f"of the last one: {ppo['faults'][0]}" if ppo["faults"] else "none within the bounds scored higher"
+    return [f"PPO kept no step ({ppo['stopped']}); {last}"]
 
 
 def rollout_temperature(asked: float | None, voted: float | None, served: float) -> float:

@@ -131,7 +131,7 @@ class Scheduler:
             try:
                 self._step()
             except Unavailable as reason:
-                self._complain(f"the training scheduler waits: {reason}")
+                self._complain(f"the training scheduler waits: {reason}", logging.INFO)
             except Exception:
                 log.exception("a tick of the training scheduler failed; the next one tries again")
 
@@ -311,22 +311,22 @@ class Scheduler:
                 advice = f"; free some space in {self._folder.root}" if full else ""
                 self._complain(f"run {run.id} cannot be published yet: {error}{advice}")
                 return
-            if status == "failed":
-                self._end(run, "failed", report=report, error="; ".join(report.get("reasons") or ["it gave no reason"]))
+            if version is None:  # now, while nobody can cancel it
+                reasons = report.get("reasons") or ["it gave no reason"]
+                self._end(run, status, report=report, error="; ".join(reasons) if status == "failed" else None)
                 return
         problem = None
-        if version is not None and version.status == "staged":
+        if version.status == "staged":
             problem = self._put_to_work(version, f"run {run.id} passed the gate")
         with self._changing:
-            if self._is_active(run):  # one without a version may have been cancelled meanwhile
-                self._end(run, status, version=version.number if version else None, report=report, error=problem)
+            self._end(run, status, version=version.number, report=report, error=problem)
 
-    def _complain(self, problem: str) -> None:
+    def _complain(self, problem: str, level: int = logging.ERROR) -> None:
         """Log what every tick meets again, at most once a minute."""
         now = self._clock()
         if self._complained is None or now - self._complained >= timedelta(minutes=1):
             self._complained = now
-            log.error("%s", problem)
+            log.log(level, "%s", problem)
 
     def _put_to_work(self, version: Version, why: str) -> str | None:
         """Promote a staged version or make it the canary, as configured; a sentence if that was not possible."""

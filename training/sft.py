@@ -96,15 +96,15 @@ def fine_tune(
             schedule.step()
             losses.append(total)
             progress(len(losses), len(losses) / steps, {"sft_loss": total})
+        if not all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
+            raise InvalidInput("SFT made weights that are not finite; halve sft.learning_rate")
         # 3. Keep the epoch that the held-out demonstrations like best
         if validation:
             held_out.append(_loss(policy, validation, states))
-            if not held_out[-1] < min(held_out[:-1]):  # nor where it is no number
+            if held_out[-1] >= min(held_out[:-1]):
                 policy.load_tensors(best)
                 break
             best = policy.tensors()
-    if not all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
-        raise InvalidInput("SFT made weights that are not finite; halve sft.learning_rate")
     return {
         "demonstrations": len(shuffled),
         "held_out": held,
