@@ -313,6 +313,7 @@ def test_a_steps_gradients_are_the_same_in_one_part_and_in_many(
 LIVELY = {
     **SMALL["ppo"],  # type: ignore[dict-item]
     "rollouts": 16,
+    "value_warmup": 0,
     "epochs": 2,
     "learning_rate": 3e-3,
     "value_learning_rate": 3e-3,
@@ -349,7 +350,7 @@ def as_it_is(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         {"adaptive_beta": False},
         {"beta": 0.0},
         {"eos_penalty": 0.0},
-        {"value_warmup": 0},
+        {"value_warmup": 1},
         {"value_from_reward": False},
         {"learning_rate_end": 1.0},
         {"importance_cap": 1.0},
