@@ -33,7 +33,6 @@ from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.report import gate_table
 from benchmarks.voters import PREFERENCES, Arm, Voter, ballot
-from serve.engine.local import PREFILL_TOKENS, LocalEngine
 from serve.policy import chat
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from serve.records import BASE_VERSION, Message, Sampling
@@ -42,7 +41,7 @@ from training.gate import votes_suffice
 from training.ppo_math import last_index
 from training.preferences import Prompt, Ranked, Shown, Snapshot
 from training.roles import Policy
-from training.rollouts import sample
+from training.rollouts import open_engine, sample
 from training.run import Run
 from training.run_folder import RunFolder
 from training.sequences import Sequences
@@ -113,7 +112,7 @@ def compare(settings: GateSettings, backbone: Backbone, folder: Path) -> list[Co
     file = folder / "comparisons.json"
     if not file.is_file():
         prompts = voted_prompts()[: settings.votes]
-        engine = LocalEngine(backbone, batch_rows=32, turn_tokens=PREFILL_TOKENS)
+        engine = open_engine(backbone)
         try:
             rollouts = sample(
                 engine,

@@ -261,15 +261,16 @@ def rows_of(chains: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, An
     return rows
 
 
+def real_rounds(chains: Sequence[Mapping[str, Any]], votes: int) -> list[Mapping[str, Any]]:
+    """The round of so many votes, in each chain that votes as it prefers."""
+    return [step for chain in chains if chain["arm"] == "real" for step in chain["rounds"] if step["votes"] == votes]
+
+
 def served(chains: Sequence[Mapping[str, Any]], votes: int) -> list[Outcomes]:
     """How what served after so many votes did, in each chain that votes as it prefers."""
     sides = {letter: side for side, letter in LETTERS.items()}
     return [
-        {index: sides[letter] for index, letter in enumerate(step["served"])}
-        for chain in chains
-        if chain["arm"] == "real"
-        for step in chain["rounds"]
-        if step["votes"] == votes
+        {index: sides[letter] for index, letter in enumerate(step["served"])} for step in real_rounds(chains, votes)
     ]
 
 

@@ -15,6 +15,7 @@ from benchmarks.client import Traffic
 from benchmarks.fluency import SavedAnswer
 from benchmarks.record import commit, write_json
 from benchmarks.server import Memory
+from training.reporter import drop_torn_line
 
 
 class Lines:
@@ -23,12 +24,9 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        found = path.read_bytes() if path.is_file() else b""
-        whole = found.rpartition(b"\n")[0]
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
-        if found and not found.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(len(whole) + 1 if whole else 0)
+        drop_torn_line(path)
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -15,13 +15,12 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks.loop import LoopSettings
-from benchmarks.loop_result import ARM_TITLES, LETTERS, TARGETS
+from benchmarks.loop_result import ARM_TITLES, LETTERS, TARGETS, real_rounds
 from benchmarks.pictures import curves, decades, even, shares
 from benchmarks.record import ROOT
 from benchmarks.voters import PREFERENCES
@@ -59,19 +58,14 @@ def loop_table(results: Sequence[Result]) -> str:
 
 def _pool_line(result: Result, pool: Result) -> list[str]:
     target = TARGETS.get(pool["votes"])
-    rounds = [
-        found
-        for chain in result["chains"]
-        for found in chain["rounds"]
-        if chain["arm"] == "real" and found["votes"] == pool["votes"]
-    ]
+    rounds = real_rounds(result["chains"], pool["votes"])
     served = "".join(found["served"] for found in rounds)
     return [
         _wants(result),
         str(pool["votes"]),
         _rate(pool),
         "–" if target is None else f"{target:.0%}",
-        ", ".join(starmap(_served_rate, zip(pool["each"], rounds, strict=True))),
+        ", ".join(_served_rate(rate, found) for rate, found in zip(pool["each"], rounds, strict=True)),
         f"{served.count(LETTERS[None]) / len(served):.0%}" if served else "–",
     ]
 

@@ -144,14 +144,11 @@ def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> 
     made.mkdir()
     (made / CONFIG).write_text("{}")
     (made / WEIGHTS).write_bytes(b"weights")
-    refused = {
-        "reasons": [
-            (
-                "the reward model is right on 58% of 43 unseen comparisons, "
-                "which could still be chance (at least 43%): about 126 more votes"
-            )
-        ]
-    }
+    chance = (
+        "the reward model is right on 58% of 43 unseen comparisons, which could still be chance (at least 43%): about "
+        "126 more votes"
+    )
+    refused = {"reasons": [chance]}
     chapters: list[tuple[int, int, dict[str, Any] | None]] = [
         (50, 1, refused),
         (61, 6, {"gate": {"win_rate": {"value": 0.61, "low": 0.44, "high": 0.76}}}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_kill_between_two_cells_loses_none(tmp_path: Path) -> None:
 
 def test_ppos_seconds_are_kept_as_they_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {"ours": ppo.Measured({phase: [1.0, 2.0] for phase in ppo.PHASES}, 5e8)}
-    monkeypatch.setattr(ppo, "contenders", lambda settings, chosen: _Nobody())
+    monkeypatch.setattr(ppo, "contenders", lambda settings, chosen: nullcontext({}))
     monkeypatch.setattr(ppo, "measure", lambda found, runs: measured)
     settings = {
         "dtype": "float32",
@@ -57,11 +58,3 @@ def test_ppos_seconds_are_kept_as_they_were_measured(tmp_path: Path, monkeypatch
     assert ppo.kept(cells, {"prompt": 32}, settings, chosen, 2) == measured
     assert ppo.kept(cells, {"prompt": 64}, settings, chosen, 2) == {}
     assert ppo.kept(cells, {"prompt": 32}, settings, chosen, 3) == {}, "fewer repeats do not stand for more"
-
-
-class _Nobody:
-    def __enter__(self) -> dict[str, Any]:
-        return {}
-
-    def __exit__(self, *reason: object) -> None:
-        return None

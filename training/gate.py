@@ -136,7 +136,7 @@ def collapsed(after: Mapping[str, float], before: Mapping[str, float], answers: 
         after["nll"] > before["nll"] + config.max_nll_rise,
         f"the base finds its text unlikely: {after['nll']:.2f} nats a token against its parent's {before['nll']:.2f}",
     )
-    refuse(
+    refuse(  # two more that are equal are chance
         round(after["distinct"] * answers)
         < min(config.min_distinct * answers, round(before["distinct"] * answers) - 2),
         f"it repeats itself across prompts: only {after['distinct']:.0%} of its answers differ",

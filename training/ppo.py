@@ -40,7 +40,7 @@ from training.ppo_math import (
     whiten,
 )
 from training.prompts import PromptPool
-from training.roles import FrozenLayers, FrozenStates, Policy
+from training.roles import FrozenLayers, FrozenStates, Policy, are_finite
 from training.rollouts import Rollout, padded_rollouts, sample
 from training.scorer import Scorer
 from training.sequences import Sequences
@@ -175,7 +175,7 @@ class PPO:
                 self._set_learning_rates(state.update / config.updates)
                 losses = self.improve(batch, state.update, train_policy=state.update >= config.value_warmup)
                 batch.metrics.update(losses, beta=state.beta)
-                if self._is_finite():
+                if are_finite([*self.roles.policy.parameters(), *self.roles.value.trained()]):
                     if config.adaptive_beta and state.update > config.value_warmup:  # else it is the reference's
                         target = config.kl_target * ramp((state.update + 1) / config.updates, config.kl_ramp)
                         state.beta = adapt_beta(
@@ -326,10 +326,6 @@ class PPO:
         if self.config.gradient_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_norm)
 
-    def _is_finite(self) -> bool:
-        weights = [*self.roles.policy.parameters(), *self.roles.value.trained()]
-        return all(bool(torch.isfinite(weight).all()) for weight in weights)
-
     def _remember_best(self, batch: Batch) -> None:
         """Keep the LoRA that made these rollouts if its smoothed score is the best so far, and it may pass the gate.
 
@@ -344,15 +340,13 @@ class PPO:
             state.smoothed[name] = 0.5 * value + 0.5 * state.smoothed.get(name, value)
         described["nll"] = state.smoothed["nll"]
         bound = min(self.config.kl_target * KL_SLACK, self.bounds.max_kl)
-        faults = []
+        state.faults = []
         if not metrics["sampler_gap"] <= self.config.max_sampler_gap:
-            faults.append("sampler and trainer differ")
+            state.faults.append("sampler and trainer differ")
         if not metrics["kl"] <= bound:  # nor where it is no number
-            faults.append(f"it moved {metrics['kl']:.1f} nats an answer from the reference, more than {bound:g}")
-        of_text = (
-            collapsed(each, state.start, len(batch.rollouts), self.bounds) for each in (described, state.smoothed)
-        )
-        state.faults = faults + next((found for found in of_text if found), [])
+            state.faults.append(f"it moved {metrics['kl']:.1f} nats an answer from the reference, more than {bound:g}")
+        asked = (state.start, len(batch.rollouts), self.bounds)
+        state.faults += collapsed(described, *asked) or collapsed(state.smoothed, *asked)
         if state.faults:
             return
         if state.best_score is None or state.smoothed["score"] >= state.best_score:

@@ -20,7 +20,7 @@ class Reporter:
         self._path = folder / "metrics.jsonl"
         self._answers = folder / "rollouts.jsonl"
         for path in (self._path, self._answers):
-            _drop_torn_line(path)
+            drop_torn_line(path)
         self._stages = [*stages, "gate"]
         self._total = sum(WEIGHTS[s] for s in self._stages)
         self._began: tuple[float, float] | None = None
@@ -52,7 +52,7 @@ class Reporter:
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _drop_torn_line(path: Path) -> None:
-    """An interruption may have torn the last line: the next one must not be glued to it."""
+def drop_torn_line(path: Path) -> None:
+    """Cut off the last line of a file if an interruption has torn it: the next one must not be glued to it."""
     if path.is_file() and not (found := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, found.rfind(b"\n") + 1)

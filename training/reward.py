@@ -199,13 +199,13 @@ def fit_reward(
         progress(votes, 0.3, {"reward_accuracy": accuracy["value"]})
     if not torch.equal(judged, folds):
         logits = fit_folds(features, pairs, judged)[1]
+    names = list(dict.fromkeys(r.voter for r in rankings))  # in the order of their numbers
     report = {
         "pairs": len(pairs),
         "rankings": len(rankings),
         "ties": int((pairs.target == 0.5).sum()),
-        **_judged(rankings, pairs, logits, features @ heads.T.float(), sequences.answer_mask.sum(-1)),
+        **_judged(rankings, names, pairs, logits, features @ heads.T.float(), sequences.answer_mask.sum(-1)),
     }
-    names = list(dict.fromkeys(r.voter for r in rankings))
     if len(names) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
         report["accuracy_on_unseen_voters"] = accuracy_of(pairs, fit_folds(features, pairs, by_voter)[1])
@@ -440,12 +440,16 @@ def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> d
 
 
 def _judged(
-    rankings: Sequence[Ranked], pairs: Pairs, logits: Tensor, scores: Tensor, lengths: Tensor
+    rankings: Sequence[Ranked],
+    names: Sequence[str],
+    pairs: Pairs,
+    logits: Tensor,
+    scores: Tensor,
+    lengths: Tensor,
 ) -> dict[str, Any]:
     """What is known of the reward model: accuracy, calibration and biases by out-of-fold logits (N,), and by the fold
     models' scores (B, K) of answers with so many tokens (B,).
     """
-    voters = dict.fromkeys(r.voter for r in rankings)
     positions = torch.tensor([p for r in rankings for p in r.positions])
     capped = torch.tensor([reason == "length" for r in rankings for reason in r.finish_reasons])
     left_won = (positions[pairs.better] >= 0) & (positions[pairs.better] < positions[pairs.worse])
@@ -457,7 +461,7 @@ def _judged(
         "accuracy": accuracy_of(pairs, logits),
         "log_loss": log_loss(logits, pairs.target.double(), pairs.weight.double()),
         "calibration": calibration(pairs, logits),
-        "by_voter": {name: accuracy_of(pairs, logits, pairs.voter == number) for number, name in enumerate(voters)},
+        "by_voter": {name: accuracy_of(pairs, logits, pairs.voter == number) for number, name in enumerate(names)},
         "by_position": {
             "left_won": accuracy_of(pairs, logits, left_won),
             "right_won": accuracy_of(pairs, logits, right_won),

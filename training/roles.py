@@ -10,7 +10,7 @@ tensors), so no adapter is ever switched on or off.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,11 @@ class FrozenLayers:
 
         in_parallel(run, sequences.micro_batches(micro_batch_tokens))
         return states
+
+
+def are_finite(weights: Iterable[Tensor]) -> bool:
+    """Whether all numbers are: training has not blown up."""
+    return all(bool(torch.isfinite(weight).all()) for weight in weights)
 
 
 class Policy:

@@ -150,7 +150,9 @@ class Run:
         self.report["adapter"] = True
         gate = self.gate(policy, judged)
         self.report["gate"] = gate
-        return self.report if gate["passed"] else self._rejected([*self._no_step(), *gate["reasons"]])
+        if gate["passed"]:
+            return self.report
+        return self._rejected([*no_step(self.report.get("ppo"), self.config.ppo.value_warmup), *gate["reasons"]])
 
     def supervised(self) -> Path:
         """Step 1 → the folder of the SFT adapter, which is then the reference."""
@@ -205,9 +207,8 @@ class Run:
                 seed=self.seed,
                 progress=progress,
             )
-            if (
-                votes_suffice(fitted.report["accuracy"], len(self.snapshot.rankings)) is None
-            ):  # else the run ends here, and nobody reads scores
+            # If they do not suffice the run ends here, and nobody reads scores
+            if votes_suffice(fitted.report["accuracy"], len(self.snapshot.rankings)) is None:
                 fitted.report["normalisation"] = self._normalise(fitted)
             fitted.save(target)
         accuracy = fitted.report["accuracy"]["value"]
@@ -343,19 +344,15 @@ class Run:
         texts = [d.token_ids(self.backbone.tokenizer, length) for d in self.snapshot.demonstrations]
         return Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts])
 
-    def _no_step(self) -> list[str]:
-        ppo = self.report.get("ppo")
-        return [] if ppo is None else no_step(ppo, self.config.ppo.value_warmup)
-
     def _rejected(self, reasons: list[str]) -> dict[str, Any]:
         for reason in reasons:
             log.info("refused: %s", reason)
         return {**self.report, "status": "rejected", "reasons": reasons}
 
 
-def no_step(ppo: dict[str, Any], value_warmup: int) -> list[str]:
+def no_step(ppo: dict[str, Any] | None, value_warmup: int) -> list[str]:
     """Why PPO has nothing to show, if it has not: the gate sees only that nothing has changed. `ppo`: its report."""
-    if (ppo["best_update"] or 0) > value_warmup:  # until then it is the reference
+    if ppo is None or (ppo["best_update"] or 0) > value_warmup:  # until then it is the reference
         return []
     last = f"of the last one: {ppo['faults'][0]}" if ppo["faults"] else "none within the bounds scored higher"
     return [f"PPO kept no step ({ppo['stopped']}); {last}"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from serve.errors import InvalidInput
 from training.config import SFTConfig
 from training.preferences import Shown
-from training.roles import Policy
+from training.roles import Policy, are_finite
 from training.split import Section
 
 MIN_FOR_HOLDOUT = 10
@@ -96,7 +96,7 @@ def fine_tune(
             schedule.step()
             losses.append(total)
             progress(len(losses), len(losses) / steps, {"sft_loss": total})
-        if not all(bool(torch.isfinite(weight).all()) for weight in policy.parameters()):
+        if not are_finite(policy.parameters()):
             raise InvalidInput("SFT made weights that are not finite; halve sft.learning_rate")
         # 3. Keep the epoch that the held-out demonstrations like best
         if validation:
