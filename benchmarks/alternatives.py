@@ -8,7 +8,8 @@ its votes and the minutes that its run took. Best-of-4 takes the base's best ans
 it costs four answers each time, and no training. SFT learns the chosen answers as a run learns demonstrations, but not
 to end where a chosen answer was broken off. DPO trains a LoRA of rank 16 on all layers, with each of two learning
 rates, for as many of TRL's three epochs as fit into the minutes; TRL ends every answer. All answer the chain's held-out
-prompts, and the hidden preference judges against the base's answers. Every alternative is saved when it is done.
+prompts, and the hidden preference judges against the base's answers. Where the run was refused before PPO its answers
+are the base's, and the others get the minutes that a run may take. Every alternative is saved when it is done.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks import loop
-from benchmarks.fluency import SavedAnswer, complaints, mean_nll, measure
+from benchmarks.fluency import Fluency, SavedAnswer, complaints, mean_nll, measure
 from benchmarks.loop import HELD_OUT_SEED
 from benchmarks.loop_result import contest, outcomes
-from benchmarks.loop_state import Answers
 from benchmarks.record import ROOT, Row, document, sources, write_json
 from benchmarks.reference import CACHE
 from benchmarks.reward import THEIRS
@@ -49,6 +49,8 @@ from training.sft import fine_tune
 BEST_OF = 4
 DPO_RATES = (5e-5, 2e-4)
 PLACE = 1
+LONGEST_RUN = 15 * 60
+"""Seconds that a run with 300 votes may take."""
 
 
 class BrokenOff(Shown):
@@ -61,16 +63,16 @@ class BrokenOff(Shown):
 
 
 class Chain:
-    """A finished round of a chain: its votes, its reward model, its minutes and its base answers."""
+    """A finished round of a chain: its votes, its reward model and its minutes, and the base's answers."""
 
     def __init__(self, folder: Path, preference: Preference, votes: int, threads: int) -> None:
         torch.set_num_threads(threads)
         state = json.loads((folder / "state.json").read_text())
-        self.folder, self.preference, self.threads = folder, preference, threads
+        self.preference, self.threads = preference, threads
         self.run = state["rounds"][str(votes)]
-        self.base_nll: float = state["nll"]["0"]
         self.settings = state["settings"]
-        self.seconds: float = state["seconds"][f"run at {votes} votes"]
+        self.run_seconds: float = state["seconds"][f"run at {votes} votes"]
+        self.seconds = LONGEST_RUN if self.run["version"] is None else self.run_seconds
         self.run_folder = folder / "data" / "runs" / f"{self.run['id']:04d}"
         self.model = resolve_model("default", CACHE)
         self.backbone = load_backbone(self.model)
@@ -82,7 +84,21 @@ class Chain:
     @cached_property
     def base(self) -> list[SavedAnswer]:
         """The base's answers to the held-out prompts."""
-        return list(Answers(self.folder / "answers-v0.jsonl").by_index().values())
+        found = [some[0] for some in self.answers(lambda engine: BASE_VERSION)]
+        return [
+            SavedAnswer(number, prompt, BASE_VERSION, HELD_OUT_SEED, answer.text, answer.finish_reason)
+            for number, (prompt, answer) in enumerate(zip(self.prompts, found, strict=True))
+        ]
+
+    @cached_property
+    def base_fluency(self) -> Fluency:
+        """Of the base's answers."""
+        return measure(self.base, mean_nll(self.backbone, self.base))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Held out: nobody voted on an answer to them."""
+        return tuple(self.preference.held_out_prompts()[: self.settings["held_out"]])
 
     @cached_property
     def chosen(self) -> list[tuple[Shown, Shown]]:
@@ -102,13 +118,13 @@ class Chain:
         sampling = Sampling(max_tokens=self.settings["max_tokens"], temperature=self.settings["temperature"])
         try:
             place = load(engine)
-            prompts = [render(self.backbone.tokenizer, (Message("user", answer.prompt),)) for answer in self.base]
+            prompts = [render(self.backbone.tokenizer, (Message("user", prompt),)) for prompt in self.prompts]
             found = sample(engine, place, prompts, answers_per_prompt=each, sampling=sampling, seed=HELD_OUT_SEED)
         finally:
             engine.close()
         return [found[start : start + each] for start in range(0, len(found), each)]
 
-    def judged(self, answers: Sequence[Rollout | SavedAnswer]) -> dict[str, Any]:
+    def judged(self, answers: Sequence[Rollout]) -> dict[str, Any]:
         """Answers to the held-out prompts against the base's, and whether they are still text."""
         ours = [
             replace(base, text=answer.text, finish_reason=answer.finish_reason)
@@ -118,15 +134,21 @@ class Chain:
         return {
             **vars(contest(outcomes(self.preference, ours, self.base))),
             "fluency": fluency.as_json(),
-            "complaints": complaints(fluency, measure(self.base, self.base_nll)),
+            "complaints": complaints(fluency, self.base_fluency),
             "answers": [answer.text for answer in ours],
         }
 
 
 def as_the_run_does(chain: Chain, work: Path) -> dict[str, Any]:
-    """The version that the chain's run made, by PPO."""
-    answers = Answers(chain.folder / f"answers-v{chain.run['version']}.jsonl").by_index().values()
-    return {**chain.judged(list(answers)), "seconds": chain.seconds}
+    """The version that the chain's run made, by PPO; the base where it made none."""
+
+    def load(engine: LocalEngine) -> int:
+        if chain.run["version"] is None:
+            return BASE_VERSION
+        engine.load(PLACE, chain.run_folder / "adapter")
+        return PLACE
+
+    return {**chain.judged([some[0] for some in chain.answers(load)]), "seconds": chain.run_seconds}
 
 
 def best_of_4(chain: Chain, work: Path) -> dict[str, Any]:
@@ -213,6 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--preference", choices=sorted(PREFERENCES), default="brevity")
     parser.add_argument("--votes", type=int, default=300)
+    parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
@@ -221,16 +244,20 @@ def main() -> None:
     made_by = sources(
         "alternatives.py", "fluency.py", "loop.py", "loop_result.py", "peers/trl_dpo.py", "prompts.py", "voters.py"
     )
-    work = ROOT / "benchmarks" / "work" / "alternatives" / f"{options.preference}-{options.votes}-{made_by}"
+    work = (
+        ROOT
+        / "benchmarks"
+        / "work"
+        / "alternatives"
+        / f"{options.preference}-{options.votes}-{options.max_tokens}-{made_by}"
+    )
     loop.main(
         [
             "--preference", options.preference, "--arms", "real", "--rounds", str(options.votes),
-            "--work", str(work), "--json", str(work / "loop.json"),
+            "--max-tokens", str(options.max_tokens), "--work", str(work), "--json", str(work / "loop.json"),
         ]
     )  # fmt: skip
     chain = Chain(work / "real-0", PREFERENCES[options.preference], options.votes, options.threads)
-    if chain.run["version"] is None:
-        raise SystemExit("the run made no version: there is nothing to compare with")
     ways: dict[str, Callable[[Chain, Path], dict[str, Any]]] = {
         f"PPO, as the run does it ({chain.run['status']})": as_the_run_does,
         "best of 4 by the reward model": best_of_4,
@@ -261,7 +288,10 @@ def main() -> None:
         ]
     print(*rows, sep="\n")
     if options.json is not None:
-        settings = {"preference": options.preference, "votes": options.votes, "seconds": chain.seconds}
+        settings = {
+            "preference": options.preference, "votes": options.votes, "max_tokens": options.max_tokens,
+            "run_seconds": chain.run_seconds, "seconds": chain.seconds,
+        }  # fmt: skip
         write_json(options.json, document(f"alternatives-{options.preference}", settings, rows, found=found))
 
 
