@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import gzip
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ import signal
 import socket
 import sys
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -340,14 +342,19 @@ async def _export(client: Client, format: str, out: Path | None) -> Result:
 
 
 def _read(file: str) -> bytes:
-    if file == "-":
-        return sys.stdin.buffer.read()
+    """The bytes of a file, or of the input for "-", unpacked where they are gzip's."""
     try:
-        return Path(file).read_bytes()
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise InvalidInput(
             f"cannot read {file} ({error.strerror}); name a file of JSON lines, or - for the input"
         ) from None
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidInput(f"{file} is cut off or no gzip file ({error}); fetch it again, or unpack it") from None
 
 
 def _nested(assignments: Sequence[str]) -> dict[str, Any]:

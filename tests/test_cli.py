@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import socket
@@ -89,6 +90,19 @@ def test_what_is_imported_is_exported_again(
     assert json.loads((tmp_path / "out.jsonl").read_text())["messages"] == row["messages"]
     assert run(folder, "export", "--format", "sft") == 0
     assert said(capsys)["messages"] == row["messages"]
+
+
+def test_a_packed_file_is_imported_as_it_is(
+    folder: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"chosen": "\n\nHuman: Hello\n\nAssistant: Hi.", "rejected": "\n\nHuman: Hello\n\nAssistant: What?"}
+    packed = gzip.compress(json.dumps(row).encode())
+    (tmp_path / "in.jsonl.gz").write_bytes(packed)
+    assert run(folder, "import", "--format", "hh", "in.jsonl.gz", "--json") == 0
+    assert said(capsys)["votes"] == 1
+    (tmp_path / "in.jsonl.gz").write_bytes(packed[:-12])
+    assert run(folder, "import", "--format", "hh", "in.jsonl.gz") == 1
+    assert "fetch it again" in capsys.readouterr().err
 
 
 def test_chosen_answers_are_imported_as_demonstrations(

@@ -239,8 +239,13 @@ def test_equal_demonstrations_are_stored_once_and_counted(store: Store) -> None:
             "chosen": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}],
             "rejected": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "What."}],
         },
+        {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "?"}]}],
+            "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Hello."}]}],
+            "rejected": [{"role": "assistant", "content": "What."}],
+        },
     ],
-    ids=["plain", "conversational", "without a prompt", "sides whole"],
+    ids=["plain", "conversational", "without a prompt", "sides whole", "in parts"],
 )
 def test_trl_comes_in_all_its_shapes(store: Store, row: dict[str, Any]) -> None:
     assert import_lines(store, _lines(row), "trl") == ImportCounts(prompts=1, answers=2, votes=1)
