@@ -26,6 +26,7 @@ from training.config import TrainingConfig
 from training.parallel import in_parallel
 from training.pieces import chosen_logprobs
 from training.sequences import Sequences
+from training.shared_prompts import SharedPrompts
 from training.split import boundary, open_section
 
 
@@ -77,10 +78,11 @@ class FrozenLayers:
         self._middle = open_section(backbone.model, policy_first, scorer_first) if policy_first < scorer_first else None
 
     @torch.no_grad()
-    def states(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+    def states(self, batch: Sequences | SharedPrompts) -> tuple[Tensor, Tensor]:
         """At the boundary and near the top, of a micro-batch: each (B, L, D)."""
-        boundary = self.trunk(batch.input_ids, batch.attention_mask)
-        return boundary, self._middle(boundary, batch.attention_mask) if self._middle else boundary
+        mask, positions = batch.attention_mask, batch.positions
+        boundary = self.trunk(batch.input_ids, mask, positions)
+        return boundary, self._middle(boundary, mask, positions) if self._middle else boundary
 
     def __call__(self, sequences: Sequences, micro_batch_tokens: int) -> FrozenStates:
         """Run every row once, and keep all states."""

@@ -20,7 +20,8 @@ from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
 from training.parallel import in_parallel
 from training.roles import FrozenLayers, FrozenStates, LoraShape, load_lora_tensors, lora_tensors, save_lora, with_lora
-from training.sequences import Sequences
+from training.sequences import Sequences, micro_batches
+from training.shared_prompts import SharedPrompts, rows_by_prompt
 from training.split import open_section
 from training.summaries import IMAGINED_TOKENS, WINDOW, Summaries
 
@@ -29,6 +30,8 @@ HEAD = ("weight", "bias", "mean", "std", "centre", "known", "caution")
 
 GROUPS = {"words": 1.4, "boundary": 1.0, "top": 1.0, "first": 0.5, "latest": 0.5, "boundary now": 0.5, "top now": 0.5}
 """Groups of D features each, in order, and how much each weighs before a vote is seen."""
+CONSTANT = 1e-5
+"""A deviation that small, against the largest value, is rounding."""
 
 
 class Scorer(nn.Module):
@@ -80,34 +83,39 @@ class Scorer(nn.Module):
         latest = (words - words[:, (steps - WINDOW).clamp(min=0)]) / WINDOW
         return torch.cat([*means, first, latest, depths[1], depths[2]], -1)
 
-    def depths(self, boundary: Tensor, near: Tensor, batch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    def depths(self, boundary: Tensor, near: Tensor, batch: Sequences | SharedPrompts) -> tuple[Tensor, Tensor, Tensor]:
         """An answer's states s₀ … s_T (B, T + 1, D) as embeddings, at the boundary and at the top."""
-        words, top = self._embed(batch.input_ids), self._top(near, batch.attention_mask)
+        words, top = self._embed(batch.input_ids), self._top(near, batch.attention_mask, batch.positions)
         found = [batch.answer_states(states).float() for states in (words, boundary, top)]
         return found[0], found[1], found[2]
 
     @torch.no_grad()
     def summarise(self, frozen: FrozenLayers, sequences: Sequences, micro_batch_tokens: int) -> Summaries:
-        """Read B whole answers, each once, keeping no states."""
-        parts = sequences.micro_batches(micro_batch_tokens)
+        """Read B whole answers, each once, and prompts once for all their answers, keeping no states."""
+        rows, lengths = rows_by_prompt(sequences)
+        parts = [[rows[i] for i in part] for part in micro_batches(lengths, micro_batch_tokens)]
 
-        def run(rows: Tensor) -> Summaries:
-            batch = sequences.take(rows)
+        def run(part: list[list[int]]) -> Summaries:
+            batch = SharedPrompts.of(sequences, part)
             return Summaries.of(self.depths(*frozen.states(batch), batch), batch.answer_mask)
 
-        return Summaries.cat(in_parallel(run, parts)).take(torch.cat(parts).argsort())
+        order = torch.tensor([answer for part in parts for row in part for answer in row])
+        return Summaries.cat(in_parallel(run, parts)).take(order.argsort())
 
     @torch.no_grad()
     def standardise(self, summaries: Summaries) -> Tensor:
         """Learn what average answers look like from B of them; returns their standardised features (B, F).
 
-        Afterwards features have mean 0 and a norm of about 1, shared between the groups as `GROUPS` says.
+        Afterwards features have mean 0 and a norm of about 1, shared between the groups as `GROUPS` says. One that is
+        the same in all of them (the last token's embedding, say, where every answer ends in EOS) stays at 0.
         """
         self.centre.copy_(summaries.centre())
         raw = summaries.features(self.centre)
         weights = torch.tensor(list(GROUPS.values())).repeat_interleave(self.centre.shape[1])
         self.mean.copy_(raw.mean(0))
-        self.std.copy_((raw.std(0) + 1e-6) * weights.norm() / weights)
+        std = raw.std(0)
+        std[std <= CONSTANT * raw.abs().amax(0)] = torch.inf
+        self.std.copy_(std * weights.norm() / weights)
         return (raw - self.mean) / self.std
 
     def standardised(self, summaries: Summaries) -> Tensor:

@@ -51,6 +51,9 @@ class Sequences:
         """(B, L), 1 on real tokens."""
         return (torch.arange(self.input_ids.shape[1]) < self.lengths[:, None]).long()
 
+    positions = None
+    """Each row is one text, whose places count from 0."""
+
     def take(self, rows: Tensor) -> Sequences:
         """Some rows, with padding that none of them needs cut off."""
         lengths = self.lengths[rows]
@@ -64,24 +67,10 @@ class Sequences:
         )
 
     def micro_batches(self, max_tokens: int, rows: Tensor | None = None) -> list[Tensor]:
-        """Row numbers in batches of like length and size, to be run on all cores at once (`in_parallel`).
-
-        Those at work together have at most `max_tokens` padded tokens; a row longer than a core's share goes alone.
-        """
-        rows = torch.arange(len(self)) if rows is None else rows
-        rows = rows[self.lengths[rows].argsort(stable=True)]
-        cores = torch.get_num_threads()
-        most, lengths = max_tokens // cores, self.lengths[rows]
-        middles, tokens = lengths.cumsum(0) - lengths / 2, int(lengths.sum())
-        count = cores * -(-tokens // (cores * max(1, most)))  # fewer would not do without padding either
-        while count < len(rows):
-            share = (middles * count / tokens).long()  # of equally many tokens
-            sizes = share.unique_consecutive(return_counts=True)[1]
-            longest = lengths[sizes.cumsum(0) - 1]
-            if bool(((sizes == 1) | (sizes * longest <= most)).all()):
-                return list(rows.split(sizes.tolist()))
-            count += cores
-        return list(rows.split(1))
+        """Row numbers in batches as `micro_batches` makes them."""
+        if rows is None:
+            return micro_batches(self.lengths, max_tokens)
+        return [rows[part] for part in micro_batches(self.lengths[rows], max_tokens)]
 
     def answer_states(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, L, D) → the answers' states s₀ … s_T (B, T + 1, D); past an answer's end s_T repeats."""
@@ -89,3 +78,24 @@ class Sequences:
         ends = self.answer_mask.sum(-1)
         places = self.prompt_lengths[:, None] - 1 + torch.minimum(steps[None], ends[:, None])  # (B, T + 1)
         return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def micro_batches(lengths: Tensor, max_tokens: int) -> list[Tensor]:
+    """Numbers of rows (B,) of so many tokens in batches of like length and size, one for each core (`in_parallel`).
+
+    Those at work together have at most `max_tokens` padded tokens; a row longer than a core's share goes alone.
+    """
+    rows = lengths.argsort(stable=True)
+    lengths = lengths[rows]
+    cores = torch.get_num_threads()
+    most = max_tokens // cores
+    middles, tokens = lengths.cumsum(0) - lengths / 2, int(lengths.sum())
+    count = cores * -(-tokens // (cores * max(1, most)))  # fewer would not do without padding either
+    while count < len(rows):
+        share = (middles * count / tokens).long()  # of equally many tokens
+        sizes = share.unique_consecutive(return_counts=True)[1]
+        longest = lengths[sizes.cumsum(0) - 1]
+        if bool(((sizes == 1) | (sizes * longest <= most)).all()):
+            return list(rows.split(sizes.tolist()))
+        count += cores
+    return list(rows.split(1))
