@@ -42,6 +42,20 @@ def test_gae_by_hand() -> None:
     torch.testing.assert_close(returns, torch.tensor([[0.725, 0.85, 1.0]]))
 
 
+def test_two_answers_of_different_lengths_by_hand() -> None:
+    mask = torch.cat([FULL, SHORT])
+    scores = torch.tensor([1.0, 2.0])
+    rewards = m.kl_rewards(scores, torch.full((2, 3), -1.0), torch.full((2, 3), -1.5), mask, beta=0.2)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, -0.1, 0.9], [-0.1, 1.9, 0.0]]))
+    values = torch.tensor([[0.5, 0.4, 0.3], [1.0, 1.0, 7.0]])
+    advantages, returns = m.gae(rewards, values, mask, gamma=0.9, lam=0.5)
+    # δ: −0.1 + 0.9·0.4 − 0.5 = −0.24, −0.1 + 0.9·0.3 − 0.4 = −0.23, 0.9 − 0.3 = 0.6, each later one times γλ = 0.45
+    # and −0.1 + 0.9·1 − 1 = −0.2, 1.9 − 1 = 0.9
+    expected = torch.tensor([[-0.24 + 0.45 * 0.04, -0.23 + 0.45 * 0.6, 0.6], [-0.2 + 0.45 * 0.9, 0.9, 0.0]])
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(returns[mask], (expected + values)[mask])
+
+
 def test_gae_with_lambda_one_is_the_return_less_the_value() -> None:
     rewards, values = torch.tensor([[0.1, -0.2, 1.0]]), torch.tensor([[0.5, 0.6, 0.7]])
     _, returns = m.gae(rewards, values, FULL, gamma=1.0, lam=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,17 @@ def test_what_the_first_place_explains_the_head_need_not() -> None:
     truth[0] = 1.0
     aligned = [float(torch.cosine_similarity(found.float(), truth, 0)) for found in (head, blind)]
     assert aligned[0] > 0.9 > aligned[1]
+
+
+def test_a_voter_of_three_votes_is_given_no_leaning_and_thousands_of_judges_cost_nothing() -> None:
+    features = torch.randn(8000, 6, generator=torch.Generator().manual_seed(0))
+    votes = [replace(ranked((0, 1), voter="left"), positions=(0, 1))] * 4
+    votes += [replace(ranked((0, 1), voter="few"), positions=(0, 1))] * 3
+    imported = [replace(ranked((0, 1), voter=f"judge {i}"), positions=(-1, -1)) for i in range(3993)]
+    start = time.perf_counter()
+    _, leanings = fit_head_of(features, Pairs.of([*votes, *imported], 1.0))
+    assert time.perf_counter() - start < 5, "a system of as many rows as judges takes minutes"
+    assert leanings[0] > 0 and not leanings[1:].any()
 
 
 def test_the_loss_by_hand() -> None:
@@ -179,11 +191,11 @@ def fit(backbone: Backbone, path: Path, **votes: object) -> RewardFit:
     return fit_to(read_snapshot(path, backbone.tokenizer).rankings, backbone)
 
 
-def fit_to(rankings: Sequence[Ranked], backbone: Backbone) -> RewardFit:
+def fit_to(rankings: Sequence[Ranked], backbone: Backbone, frozen: FrozenLayers | None = None) -> RewardFit:
     return fit_reward(
         rankings,
         backbone=backbone,
-        frozen=FrozenLayers(backbone, 2, 3),
+        frozen=frozen or FrozenLayers(backbone, 2, 3),
         shape=NEAR,
         config=RewardConfig(layers=1, epochs=1),
         micro_batch_tokens=512,
@@ -225,6 +237,23 @@ def test_fifty_votes_on_one_prompt_tell_nothing_of_others(backbone: Backbone, tm
         [replace(vote, prompt_id=votes[0].prompt_id, prompt_ids=votes[0].prompt_ids) for vote in votes], backbone
     )
     assert (fitted.report["accuracy"]["value"], fitted.report["accuracy"]["prompts"]) == (0.5, 1)
+
+
+def test_with_a_lora_on_all_layers_half_an_answer_is_not_doubted_without_bound(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    """There the last token's embedding is a feature, and the same in all answers that end."""
+    write_snapshot(tmp_path / "snapshot.db", votes=50)
+    votes = read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings
+    assert all(answer[-1] in backbone.eos_token_ids for vote in votes for answer in vote.answers)
+    fitted = fit_to(votes, backbone, FrozenLayers(backbone, 0, 3))
+    ended = ranked_sequences(votes)
+    broken_off = Sequences.of(
+        [v.prompt_ids for v in votes for _ in v.answers], [a[:-1] for v in votes for a in v.answers]
+    )
+    frozen = FrozenLayers(backbone, 0, 3)
+    scores = [fitted.scorer.all_values(frozen(some, 512), some, 512)[1] for some in (ended, broken_off)]
+    assert (scores[0] - scores[1]).abs().max() < 20 * scores[0].std()
 
 
 def test_a_single_vote_tells_nothing_and_breaks_nothing(backbone: Backbone, tmp_path: Path) -> None:

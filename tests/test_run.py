@@ -261,6 +261,15 @@ def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path
     assert ppo[1]["ptx_loss"] > 0
 
 
+def test_ptx_makes_demonstrations_likelier(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db", demonstrations=4)
+    ppo = {"updates": 6, "rollouts": 4, "max_tokens": 12, "learning_rate": 3e-3, "ptx": 5.0, "kl_stop": 1e4}
+    execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": ppo}))
+    found = [line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    losses = [metrics["ptx_loss"] for metrics in found if "ptx_loss" in metrics]
+    assert losses[-1] < losses[0] - 0.3
+
+
 @pytest.fixture
 def threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -412,7 +421,7 @@ def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model:
 
 
 def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
-    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 8, "rollouts": 8}}  # type: ignore[dict-item]
+    settings = {**LENIENT, "ppo": {**SMALL["ppo"], "updates": 8, "rollouts": 8, "ptx": 0.5}}  # type: ignore[dict-item]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -427,8 +436,8 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tiny_model: Path, tm
     for name in ("whole", "killed"):
         folder = tmp_path / name
         folder.mkdir()
-        write_snapshot(folder / "snapshot.db")
-        write_run(folder, tiny_model, settings=settings)
+        write_snapshot(folder / "snapshot.db", demonstrations=6)
+        write_run(folder, tiny_model, settings=settings, threads=2)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait(120) == 0
     for reached in (2, 5):

@@ -15,7 +15,7 @@ from serve.records import Message
 from training.config import SFTConfig
 from training.preferences import Shown
 from training.roles import LoraShape, Policy
-from training.sft import fine_tune, pack
+from training.sft import fine_tune, hold_out, pack
 from training.split import Section, open_section
 
 SHOWN = [Shown((Message("user", f"say {word}"),), f"{word} {word}!") for word in ("red", "blue", "green", "grey")]
@@ -107,7 +107,19 @@ def test_it_stops_where_the_held_out_loss_stops_falling_and_keeps_the_best(backb
     shown = [Shown((Message("user", f"say {i}"),), text) for i, text in enumerate(noise)]
     config = SFTConfig(epochs=30, learning_rate=0.05, sequence_length=200, tokens_per_batch=200, holdout=0.5)
     report = fine_tune(policy, trunk, shown, config=config, seed=0, progress=lambda step, done, metrics: None)
-    random.Random(0).shuffle(shown)
     *before, last = report["held_out_losses"]
     assert len(before) < 30 and last >= min(before)
-    assert loss(policy, trunk, shown[:10], 200) == pytest.approx(min(before), abs=1e-4)
+    _, held = hold_out(shown, 0.5, seed=0)
+    assert len(held) == 10
+    assert loss(policy, trunk, held, 200) == pytest.approx(min(before), abs=1e-4)
+
+
+def test_a_conversation_is_held_out_whole() -> None:
+    shown = []
+    for talk in range(20):
+        first = (Message("user", f"say {talk}"),)
+        shown += [Shown(first, "one"), Shown((*first, Message("assistant", "one"), Message("user", "more")), "two")]
+    learned, held = hold_out(shown, 0.25, seed=0)
+    assert len(held) == 10 and len(learned) == 30
+    assert not {d.messages[0] for d in learned} & {d.messages[0] for d in held}
+    assert hold_out(shown[:2] * 10, 0.25, seed=0) == (shown[:2] * 10, [])  # one conversation: none to spare

@@ -234,6 +234,14 @@ def test_imported_votes_train_without_tokens_positions_or_sampling(store: Store,
     assert read.asked[0]["voter"] is None
 
 
+def test_an_imported_prompt_that_people_ask_is_theirs(store: Store, tmp_path: Path) -> None:
+    import_lines(store, json.dumps({"prompt": "Hi?", "chosen": "Hello.", "rejected": "What."}), "trl")
+    compare(store, "anna", [user("Hi?")])
+    assert [(row["source"], row["voter"], row["asked"]) for row in Read(store, tmp_path).asked] == [
+        ("voter", "voter-2", 2)
+    ]
+
+
 def test_a_run_owns_the_votes_of_its_latest_snapshot(store: Store, tmp_path: Path) -> None:
     receipt = prefer(store, compare(store), 0)
     Read(store, tmp_path)

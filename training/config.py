@@ -136,7 +136,7 @@ class PPOConfig:
 class GateConfig:
     """What a version must show before it may serve."""
 
-    held_out_prompts: int = _bounded(32, 4, 10_000)
+    held_out_prompts: int = _bounded(32, 4, 1000)
     """Prompts kept from PPO, on which the new version meets its parent."""
     max_kl: float = _bounded(15.0, 0, 10_000)
     """Mean KL to the reference on held-out prompts, in nats an answer."""

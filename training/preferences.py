@@ -36,7 +36,7 @@ LONGEST_RANKED = 2048
 class Prompt:
     """Something people asked (`asked` times, tests aside), or that the project ships.
 
-    `source`: voter, shipped or imported.
+    `source`: voter, shipped, imported or demonstrated.
     """
 
     id: int
@@ -121,13 +121,16 @@ def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase, longest: int =
             for row in db.execute("select * from prompts order by id")
         }
         answers = {row["id"]: row for row in db.execute("select * from answers")}
+        prompt_ids: dict[int, list[int]] = {}
         rankings = []
         for vote in db.execute("select * from votes order by id"):
             groups = json.loads(vote["ranking"])
             positions = json.loads(vote["positions"] or "{}")
             ranked = [(answers[a], group, positions.get(str(a), -1)) for group, ids in enumerate(groups) for a in ids]
             texts = tuple(_token_ids(row, tokenizer)[: longest // 2] for row, _, _ in ranked)
-            prompt = render(tokenizer, prompts[vote["prompt_id"]].messages)
+            if vote["prompt_id"] not in prompt_ids:
+                prompt_ids[vote["prompt_id"]] = render(tokenizer, prompts[vote["prompt_id"]].messages)
+            prompt = prompt_ids[vote["prompt_id"]]
             rankings.append(
                 Ranked(
                     prompt_id=vote["prompt_id"],

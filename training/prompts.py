@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import random
 from collections.abc import Sequence
@@ -39,23 +40,38 @@ class PromptPool:
 
 
 def split_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, longest: int, held_out: int, seed: int
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, longest: int, held_out: int
 ) -> tuple[PromptPool, list[tuple[int, ...]]]:
     """The pool that PPO samples from, and the prompts kept from it for the gate.
 
     Prompts of more than `longest` tokens are left out, and those that nobody asked but for a test. Equal prompts are
-    one. At most half of all are held out, each as likely as any other, but first those that are not asked all the time.
+    one. What was imported or demonstrated weighs at most as much as all else together.
+
+    At most half of all are held out, the same in every run, so that no version is judged on prompts that one before it
+    learned from; last of all those that are asked all the time, or whose answer SFT has seen.
     """
-    weights: dict[tuple[int, ...], float] = {}
+    own: dict[tuple[int, ...], float] = {}
+    brought: dict[tuple[int, ...], float] = {}
+    demonstrated = set()
     for prompt in prompts:
         ids = tuple(render(tokenizer, prompt.messages))
         weight = float(prompt.asked) or (SHIPPED_WEIGHT if prompt.source == "shipped" else 0.0)
-        if weight and len(ids) <= longest:
-            weights[ids] = weights.get(ids, 0.0) + weight
-    shuffled = sorted(weights)
-    random.Random(seed).shuffle(shuffled)
-    total = sum(weights.values())
-    shuffled.sort(key=lambda ids: weights[ids] > HELD_OUT_SHARE * total)
-    kept = min(held_out, len(shuffled) // 2)
-    pool = shuffled[kept:]
-    return PromptPool(tuple(pool), tuple(weights[ids] for ids in pool)), shuffled[:kept]
+        if not weight or len(ids) > longest:
+            continue
+        if prompt.source == "demonstrated":
+            demonstrated.add(ids)
+        weights = brought if prompt.source in ("imported", "demonstrated") else own
+        weights[ids] = weights.get(ids, 0.0) + weight
+    total, others = sum(own.values()), sum(brought.values())
+    scale = min(1.0, total / others) if total and others else 1.0
+    weights = {ids: own.get(ids, 0.0) + scale * brought.get(ids, 0.0) for ids in own | brought}
+    busy = HELD_OUT_SHARE * sum(weights.values())
+    # By a hash of the prompt: a new one may join those held out, but none that was in the pool
+    ordered = sorted(weights, key=lambda ids: (ids in demonstrated or weights[ids] > busy, _hash(ids)))
+    kept = min(held_out, len(ordered) // 2)
+    pool = ordered[kept:]
+    return PromptPool(tuple(pool), tuple(weights[ids] for ids in pool)), ordered[:kept]
+
+
+def _hash(ids: tuple[int, ...]) -> bytes:
+    return hashlib.sha256(repr(ids).encode()).digest()

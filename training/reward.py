@@ -38,6 +38,9 @@ RIDGE = 1.0
 
 MIN_VOTERS_FOR_VOTER_FOLDS = 5
 
+MIN_VOTES_FOR_LEANING = 4
+"""Of a voter with fewer votes whose places are known, nobody can tell whether the place mattered."""
+
 FINE_FOLDS, FINE_UNTIL = 20, 1500
 """Up to so many pairs accuracy is taken over many folds: each is judged by a head that has seen nearly all votes."""
 
@@ -303,11 +306,13 @@ def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     need not.
     """
     differences = features[pairs.better] - features[pairs.worse]
-    voters = int(pairs.voter.max()) + 1 if len(pairs) else 1
-    places = torch.nn.functional.one_hot(pairs.voter, voters) * pairs.side[:, None]
+    leanings = torch.zeros(int(pairs.voter.max()) + 1 if len(pairs) else 1, dtype=torch.float64)
+    told = pairs.voter.bincount(pairs.side.abs().float(), len(leanings)) >= MIN_VOTES_FOR_LEANING  # (V,)
+    places = (pairs.voter[:, None] == told.nonzero().T) * pairs.side[:, None]
     columns = torch.cat([differences, places.to(differences.dtype)], 1)
     found = fit_head(columns, pairs.target, pairs.pull, margins=pairs.margin, ridge=RIDGE)
-    return found[: features.shape[1]], found[features.shape[1] :]
+    leanings[told] = found[features.shape[1] :]
+    return found[: features.shape[1]], leanings
 
 
 def known_of(features: Tensor, pairs: Pairs, head: Tensor) -> Tensor:

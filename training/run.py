@@ -115,11 +115,10 @@ class Run:
         self.sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
-            [*snapshot.prompts, *(Prompt(-1, d.messages, "voter", 1) for d in snapshot.demonstrations)],
+            [*snapshot.prompts, *(Prompt(-1, d.messages, "demonstrated", 1) for d in snapshot.demonstrations)],
             backbone.tokenizer,
             longest=longest,
             held_out=config.gate.held_out_prompts,
-            seed=seed,
         )
         if not self.held_out:
             raise NothingToLearn(
@@ -340,7 +339,7 @@ class Run:
     def _demonstrations(self) -> Sequences | None:
         if not self.snapshot.demonstrations:
             return None
-        length = self.config.sft.sequence_length
+        length = min(self.config.sft.sequence_length, self.backbone.context_length)
         texts = [d.token_ids(self.backbone.tokenizer, length) for d in self.snapshot.demonstrations]
         return Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts])
 

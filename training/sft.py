@@ -63,11 +63,9 @@ def fine_tune(
     Raises InvalidInput when the weights blew up.
     """
     # 1. Hold some out, pack the rest
-    shuffled = list(demonstrations)
-    random.Random(seed).shuffle(shuffled)
-    held = math.ceil(len(shuffled) * config.holdout) if len(shuffled) >= MIN_FOR_HOLDOUT and config.holdout else 0
-    train = pack(policy, shuffled[held:], config.sequence_length)
-    validation = pack(policy, shuffled[:held], config.sequence_length)
+    length = min(config.sequence_length, policy.backbone.context_length)
+    learned, held = hold_out(demonstrations, config.holdout, seed)
+    train, validation = pack(policy, learned, length), pack(policy, held, length)
     with torch.no_grad():
         states = {id(row): trunk(row.input_ids, row.attention_mask, row.positions) for row in (*train, *validation)}
 
@@ -106,13 +104,31 @@ def fine_tune(
                 break
             best = policy.tensors()
     return {
-        "demonstrations": len(shuffled),
-        "held_out": held,
+        "demonstrations": len(demonstrations),
+        "held_out": len(held),
         "steps": len(losses),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "held_out_losses": held_out,
     }
+
+
+def hold_out(demonstrations: Sequence[Shown], share: float, seed: int) -> tuple[list[Shown], list[Shown]]:
+    """Those to learn from, and at least that share of all to be asked about.
+
+    Whole conversations, told by their first question: turns of one know each other. Nothing is held out of fewer than
+    `MIN_FOR_HOLDOUT`, or where all begin alike.
+    """
+    talks: dict[str, list[Shown]] = {}
+    for shown in demonstrations:
+        talks.setdefault(next(m.content for m in shown.messages if m.role == "user"), []).append(shown)
+    shuffled = list(talks.values())
+    random.Random(seed).shuffle(shuffled)
+    wanted = len(demonstrations) * share if len(demonstrations) >= MIN_FOR_HOLDOUT else 0
+    held: list[Shown] = []
+    while len(held) < wanted and len(shuffled) > 1:
+        held += shuffled.pop()
+    return [shown for talk in shuffled for shown in talk], held
 
 
 def pack(policy: Policy, demonstrations: Sequence[Shown], length: int) -> list[Packed]:

@@ -145,7 +145,10 @@ class _Prompts:
 
     def _add(self, messages: tuple[Message, ...], source: str, voter: str | None, asked: int) -> None:
         if messages in self._numbers:
-            self.rows[self._numbers[messages] - 1]["asked"] += asked
+            row = self.rows[self._numbers[messages] - 1]
+            row["asked"] += asked
+            if row["source"] == "imported" and asked:
+                row |= {"source": source, "voter": voter}  # people here ask it, too
             return
         number = len(self.rows) + 1
         self._numbers[messages] = number
