@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps -r
 
-.PHONY: run install test check slow faults bench crowd gpu screenshots peers lock
+.PHONY: run install test check slow faults bench crowd gpu screenshots peers peers-trl peers-engines lock
 
 run: .venv/.installed
 	@exec $(BIN)/python app.py $(ARGS)
@@ -26,11 +26,19 @@ slow faults bench crowd gpu: .venv/.installed-dev
 screenshots: .venv/.installed-dev
 	$(BIN)/python docs/screenshots.py
 
-# What benchmarks/serving.py and benchmarks/parity.py compare with, each in an environment of its own (llama.cpp compiles
-# for some minutes). TRL 1.12 is the last one with PPO; its reward training is today's.
+# What the benchmarks compare with, each in an environment of its own. TRL 1.12 is the last one with PPO.
+peers: peers-trl peers-engines
+
+peers-trl:
+	$(PYTHON) -m venv .peers/trl-ppo
+	.peers/trl-ppo/bin/pip install --quiet 'trl[peft]==1.12.0' torch==2.13.0 transformers==5.23.0
+	$(PYTHON) -m venv .peers/trl-reward
+	.peers/trl-reward/bin/pip install --quiet 'trl[peft]==1.16.0' torch==2.13.0 transformers==5.23.0
+
+# For benchmarks/serving.py. llama.cpp compiles for some minutes.
 # vLLM's CPU build finds itself by the name of the main package, and fails beside torch's other libraries.
 VLLM := .peers/vllm/bin/python
-peers:
+peers-engines:
 	$(PYTHON) -m venv .peers/llama
 	.peers/llama/bin/pip install --quiet llama-cpp-python==0.3.36
 	$(PYTHON) -m venv .peers/vllm
@@ -38,10 +46,6 @@ peers:
 	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	folder=$$($(VLLM) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info && mkdir -p $$folder && \
 		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$folder/METADATA
-	$(PYTHON) -m venv .peers/trl-ppo
-	.peers/trl-ppo/bin/pip install --quiet 'trl[peft]==1.12.0' torch==2.13.0 transformers==5.23.0
-	$(PYTHON) -m venv .peers/trl-reward
-	.peers/trl-reward/bin/pip install --quiet 'trl[peft]==1.16.0' torch==2.13.0 transformers==5.23.0
 
 # Pins every dependency with its hashes, for all Python versions; an existing pin stays as long as it fits.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"

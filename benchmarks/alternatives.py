@@ -1,6 +1,6 @@
 """What else could the same votes do? Best-of-4, SFT on the chosen answers and TRL's DPO, beside the loop's own version.
 
-    make peers                                  TRL, in an environment of its own
+    make peers-trl                              TRL, in an environment of its own
     python -m benchmarks.alternatives --preference brevity --json benchmarks/results/alternatives-brevity.json
 
 Plays a chain of `benchmarks/loop.py` with a single round, so that all votes are on the base's own answers, and takes
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     if not THEIRS.exists():
-        raise SystemExit(f"{THEIRS} is missing: `make peers` installs it")
+        raise SystemExit(f"{THEIRS} is missing: `make peers-trl` installs it")
     made_by = sources(
         "alternatives.py", "fluency.py", "loop.py", "loop_result.py", "peers/trl_dpo.py", "prompts.py", "voters.py"
     )

@@ -1,7 +1,7 @@
 """Does chat stay usable while a run is on? The time between two pieces of a streamed answer, idle and beside a run.
 
     python -m benchmarks.loop --preference brevity --arms real --rounds 100
-    python -m benchmarks.beside --data benchmarks/work/loop-brevity/real-0/data --json benchmarks/results/beside.json
+    python -m benchmarks.beside --data benchmarks/work/loop-brevity-64/real-0/data --json benchmarks/results/beside.json
 
 Takes a copy of a data folder with votes, starts the real server on it, and reads one answer of the base after the other
 over HTTP: first with nothing else going on, then beside a run, through its reward stage and some updates of PPO.

@@ -410,7 +410,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     arms = [cast(Arm, name) for name in options.arms.split(",")]
     if unknown := [name for name in arms if name not in ARMS]:
         raise SystemExit(f"unknown arms {', '.join(unknown)}; known: {', '.join(ARMS)}")
-    name = f"loop-{settings.preference}" + ("-quick" if options.quick else "")
+    name = f"loop-{settings.preference}-{settings.max_tokens}" + ("-quick" if options.quick else "")
     work = options.work or ROOT / "benchmarks" / "work" / name
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
 

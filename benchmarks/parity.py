@@ -1,6 +1,6 @@
 """Are our losses the equations? TRL's tensors of one batch beside ours from the same tokens and weights, in float32.
 
-    make peers
+    make peers-trl
     python -m benchmarks.parity --json benchmarks/results/parity.json
 
 Where the two differ by convention, the convention is named, switched, and both figures are shown.
@@ -47,7 +47,7 @@ def run_peer(comparison: Comparison, backbone: Backbone, adapter: Path, folder: 
     """The peer's tensors."""
     python = ROOT / ".peers" / comparison.PEER / "bin" / "python"
     if not python.exists():
-        raise SystemExit(f"{comparison.PEER} is not installed; `make peers` installs it")
+        raise SystemExit(f"{comparison.PEER} is not installed; `make peers-trl` installs it")
     worker = ROOT / "benchmarks" / "peers" / f"{comparison.PEER.replace('-', '_')}_worker.py"
     weights = {"model": str(backbone.folder.path), "adapter": str(adapter), "threads": threads}
     settings, out = folder / f"{comparison.PEER}.json", folder / f"{comparison.PEER}.pt"

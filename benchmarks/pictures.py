@@ -50,6 +50,11 @@ def shares(values: Iterable[float]) -> Axis:
     return _even(values, 0.05, "{:.0%}")
 
 
+def tenths(values: Iterable[float]) -> Axis:
+    """A linear axis in steps of a tenth, or several."""
+    return _even(values, 0.1, "{:.1f}")
+
+
 def _even(values: Iterable[float], step: float, written: str) -> Axis:
     low, high = min(values := list(values)), max(values)
     step *= max(1, math.ceil((high - low) / step / 10))

@@ -1,6 +1,6 @@
 """How fast does PPO learn from an answer? Our update beside TRL 1.12's, in one run, taking turns.
 
-    make peers                                  TRL 1.12, the last with PPO, in an environment of its own
+    make peers-trl                              TRL 1.12, the last with PPO, in an environment of its own
     python -m benchmarks.ppo --json benchmarks/results/ppo.json
     python -m benchmarks.ppo --curves --json benchmarks/results/ppo-curves.json
     python -m benchmarks.ppo --quick
@@ -99,7 +99,7 @@ def commands() -> dict[str, tuple[list[str], dict[str, Any]]]:
     if THEIR_PYTHON.exists():
         found |= {f"{TRL} {name}": ([str(THEIR_PYTHON), str(worker)], own) for name, own in THEIRS.items()}
     else:
-        print("TRL is not installed and left out; `make peers` installs it", flush=True)
+        print("TRL is not installed and left out; `make peers-trl` installs it", flush=True)
     return found
 
 
@@ -246,7 +246,7 @@ def main() -> None:
     rows: list[Row] = []
     lines: list[dict[str, Any]] = []
     if options.json and not options.curves and not THEIR_PYTHON.exists():
-        raise SystemExit(f"{THEIR_PYTHON} is missing: `make peers` installs it")
+        raise SystemExit(f"{THEIR_PYTHON} is missing: `make peers-trl` installs it")
     name = "ppo-curves" if options.curves else "ppo"
     if options.json is None:  # nothing to go on with
         (ROOT / "benchmarks" / "work" / f"{name}.cells.jsonl").unlink(missing_ok=True)

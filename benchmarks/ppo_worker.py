@@ -29,6 +29,8 @@ from training.sequences import Sequences
 from training.split import boundary
 
 MICRO_BATCH = 1024
+VOTES = 300
+"""So many directions are known to the reward model, whose caution costs as after that many votes."""
 
 
 def open_ppo(settings: dict[str, Any]) -> PPO:
@@ -47,7 +49,10 @@ def open_ppo(settings: dict[str, Any]) -> PPO:
     policy_shape, value_shape = LoraShape(first, 16, 32), LoraShape(value_first, 16, 32)
     base = Policy(backbone, LoraShape(value_first, 1, 1), seed=0)
     reward = Scorer(backbone, value_shape, seed=0)
-    torch.nn.init.normal_(reward.weight, std=0.01, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(reward.weight, std=0.01, generator=generator)
+    reward.known = torch.nn.init.orthogonal_(torch.empty(VOTES, len(reward.weight)), gain=0.5, generator=generator)
+    reward.caution.fill_(1.5)
 
     def reference_logprobs(states: FrozenStates, sequences: Sequences) -> torch.Tensor:
         return base.all_logprobs(states.near, sequences, settings["temperature"], MICRO_BATCH)

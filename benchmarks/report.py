@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.loop import LoopSettings
 from benchmarks.loop_result import ARM_TITLES, LETTERS, TARGETS, real_rounds
-from benchmarks.pictures import curves, decades, even, shares
+from benchmarks.pictures import curves, decades, even, shares, tenths
 from benchmarks.record import ROOT
 from benchmarks.voters import PREFERENCES
 
@@ -329,6 +329,15 @@ def way_picture(result: Result) -> str:
     return curves(title, "√KL to the base (√nats)", lines, x_axis=even, y_axis=even) if lines else ""
 
 
+def cost_picture(result: Result) -> str:
+    """What an episode of PPO costs, by the tokens of its answer."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in result["rows"]:
+        if found := re.fullmatch(r"(.+), answers of (\d+) tokens", row["what"]):
+            lines.setdefault(f"{found[1]} ({row['unit']})", []).append((int(found[2]), row["ours"]))
+    return curves("what an episode of PPO costs, by the length of its answer", "tokens", lines, y_axis=tenths)
+
+
 def fill_page(page: str, results: Sequence[Result]) -> str:
     """The page with every marked part made anew. Raises ValueError for a marker that is not closed."""
     loops = [result for result in results if result["name"] == "loop"]
@@ -361,6 +370,8 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
         if picture := way_picture(result):
             files[docs / "images" / f"{_loop_name(result)}-way.svg"] = picture
     for result in results:
+        if result["name"] == "ppo-curves":
+            files[docs / "images" / "ppo-cost.svg"] = cost_picture(result)
         for name, lines in result.get("curves", {}).items():
             title, across, y_axis = CURVES[name]
             files[docs / "images" / f"{result['name']}-{name}.svg"] = curves(title, across, lines, y_axis=y_axis)

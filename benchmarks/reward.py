@@ -1,6 +1,6 @@
 """Does the reward model know what real people prefer? Beside TRL 1.16's RewardTrainer, fold by fold, taking turns.
 
-    make peers                                  TRL 1.16, in an environment of its own
+    make peers-trl                              TRL 1.16, in an environment of its own
     python -m benchmarks.reward --data FILE --json benchmarks/results/reward.json
 
 FILE holds comparisons in the HH format, one JSON object a line, perhaps compressed (.gz); it is imported as an operator
@@ -115,7 +115,7 @@ class Folds:
         fit, name = self._made(key), key["name"]
         if fit is None:
             if not Path(command[0]).exists():
-                raise SystemExit(f"{name} is still to be made, and {command[0]} is missing: `make peers` installs it")
+                raise SystemExit(f"{name} is to be made, and {command[0]} is missing: `make peers-trl` installs it")
             sides = [[p for p, f in zip(self.pairs, self.fold, strict=True) if (f == fold) == held] for held in (0, 1)]
             settings = {**self._shared, **own, "train": sides[0], "held_out": sides[1]}
             with tempfile.TemporaryDirectory() as folder:
