@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import gc
 import gzip
+import io
 import json
 import logging
 import os
@@ -351,10 +352,16 @@ def _read(file: str) -> bytes:
         ) from None
     if not content.startswith(b"\x1f\x8b"):
         return content
+    from serve.web.limits import IMPORT_BYTES
+
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as packed:
+            lines = packed.read(IMPORT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidInput(f"{file} is cut off or no gzip file ({error}); fetch it again, or unpack it") from None
+    if len(lines) > IMPORT_BYTES:
+        raise InvalidInput(f"{file} unpacks to more than {IMPORT_BYTES >> 20} MiB; import it in parts")
+    return lines
 
 
 def _nested(assignments: Sequence[str]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Chain:
     @cached_property
     def base(self) -> list[SavedAnswer]:
         """The base's answers to the held-out prompts."""
-        found = [some[0] for some in self.answers(lambda engine: BASE_VERSION)]
+        found = self.answers_of(lambda engine: BASE_VERSION)
         return [
             SavedAnswer(number, prompt, BASE_VERSION, HELD_OUT_SEED, answer.text, answer.finish_reason)
             for number, (prompt, answer) in enumerate(zip(self.prompts, found, strict=True))
@@ -124,6 +124,10 @@ class Chain:
             engine.close()
         return [found[start : start + each] for start in range(0, len(found), each)]
 
+    def answers_of(self, load: Callable[[LocalEngine], int]) -> list[Rollout]:
+        """One to each."""
+        return [some[0] for some in self.answers(load)]
+
     def judged(self, answers: Sequence[Rollout]) -> dict[str, Any]:
         """Answers to the held-out prompts against the base's, and whether they are still text."""
         ours = [
@@ -148,7 +152,7 @@ def as_the_run_does(chain: Chain, work: Path) -> dict[str, Any]:
         engine.load(PLACE, chain.run_folder / "adapter")
         return PLACE
 
-    return {**chain.judged([some[0] for some in chain.answers(load)]), "seconds": chain.run_seconds}
+    return {**chain.judged(chain.answers_of(load)), "seconds": chain.run_seconds}
 
 
 def best_of_4(chain: Chain, work: Path) -> dict[str, Any]:
@@ -180,7 +184,7 @@ def sft_on_chosen(chain: Chain, work: Path) -> dict[str, Any]:
         engine.load_tensors(PLACE, policy.tensors(), scaling=policy.scaling)
         return PLACE
 
-    return {**chain.judged([some[0] for some in chain.answers(load)]), "seconds": seconds}
+    return {**chain.judged(chain.answers_of(load)), "seconds": seconds}
 
 
 def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
@@ -213,7 +217,7 @@ def dpo(rate: float) -> Callable[[Chain, Path], dict[str, Any]]:
             return PLACE
 
         trained = json.loads((out / "result.json").read_text())
-        return {**chain.judged([some[0] for some in chain.answers(load)]), **trained}
+        return {**chain.judged(chain.answers_of(load)), **trained}
 
     return train
 

@@ -333,7 +333,7 @@ def cost_picture(result: Result) -> str:
     """What an episode of PPO costs, by the tokens of its answer."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in result["rows"]:
-        if found := re.fullmatch(r"(.+), answers of (\d+) tokens", row["what"]):
+        if found := re.fullmatch(r"(seconds an episode|peak memory), answers of (\d+) tokens", row["what"]):
             lines.setdefault(f"{found[1]} ({row['unit']})", []).append((int(found[2]), row["ours"]))
     return curves("what an episode of PPO costs, by the length of its answer", "tokens", lines, y_axis=tenths)
 

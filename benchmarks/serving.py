@@ -1,6 +1,6 @@
 """How fast are answers written? The engine beside its peers, in one run, taking turns.
 
-    make peers                                  llama.cpp and vLLM, each in an environment of its own
+    make peers-engines                          llama.cpp and vLLM, each in an environment of its own
     python -m benchmarks.serving --json benchmarks/results/serving.json
     python -m benchmarks.serving --quick
 
@@ -113,7 +113,7 @@ def contenders(threads: int) -> Iterator[dict[str, Contender]]:
                     found[name] = Contender([str(part) for part in command], Path(folder, f"{name}.log"))
                     print(f"{name} is ready", flush=True)
                 else:
-                    print(f"{name} is not installed and left out; `make peers` installs it", flush=True)
+                    print(f"{name} is not installed and left out; `make peers-engines` installs it", flush=True)
             yield found
         finally:
             for contender in found.values():

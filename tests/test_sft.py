@@ -122,4 +122,6 @@ def test_a_conversation_is_held_out_whole() -> None:
     learned, held = hold_out(shown, 0.25, seed=0)
     assert len(held) == 10 and len(learned) == 30
     assert not {d.messages[0] for d in learned} & {d.messages[0] for d in held}
+    often = [Shown((Message("user", "Hi"),), f"answer {i}") for i in range(60)]
+    assert len(hold_out([*often, *shown], 0.1, seed=0)[1]) == 10, "not all that began alike"
     assert hold_out(shown[:2] * 10, 0.25, seed=0) == (shown[:2] * 10, [])  # one conversation: none to spare

@@ -12,7 +12,7 @@ from serve.policy.base import load_backbone, resolve_model
 from training.roles import FrozenLayers, LoraShape
 from training.scorer import Scorer
 from training.sequences import Sequences
-from training.shared_prompts import ROW_TOKENS, rows_by_prompt
+from training.shared_prompts import ROW_ANSWERS, ROW_TOKENS, rows_by_prompt
 from training.split import GeneralSection
 from training.summaries import Summaries
 
@@ -48,6 +48,10 @@ def test_an_answer_is_read_as_in_a_row_of_its_own(
 def test_a_prompt_is_read_once_for_as_many_answers_as_fit() -> None:
     rows, lengths = rows_by_prompt(some((0, 100, 50), (1, 10, 20), (0, 100, 60), (1, 10, 30)))
     assert (rows, lengths.tolist()) == ([[0, 2], [1, 3]], [210, 60])
-    rows, lengths = rows_by_prompt(some(*[(0, 100, 100)] * 9, (1, 700, 10), (1, 700, 10)))
-    assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8], [9], [10]]
+    rows, lengths = rows_by_prompt(
+        some(*[(0, 100, 100)] * 9, (1, 700, 10), (1, 700, 10), (2, 1500, 300), (2, 1500, 300))
+    )
+    assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8], [9, 10], [11], [12]]
     assert lengths[:3].max() <= ROW_TOKENS
+    rows, _ = rows_by_prompt(some(*[(0, 10, 1)] * 20))
+    assert [len(row) for row in rows] == [ROW_ANSWERS, ROW_ANSWERS, 4]

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,16 +122,14 @@ def read_snapshot(path: Path, tokenizer: PreTrainedTokenizerBase, longest: int =
             for row in db.execute("select * from prompts order by id")
         }
         answers = {row["id"]: row for row in db.execute("select * from answers")}
-        prompt_ids: dict[int, list[int]] = {}
+        rendered = cache(lambda number: render(tokenizer, prompts[number].messages))
         rankings = []
         for vote in db.execute("select * from votes order by id"):
             groups = json.loads(vote["ranking"])
             positions = json.loads(vote["positions"] or "{}")
             ranked = [(answers[a], group, positions.get(str(a), -1)) for group, ids in enumerate(groups) for a in ids]
             texts = tuple(_token_ids(row, tokenizer)[: longest // 2] for row, _, _ in ranked)
-            if vote["prompt_id"] not in prompt_ids:
-                prompt_ids[vote["prompt_id"]] = render(tokenizer, prompts[vote["prompt_id"]].messages)
-            prompt = prompt_ids[vote["prompt_id"]]
+            prompt = rendered(vote["prompt_id"])
             rankings.append(
                 Ranked(
                     prompt_id=vote["prompt_id"],

@@ -48,10 +48,11 @@ def split_prompts(
     one. What was imported or demonstrated weighs at most as much as all else together.
 
     At most half of all are held out, the same in every run, so that no version is judged on prompts that one before it
-    learned from; last of all those that are asked all the time, or whose answer SFT has seen.
+    learned from; last of all those that are asked all the time, or by nobody here, or whose answer SFT has seen.
     """
     own: dict[tuple[int, ...], float] = {}
     brought: dict[tuple[int, ...], float] = {}
+    hashes: dict[tuple[int, ...], bytes] = {}
     demonstrated = set()
     for prompt in prompts:
         ids = tuple(render(tokenizer, prompt.messages))
@@ -62,16 +63,13 @@ def split_prompts(
             demonstrated.add(ids)
         weights = brought if prompt.source in ("imported", "demonstrated") else own
         weights[ids] = weights.get(ids, 0.0) + weight
+        hashes[ids] = hashlib.sha256(repr(prompt.messages).encode()).digest()
     total, others = sum(own.values()), sum(brought.values())
     scale = min(1.0, total / others) if total and others else 1.0
     weights = {ids: own.get(ids, 0.0) + scale * brought.get(ids, 0.0) for ids in own | brought}
     busy = HELD_OUT_SHARE * sum(weights.values())
-    # By a hash of the prompt: a new one may join those held out, but none that was in the pool
-    ordered = sorted(weights, key=lambda ids: (ids in demonstrated or weights[ids] > busy, _hash(ids)))
+    late = {ids for ids in weights if ids in demonstrated or ids not in own or weights[ids] > busy}
+    ordered = sorted(weights, key=lambda ids: (ids in late, hashes[ids]))  # a new one displaces none but those held out
     kept = min(held_out, len(ordered) // 2)
     pool = ordered[kept:]
     return PromptPool(tuple(pool), tuple(weights[ids] for ids in pool)), ordered[:kept]
-
-
-def _hash(ids: tuple[int, ...]) -> bytes:
-    return hashlib.sha256(repr(ids).encode()).digest()

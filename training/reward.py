@@ -307,7 +307,8 @@ def fit_head_of(features: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """
     differences = features[pairs.better] - features[pairs.worse]
     leanings = torch.zeros(int(pairs.voter.max()) + 1 if len(pairs) else 1, dtype=torch.float64)
-    told = pairs.voter.bincount(pairs.side.abs().float(), len(leanings)) >= MIN_VOTES_FOR_LEANING  # (V,)
+    votes = pairs.voter.bincount(pairs.side.abs() * pairs.weight, len(leanings)).round()  # (V,)
+    told = votes >= MIN_VOTES_FOR_LEANING
     places = (pairs.voter[:, None] == told.nonzero().T) * pairs.side[:, None]
     columns = torch.cat([differences, places.to(differences.dtype)], 1)
     found = fit_head(columns, pairs.target, pairs.pull, margins=pairs.margin, ridge=RIDGE)

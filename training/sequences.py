@@ -68,8 +68,7 @@ class Sequences:
 
     def micro_batches(self, max_tokens: int, rows: Tensor | None = None) -> list[Tensor]:
         """Row numbers in batches as `micro_batches` makes them."""
-        if rows is None:
-            return micro_batches(self.lengths, max_tokens)
+        rows = torch.arange(len(self)) if rows is None else rows
         return [rows[part] for part in micro_batches(self.lengths[rows], max_tokens)]
 
     def answer_states(self, hidden: Tensor) -> Tensor:

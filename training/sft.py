@@ -70,7 +70,7 @@ def fine_tune(
         states = {id(row): trunk(row.input_ids, row.attention_mask, row.positions) for row in (*train, *validation)}
 
     # 2. Epochs over packed rows, each step over about `tokens_per_batch` tokens
-    per_step = max(1, config.tokens_per_batch // config.sequence_length)
+    per_step = max(1, config.tokens_per_batch // length)
     steps = config.epochs * math.ceil(len(train) / per_step)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.1, 1 - step / steps))
@@ -124,6 +124,7 @@ def hold_out(demonstrations: Sequence[Shown], share: float, seed: int) -> tuple[
         talks.setdefault(next(m.content for m in shown.messages if m.role == "user"), []).append(shown)
     shuffled = list(talks.values())
     random.Random(seed).shuffle(shuffled)
+    shuffled.sort(key=len, reverse=True)  # the shortest are held out, lest one of many turns takes all
     wanted = len(demonstrations) * share if len(demonstrations) >= MIN_FOR_HOLDOUT else 0
     held: list[Shown] = []
     while len(held) < wanted and len(shuffled) > 1:

@@ -15,8 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.sequences import Sequences
 
-ROW_TOKENS = 512
-"""A row takes more answers up to here: in longer ones looking back costs more than the prompt does."""
+ROW_TOKENS, LONGEST_ROW = 512, 2048
+"""A row takes more answers up to the first, or twice its prompt, but not beyond the second: looking back at other
+answers would cost more than reading the prompt again."""
+ROW_ANSWERS = 8
+"""Answers are padded to the longest one, and a prompt that is read for eight of them costs little already."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class SharedPrompts:
 
 
 def rows_by_prompt(sequences: Sequences) -> tuple[list[list[int]], Tensor]:
-    """Which answers share a row, and the tokens of each row: those to an equal prompt, up to `ROW_TOKENS`."""
+    """Which answers share a row, and the tokens of each row: those to an equal prompt, as many as may."""
     rows: list[list[int]] = []
     lengths: list[int] = []
     latest: dict[tuple[int, ...], int] = {}
@@ -78,7 +81,8 @@ def rows_by_prompt(sequences: Sequences) -> tuple[list[list[int]], Tensor]:
     for i, (prompt, length) in enumerate(sizes):
         key = tuple(sequences.input_ids[i, :prompt].tolist())
         row = latest.get(key)
-        if row is None or lengths[row] + length - prompt > ROW_TOKENS:
+        most = max(ROW_TOKENS, min(2 * prompt, LONGEST_ROW))
+        if row is None or lengths[row] + length - prompt > most or len(rows[row]) == ROW_ANSWERS:
             row = latest[key] = len(rows)
             rows.append([])
             lengths.append(prompt)

@@ -318,8 +318,8 @@ def _talk(value: Any, name: str) -> Talk:
     messages: list[Message] = []
     for message in value:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            content = "".join(str(part.get("text", "")) for part in content)
+        if isinstance(content, list) and content and all(map(_is_text, content)):
+            content = "".join(part["text"] for part in content)
         if role not in ("system", "user", "assistant") or not isinstance(content, str):
             raise InvalidInput(
                 f"each message in {name} needs a role (system, user or assistant) and a content that is text"
@@ -330,6 +330,10 @@ def _talk(value: Any, name: str) -> Talk:
     if not messages[-2].content.strip():
         raise InvalidInput(f"the user's last message in {name} is empty")
     return tuple(messages)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _from_hh(row: Row, side: str) -> Talk:

@@ -147,7 +147,7 @@ class _Prompts:
         if messages in self._numbers:
             row = self.rows[self._numbers[messages] - 1]
             row["asked"] += asked
-            if row["source"] == "imported" and asked:
+            if row["source"] == "imported":
                 row |= {"source": source, "voter": voter}  # people here ask it, too
             return
         number = len(self.rows) + 1
