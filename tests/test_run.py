@@ -23,7 +23,7 @@ from tests.run_scenes import SMALL, write_run, write_snapshot
 from training.ppo import PPO, Batch
 from training.reward import RewardFit
 from training.roles import Policy
-from training.run import Run, execute, no_step, rollout_temperature
+from training.run import ROLLOUT_TOKENS, Run, execute, no_step, rollout_temperature
 
 LENIENT = {
     **SMALL,
@@ -221,6 +221,15 @@ def test_rollouts_without_room_for_a_prompt_are_refused_by_name(tiny_model: Path
     write_snapshot(tmp_path / "snapshot.db")
     with pytest.raises(InvalidInput, match=r"no room for a prompt .* set ppo.max_tokens"):
         execute(write_run(tmp_path, tiny_model, settings={**SMALL, "ppo": {"max_tokens": 60000}}))
+
+
+def test_rollouts_end_early_where_votes_are_on_long_answers(tiny_model: Path, tmp_path: Path) -> None:
+    write_snapshot(tmp_path / "snapshot.db")
+    with sqlite3.connect(tmp_path / "snapshot.db") as db:
+        db.execute("UPDATE meta SET value = '512' WHERE key = 'max_tokens'")
+    ppo = {"updates": 1, "rollouts": 2, "value_warmup": 0}
+    report = execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": ppo}))
+    assert report["ppo"]["max_tokens"] == ROLLOUT_TOKENS
 
 
 def test_weights_that_the_engine_cannot_use_end_ppo_at_its_best_step(

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 REFERENCE_PLACE, PARENT_PLACE = -2, -3
 """The engine's names for versions that are not published under a number here."""
 
+ROLLOUT_TOKENS = 128
+"""Rollouts end here at the latest if nothing else is asked for: longer ones take longer and teach less."""
 REFERENCE_ANSWERS = 64
 """Answers of the reference on which scores get mean 0 and standard deviation 1."""
 
@@ -105,7 +107,7 @@ class Run:
         self.base = Policy(backbone, LoraShape(near, rank=1, alpha=1), seed=seed)
         self.reference_adapter: Path | None = None
         self.reference = self.base
-        max_tokens = config.ppo.max_tokens or snapshot.max_tokens or serving.max_tokens
+        max_tokens = config.ppo.max_tokens or min(ROLLOUT_TOKENS, snapshot.max_tokens or serving.max_tokens)
         if max_tokens >= backbone.context_length:
             raise InvalidInput(
                 f"rollouts of {max_tokens} tokens leave no room for a prompt in the model's {backbone.context_length}; "
