@@ -126,8 +126,8 @@ class PPOConfig:
     ptx: float = _bounded(0.0, 0, 100)
     """Weight of the demonstrations' language-modelling loss mixed into each step (InstructGPT's PPO-ptx)."""
     max_tokens: int | None = _bounded(None, 1, 65536)
-    """Longest rollout; none: the voted answers' most common limit, or the server's if it wrote none, but at most
-    `run.ROLLOUT_TOKENS`."""
+    """Longest rollout, and answer to the gate; none: the voted answers' most common limit, or the server's if it wrote
+    none, and for rollouts at most `run.ROLLOUT_TOKENS`."""
     temperature: float | None = _bounded(None, MIN_TEMPERATURE, 5)
     """Sampling temperature of rollouts; none: the voted answers' most common one, or the server's if there is none or
     it is lower than allowed here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,18 @@ class Run:
         self.base = Policy(backbone, LoraShape(near, rank=1, alpha=1), seed=seed)
         self.reference_adapter: Path | None = None
         self.reference = self.base
-        max_tokens = config.ppo.max_tokens or min(ROLLOUT_TOKENS, snapshot.max_tokens or serving.max_tokens)
+        max_tokens = config.ppo.max_tokens or snapshot.max_tokens or serving.max_tokens
         if max_tokens >= backbone.context_length:
             raise InvalidInput(
                 f"rollouts of {max_tokens} tokens leave no room for a prompt in the model's {backbone.context_length}; "
                 "set ppo.max_tokens"
             )
         temperature = rollout_temperature(config.ppo.temperature, snapshot.temperature, serving.temperature)
+        # The gate judges answers as they will be served; those that PPO learns from may end sooner
         self.sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        self.rollout_sampling = replace(
+            self.sampling, max_tokens=config.ppo.max_tokens or min(ROLLOUT_TOKENS, max_tokens)
+        )
         longest = min(LONGEST_PROMPT, backbone.context_length - max_tokens)
         self.pool, self.held_out = split_prompts(
             [*snapshot.prompts, *(Prompt(-1, d.messages, "demonstrated", 1) for d in snapshot.demonstrations)],
@@ -221,7 +225,9 @@ class Run:
         """Scores get mean 0 and standard deviation 1 on the reference's own answers, so that β keeps its meaning."""
         place = self._place(REFERENCE_PLACE, self.reference_adapter)
         prompts = self.pool.draw(REFERENCE_ANSWERS, self.seed)
-        rollouts = sample(self.engine, place, prompts, answers_per_prompt=1, sampling=self.sampling, seed=self.seed)
+        rollouts = sample(
+            self.engine, place, prompts, answers_per_prompt=1, sampling=self.rollout_sampling, seed=self.seed
+        )
         sequences, _ = padded_rollouts(rollouts)
         states = self.frozen(sequences, self.config.micro_batch_tokens)
         scores = fitted.scorer.all_values(states, sequences, self.config.micro_batch_tokens)[1]
@@ -246,8 +252,8 @@ class Run:
             pool=self.pool,
             config=config,
             gate=self.config.gate,
-            sampling=self.sampling,
-            penalise_cap=self.sampling.max_tokens == self.serving.max_tokens,
+            sampling=self.rollout_sampling,
+            penalise_cap=self.rollout_sampling.max_tokens == self.serving.max_tokens,
             demonstrations=self._demonstrations() if config.ptx > 0 else None,
             micro_batch_tokens=self.config.micro_batch_tokens,
             seed=self.seed,
@@ -279,7 +285,7 @@ class Run:
             "best_kl": state.best_kl,
             "stopped": state.stopped,
             "faults": state.faults,
-            "max_tokens": self.sampling.max_tokens,
+            "max_tokens": self.rollout_sampling.max_tokens,
             "temperature": self.sampling.temperature,
             "last": state.last,
         }
