@@ -25,8 +25,9 @@ from serve.policy import chat
 from serve.policy.adapters import WEIGHTS
 from serve.policy.base import Backbone
 from serve.records import Message
+from training.pairs import Pairs
 from training.preferences import Ranked
-from training.reward import Pairs, bradley_terry_loss, centring_loss, ranked_sequences
+from training.reward import bradley_terry_loss, centring_loss, ranked_sequences
 from training.roles import FrozenLayers, LoraShape, load_lora_tensors
 from training.scorer import GROUPS, Scorer
 from training.split import boundary

@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +216,15 @@ def curves(cells: Cells, model: ModelFolder, runs: int, threads: int, dtype: str
     return rows
 
 
+def cost_of(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+    """Of `curves`' rows, what an episode costs by the tokens of its answer."""
+    found = {row.what: row.ours for row in rows}
+    return {
+        f"{what} ({unit})": [(answer, found[f"{what}, answers of {answer} tokens"]) for answer in CURVE_ANSWERS]
+        for what, unit in (("seconds an episode", "s"), ("peak memory", "GB"))
+    }
+
+
 def write_larger(folder: Path, model: ModelFolder) -> Path:
     """A model of SmolLM2-360M's shape with random weights, and the default model's tokenizer."""
     import torch
@@ -266,7 +275,7 @@ def main() -> None:
             settings |= {"episodes": CURVE_EPISODES, "epochs": usual.epochs, "minibatches": usual.minibatches}
         else:
             settings |= {"episodes": EPISODES, "epochs": EPOCHS, "minibatches": MINIBATCHES}
-        details = {} if options.curves else {"contenders": lines}
+        details: dict[str, Any] = {"curves": {"cost": cost_of(rows)}} if options.curves else {"contenders": lines}
         write_json(options.json, document(name, settings, rows, made=cells.made, **details))
 
 

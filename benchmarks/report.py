@@ -31,6 +31,7 @@ CURVES = {
     "rows": ("tokens a second by rows decoded together", "rows", decades),
     "context": ("tokens a second while decoding, by tokens of context", "tokens of context", decades),
     "versions": ("tokens a second by versions that answer in one batch", "versions", decades),
+    "cost": ("what an episode of PPO costs, by the length of its answer", "tokens", tenths),
     "accuracy": ("right on clean pairs that nobody voted on, mean of preferences", "votes", shares),
 }
 """Title, x and y axis of a result's curves by name."""
@@ -329,15 +330,6 @@ def way_picture(result: Result) -> str:
     return curves(title, "√KL to the base (√nats)", lines, x_axis=even, y_axis=even) if lines else ""
 
 
-def cost_picture(result: Result) -> str:
-    """What an episode of PPO costs, by the tokens of its answer."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in result["rows"]:
-        if found := re.fullmatch(r"(seconds an episode|peak memory), answers of (\d+) tokens", row["what"]):
-            lines.setdefault(f"{found[1]} ({row['unit']})", []).append((int(found[2]), row["ours"]))
-    return curves("what an episode of PPO costs, by the length of its answer", "tokens", lines, y_axis=tenths)
-
-
 def fill_page(page: str, results: Sequence[Result]) -> str:
     """The page with every marked part made anew. Raises ValueError for a marker that is not closed."""
     loops = [result for result in results if result["name"] == "loop"]
@@ -370,8 +362,6 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
         if picture := way_picture(result):
             files[docs / "images" / f"{_loop_name(result)}-way.svg"] = picture
     for result in results:
-        if result["name"] == "ppo-curves":
-            files[docs / "images" / "ppo-cost.svg"] = cost_picture(result)
         for name, lines in result.get("curves", {}).items():
             title, across, y_axis = CURVES[name]
             files[docs / "images" / f"{result['name']}-{name}.svg"] = curves(title, across, lines, y_axis=y_axis)

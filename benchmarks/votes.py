@@ -36,8 +36,9 @@ from serve.policy.base import load_backbone, resolve_model
 from serve.policy.chat import render
 from serve.records import BASE_VERSION, Message, Sampling
 from training.config import TrainingConfig
+from training.pairs import Pairs
 from training.preferences import Ranked, folds_by_prompt
-from training.reward import Pairs, accuracy_folds, accuracy_of, fit_folds, fit_head_of, known_of, ranked_answers
+from training.reward import accuracy_folds, accuracy_of, fit_folds, fit_head_of, known_of, ranked_answers
 from training.roles import FrozenLayers, lora_shapes
 from training.rollouts import Rollout, open_engine, sample
 from training.scorer import Scorer, doubt

@@ -12,8 +12,9 @@ from benchmarks.reading import Answers
 from serve.policy.base import load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
+from training.pairs import Pairs
 from training.preferences import read_snapshot
-from training.reward import Pairs, fit_head_of, fit_reward, known_of, ranked_answers, ranked_sequences
+from training.reward import fit_head_of, fit_reward, known_of, ranked_answers, ranked_sequences
 from training.roles import FrozenLayers, LoraShape
 from training.scorer import Scorer, doubt
 

@@ -16,9 +16,9 @@ from serve.feedback.statistics import wilson
 from serve.policy.base import Backbone, load_backbone, resolve_model
 from tests.run_scenes import write_snapshot
 from training.config import RewardConfig
+from training.pairs import Pairs
 from training.preferences import Ranked, folds_by_prompt, folds_by_voter, read_snapshot
 from training.reward import (
-    Pairs,
     RewardFit,
     accuracy_of,
     batch_pull,

@@ -61,8 +61,8 @@ def split_prompts(
             continue
         if prompt.source == "demonstrated":
             demonstrated.add(ids)
-        weights = brought if prompt.source in ("imported", "demonstrated") else own
-        weights[ids] = weights.get(ids, 0.0) + weight
+        group = brought if prompt.source in ("imported", "demonstrated") else own
+        group[ids] = group.get(ids, 0.0) + weight
         hashes[ids] = hashlib.sha256(repr(prompt.messages).encode()).digest()
     total, others = sum(own.values()), sum(brought.values())
     scale = min(1.0, total / others) if total and others else 1.0

@@ -33,7 +33,7 @@ from training.rollouts import open_engine, padded_rollouts, sample
 from training.run_folder import RunFolder
 from training.scorer import Scorer
 from training.sequences import Sequences
-from training.sft import fine_tune
+from training.sft import fine_tune, row_tokens
 from training.split import check_split
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ REFERENCE_PLACE, PARENT_PLACE = -2, -3
 """The engine's names for versions that are not published under a number here."""
 
 ROLLOUT_TOKENS = 128
-"""Rollouts end here at the latest if nothing else is asked for: longer ones take longer and teach less."""
+"""Rollouts end here at the latest if nothing else is asked for: longer ones take longer and taught no more."""
+
 REFERENCE_ANSWERS = 64
 """Answers of the reference on which scores get mean 0 and standard deviation 1."""
 
@@ -347,7 +348,7 @@ class Run:
     def _demonstrations(self) -> Sequences | None:
         if not self.snapshot.demonstrations:
             return None
-        length = min(self.config.sft.sequence_length, self.backbone.context_length)
+        length = row_tokens(self.config.sft, self.backbone)
         texts = [d.token_ids(self.backbone.tokenizer, length) for d in self.snapshot.demonstrations]
         return Sequences.of([prompt for prompt, _ in texts], [answer for _, answer in texts])
 

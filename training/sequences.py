@@ -29,6 +29,8 @@ class Sequences:
     """(B, T), padded on the right."""
     answer_mask: Tensor
     """(B, T), True where an answer has a token: by length, never by `!= pad`, since the real EOS may be the pad."""
+    positions = None
+    """Each row is one text, whose places count from 0."""
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Sequences:
@@ -50,9 +52,6 @@ class Sequences:
     def attention_mask(self) -> Tensor:
         """(B, L), 1 on real tokens."""
         return (torch.arange(self.input_ids.shape[1]) < self.lengths[:, None]).long()
-
-    positions = None
-    """Each row is one text, whose places count from 0."""
 
     def take(self, rows: Tensor) -> Sequences:
         """Some rows, with padding that none of them needs cut off."""

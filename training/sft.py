@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from serve.errors import InvalidInput
+from serve.policy.base import Backbone
 from training.config import SFTConfig
 from training.preferences import Shown
 from training.roles import Policy, are_finite
@@ -63,7 +64,7 @@ def fine_tune(
     Raises InvalidInput when the weights blew up.
     """
     # 1. Hold some out, pack the rest
-    length = min(config.sequence_length, policy.backbone.context_length)
+    length = row_tokens(config, policy.backbone)
     learned, held = hold_out(demonstrations, config.holdout, seed)
     train, validation = pack(policy, learned, length), pack(policy, held, length)
     with torch.no_grad():
@@ -111,6 +112,11 @@ def fine_tune(
         "last_loss": losses[-1],
         "held_out_losses": held_out,
     }
+
+
+def row_tokens(config: SFTConfig, backbone: Backbone) -> int:
+    """How long a demonstration may be: as asked, but no longer than the model reads."""
+    return min(config.sequence_length, backbone.context_length)
 
 
 def hold_out(demonstrations: Sequence[Shown], share: float, seed: int) -> tuple[list[Shown], list[Shown]]:
