@@ -28,22 +28,47 @@ SMALL = {
     "sft": {"epochs": 1, "sequence_length": 128, "tokens_per_batch": 256},
 }
 
+LENIENT = {
+    **SMALL,
+    "gate": {
+        "held_out_prompts": 4,
+        "max_nll_rise": 100,
+        "min_distinct": 0,
+        "max_repetition_rise": 1,
+        "length_factor": 1000,
+        "max_capped_rise": 1,
+    },
+}
 
-def write_snapshot(path: Path, *, votes: int = 40, demonstrations: int = 0, consistent: bool = True) -> None:
-    """Votes that prefer answers made of `a` to answers made of `z` (or, if not consistent, either at random)."""
+
+def write_snapshot(
+    path: Path,
+    *,
+    votes: int = 40,
+    demonstrations: int = 0,
+    consistent: bool = True,
+    prompts: int = 40,
+    ranking: str = "[[{0}], [{1}]]",
+) -> None:
+    """Votes that prefer answers made of `a` to answers made of `z` (or, if not consistent, either at random).
+
+    They go round so many prompts; `ranking` is what is stored of the better and the worse answer.
+    """
     rng = random.Random(5)
     with sqlite3.connect(path) as db:
         db.executescript(SCHEMA)
-        for i in range(votes):
+        for i in range(min(votes, prompts)):
             messages = json.dumps([{"role": "user", "content": f"question {i}?"}])
             db.execute("INSERT INTO prompts VALUES (?, ?, 'voter', 'voter-1', 1)", (i, messages))
+        for i in range(votes):
             for side, letter in enumerate("az"):
                 text = "".join(rng.choice(letter + "mn") for _ in range(10))
-                row = (2 * i + side, i, text, None, 0, "stop", 16, 0.8)
+                row = (2 * i + side, i % prompts, text, None, 0, "stop", 16, 0.8)
                 db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             order = [2 * i, 2 * i + 1] if consistent or rng.random() < 0.5 else [2 * i + 1, 2 * i]
-            ranking, positions = json.dumps([[order[0]], [order[1]]]), json.dumps({str(2 * i): 0, str(2 * i + 1): 1})
-            vote = (i, i, f"voter-{i % 5}", ranking, positions, None, "2026-01-01T00:00:00Z")
+            positions = json.dumps({str(2 * i): 0, str(2 * i + 1): 1})
+            ranked = ranking.format(*order)
+            vote = (i, i % prompts, f"voter-{i % 5}", ranked, positions, None, "2026-01-01T00:00:00Z")
             db.execute("INSERT INTO votes VALUES (?, ?, ?, ?, ?, ?, ?)", vote)
         for i in range(demonstrations):
             messages = json.dumps([{"role": "user", "content": f"what is {i}?"}])
@@ -78,3 +103,8 @@ def write_run(
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def metrics_lines(folder: Path) -> list[dict[str, Any]]:
+    """What the run told the server, line by line."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -442,6 +442,25 @@ def test_answers_that_won_can_come_in_as_demonstrations(store: Store, format: st
     assert _rows(store, "sft") == [{"messages": CHOSEN}, {"messages": CHOSEN[:2]}]
 
 
+@pytest.mark.parametrize(
+    ("format", "row"),
+    [
+        ("hh", {side: f"\n\nHuman: \n\nAssistant: What?\n\nHuman: Hi\n\nAssistant: {side}." for side in HH}),
+        ("sft", {"messages": [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Hello!"},
+                              {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "chosen."}]}),
+        ("sft", {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "},
+                              {"role": "assistant", "content": "Again"}, {"role": "user", "content": "Hi"},
+                              {"role": "assistant", "content": "chosen."}]}),
+    ],
+)  # fmt: skip
+def test_an_earlier_turn_that_answers_nothing_is_no_demonstration(
+    store: Store, format: str, row: dict[str, Any]
+) -> None:
+    """Nor is a file refused for it: its last answer stands behind a real question."""
+    assert import_lines(store, _lines(row), format, "turns") == ImportCounts(demonstrations=1)
+    assert _rows(store, "sft")[0]["messages"][-1]["content"] == "chosen."
+
+
 def test_ties_show_nothing_and_are_counted(store: Store) -> None:
     tie = {"conversation_a": CHOSEN, "conversation_b": REJECTED, "winner": "tie (bothbad)"}
     assert import_lines(store, _lines(tie), "arena", "demonstrations") == ImportCounts(skipped=1)

@@ -48,6 +48,39 @@ time.sleep(60)
         assert lock is not None, "the folder is free again"
 
 
+def test_a_run_by_hand_waits_for_the_one_at_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", str(tmp_path)]
+    (tmp_path / "config.json").write_text("{}")
+    with locked(tmp_path):
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert "another trainer is at work in this folder" in found.stderr
+
+
+def test_what_is_no_runs_folder_is_told_by_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert "it has no config.json" in found.stderr
+
+
+def test_a_trainer_knows_the_lock_that_its_server_handed_it(tmp_path: Path) -> None:
+    script = """
+import pathlib, sys
+from training.process import held
+with held(pathlib.Path(sys.argv[1])):
+    print("mine")
+"""
+    with locked(tmp_path) as lock:
+        assert lock is not None
+        trainer = TrainerProcess((sys.executable, "-c", script), tmp_path, lock)
+    deadline = time.monotonic() + 30
+    while trainer.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert last_line(tmp_path) == "mine"
+
+
 def test_a_command_that_does_not_exist_leaves_nothing_behind(tmp_path: Path) -> None:
     with locked(tmp_path) as lock, pytest.raises(FileNotFoundError):
         assert lock is not None

@@ -27,6 +27,7 @@ from training.reward import (
     centring_loss,
     fit_head_of,
     fit_reward,
+    judged,
     ranked_sequences,
 )
 from training.roles import FrozenLayers, LoraShape
@@ -133,6 +134,31 @@ def test_votes_on_one_prompt_do_not_count_as_independent(
     assert (found["comparisons"], found["prompts"]) == (60, len(set(prompts)))
 
 
+def test_the_report_tells_accuracy_by_place_length_and_end() -> None:
+    """Four votes by hand, each answer a row; the model is right on the first two."""
+    votes = [
+        replace(ranked((0, 1), prompt=0, voter="ann"), positions=(0, 1), finish_reasons=("stop", "stop")),
+        replace(ranked((0, 1), prompt=1, voter="ann"), positions=(1, 0), finish_reasons=("length", "stop")),
+        replace(ranked((0, 1), prompt=2, voter="bob"), positions=(1, 0), finish_reasons=("length", "length")),
+        replace(ranked((0, 1), prompt=3, voter="bob"), positions=(-1, -1), finish_reasons=("stop", "length")),
+    ]
+    lengths = torch.tensor([9, 3, 9, 3, 4, 8, 5, 5])
+    scores = torch.stack([lengths.float(), 3 * lengths.float()], 1)  # of two fold models, who like length
+    logits = torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    found = judged(votes, ["ann", "bob"], Pairs.of(votes, 1.0), logits, scores, lengths)
+
+    def told(section: str) -> dict[str, tuple[float, float]]:
+        return {name: (figures["value"], figures["comparisons"]) for name, figures in found[section].items()}
+
+    assert told("by_voter") == {"ann": (1.0, 2), "bob": (0.0, 2)}
+    assert told("by_position") == {"left_won": (1.0, 1), "right_won": (0.5, 2)}
+    assert told("by_finish") == {"both_capped": (0.0, 1), "one_capped": (0.5, 2), "others": (1.0, 1)}
+    assert told("by_length") == {"longer_won": (1.0, 2), "shorter_won": (0.0, 1)}
+    assert found["length_correlation"] == pytest.approx(1.0)
+    apart = torch.tensor([[6.0, 18.0], [6.0, 18.0], [-4.0, -12.0], [0.0, 0.0]])
+    assert found["fold_spread"] == pytest.approx(float(apart.std(1).mean()))
+
+
 def test_what_is_not_known_is_half_right() -> None:
     pairs = Pairs.of([ranked((0, 1), prompt=i) for i in range(10)], 1.0)
     assert accuracy_of(pairs, torch.zeros(10))["value"] == 0.5
@@ -213,6 +239,10 @@ def test_it_learns_a_plain_preference_and_survives_its_folder(backbone: Backbone
     assert again is not None
     for name, tensor in fitted.scorer.tensors().items():
         assert torch.equal(tensor, again.scorer.tensors()[name]), name
+    sequences = ranked_sequences(read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings)
+    states = FrozenLayers(backbone, 2, 3)(sequences, 512)
+    scores = [them.judges.score(states, sequences, 512) for them in (fitted, again)]
+    assert torch.equal(*scores)
     (tmp_path / "reward" / "report.json").unlink()  # killed before the end
     assert RewardFit.load(tmp_path / "reward", backbone, NEAR) is None
 
@@ -264,11 +294,11 @@ def test_a_single_vote_tells_nothing_and_breaks_nothing(backbone: Backbone, tmp_
 def test_an_answer_unlike_any_that_was_judged_is_doubted_and_does_not_pay(backbone: Backbone, tmp_path: Path) -> None:
     fitted = fit(backbone, tmp_path / "snapshot.db", votes=50)
     scorer, rankings = fitted.scorer, read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings
-    judged = ranked_sequences(rankings)
+    voted = ranked_sequences(rankings)
     strange = Sequences.of([r.prompt_ids for r in rankings], [(7,) * 30 for _ in rankings])  # one byte, over and over
     frozen = FrozenLayers(backbone, 2, 3)
     doubts = []
-    for sequences in (judged, strange):
+    for sequences in (voted, strange):
         features = (scorer.all_features(frozen(sequences, 512), sequences, 512) - scorer.mean) / scorer.std
         doubts.append(float(doubt(features, scorer.known).mean()))
         scores = features @ scorer.weight + scorer.bias
@@ -276,3 +306,16 @@ def test_an_answer_unlike_any_that_was_judged_is_doubted_and_does_not_pay(backbo
         torch.testing.assert_close(found, scores - scorer.caution * doubt(features, scorer.known))
     assert scorer.caution == RewardConfig().caution
     assert doubts[1] > 2 * doubts[0]
+
+
+def test_the_fold_models_are_as_cautious_as_the_reward_model_and_none_of_it(backbone: Backbone, tmp_path: Path) -> None:
+    fitted = fit(backbone, tmp_path / "snapshot.db", votes=50)
+    sequences = ranked_sequences(read_snapshot(tmp_path / "snapshot.db", backbone.tokenizer).rankings)
+    states = FrozenLayers(backbone, 2, 3)(sequences, 512)
+    untrained = fitted.judges.untrained
+    features = (untrained.all_features(states, sequences, 512) - untrained.mean) / untrained.std
+    by_hand = torch.stack([features @ head for head in fitted.judges.heads]).mean(0)
+    by_hand = by_hand - RewardConfig().caution * doubt(features, fitted.scorer.known)
+    torch.testing.assert_close(fitted.judges.score(states, sequences, 512), by_hand)
+    ours = fitted.scorer.all_values(states, sequences, 512)[1]
+    assert not torch.allclose(by_hand, ours, atol=1e-3), "PPO climbs another model"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from serve.engine import Finished, Output
+from serve.engine import CandidateRequest, Finished, Output
 from serve.errors import Unavailable
 from serve.records import FinishReason, Sampling
-from training.rollouts import sample
+from training.rollouts import QUEUED, sample
 
 
 class Scripted:
@@ -29,6 +29,23 @@ class Scripted:
 def rollouts(reason: FinishReason, error: str | None = None) -> list[Any]:
     engine: Any = SimpleNamespace(submit=lambda *_: Scripted(reason, error))
     return sample(engine, 0, [[1], [2]], answers_per_prompt=1, sampling=Sampling(), seed=0)
+
+
+def test_every_answer_has_a_seed_of_its_own_and_more_prompts_than_the_engine_takes_stay_in_order() -> None:
+    asked: list[tuple[int, list[int]]] = []
+
+    def submit(prompt: list[int], requests: list[CandidateRequest], sampling: Sampling) -> Any:
+        asked.append((prompt[0], [request.seed for request in requests]))
+        return SimpleNamespace(
+            result=lambda: [Output(i, (r.seed,), (0.0,), "a", "stop") for i, r in enumerate(requests)]
+        )
+
+    engine: Any = SimpleNamespace(submit=submit)
+    prompts = [[i] for i in range(QUEUED + 3)]
+    found = sample(engine, 0, prompts, answers_per_prompt=2, sampling=Sampling(), seed=100)
+    assert asked == [(i, [100 + 2 * i, 101 + 2 * i]) for i in range(QUEUED + 3)]
+    assert [r.token_ids for r in found] == [(100 + i,) for i in range(2 * (QUEUED + 3))]
+    assert [r.prompt_ids for r in found[::2]] == [(i,) for i in range(QUEUED + 3)]
 
 
 def test_whole_answers_come_in_the_order_of_their_prompts() -> None:

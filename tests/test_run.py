@@ -19,27 +19,11 @@ import torch
 from safetensors.torch import load_file
 
 from serve.errors import InvalidInput, NothingToLearn
-from tests.run_scenes import SMALL, write_run, write_snapshot
+from tests.run_scenes import LENIENT, SMALL, metrics_lines, write_run, write_snapshot
 from training.ppo import PPO, Batch
 from training.reward import RewardFit
 from training.roles import Policy
 from training.run import ROLLOUT_TOKENS, Run, execute, no_step, rollout_temperature
-
-LENIENT = {
-    **SMALL,
-    "gate": {
-        "held_out_prompts": 4,
-        "max_nll_rise": 100,
-        "min_distinct": 0,
-        "max_repetition_rise": 1,
-        "length_factor": 1000,
-        "max_capped_rise": 1,
-    },
-}
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tmp_path: Path) -> None:
@@ -55,16 +39,17 @@ def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tm
     assert report["status"] == ("succeeded" if report["gate"]["passed"] else "rejected")
     tensors = load_file(str(tmp_path / "adapter" / "adapter_model.safetensors"))
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in tensors.items())
-    progress = [line["progress"] for line in lines(tmp_path)]
+    progress = [line["progress"] for line in metrics_lines(tmp_path)]
     assert progress == sorted(progress)
     assert progress[-1] == 1.0
-    ppo = [line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    ppo = [line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
     assert len(ppo) == 13, "one for each policy, the first and the last included"
     assert report["ppo"]["best_update"] > 1
     scores = [m["score"] for m in ppo]
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.2, "it rises by far more than 64 rollouts scatter"
     assert report["ppo"]["best_score"] > scores[0]
     assert all(m["sampler_gap"] < 0.01 for m in ppo), "the engine and the trainer must mean the same policy"
+    assert all(m["ratio_gap"] < 1e-4 for m in ppo if "ratio_gap" in m), "each update starts at ratio 1"
     assert ppo[0]["kl"] == pytest.approx(0, abs=1e-3), "PPO starts from the reference"
 
 
@@ -74,15 +59,6 @@ def test_votes_at_random_are_refused_before_ppo_and_say_how_many_are_missing(tin
     assert report["status"] == "rejected"
     assert not report["adapter"]
     assert "more votes" in report["reasons"][0]
-
-
-def test_sft_alone_makes_a_version_and_its_reference(tiny_model: Path, tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "snapshot.db", votes=0, demonstrations=6)
-    report = execute(write_run(tmp_path, tiny_model, stages=("sft",), settings=LENIENT))
-    assert report["reference"] == "sft"
-    assert report["adapter"]
-    assert (tmp_path / "sft" / "adapter_model.safetensors").is_file()
-    assert report["demonstrations_hash"]
 
 
 def test_a_stage_that_is_done_is_read_back_with_its_figures(tiny_model: Path, tmp_path: Path) -> None:
@@ -102,13 +78,13 @@ def test_a_checkpoint_of_another_release_is_left_and_ppo_begins_anew(tiny_model:
     execute(write_run(tmp_path, tiny_model, settings=settings))
     file = tmp_path / "checkpoint" / "ppo.pt"
     checkpoint = torch.load(file, weights_only=True)
-    first = next(line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"])
+    first = next(line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"])
     start = checkpoint["progress"].pop("start")
     assert start["nll"] == pytest.approx(first["nll"], abs=0.3), "the first policy is the start"
     torch.save(checkpoint, file)
-    before = len(lines(tmp_path))
+    before = len(metrics_lines(tmp_path))
     assert execute(tmp_path)["ppo"]["updates"] == 2
-    assert [line["step"] for line in lines(tmp_path)[before:] if line["stage"] == "ppo"] == [1, 2, 3]
+    assert [line["step"] for line in metrics_lines(tmp_path)[before:] if line["stage"] == "ppo"] == [1, 2, 3]
 
 
 def spoil_second_update(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
@@ -136,7 +112,7 @@ def test_weights_that_are_no_numbers_end_ppo_before_its_checkpoint(
     assert report["adapter"]
     checkpoint = torch.load(tmp_path / "checkpoint" / "ppo.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in checkpoint["policy"].values())
-    assert [line["step"] for line in lines(tmp_path) if line["stage"] == "ppo"] == [0, 1, 2]
+    assert [line["step"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("value", "why"), [(math.nan, "holds NaN"), (math.inf, "holds NaN"), (1e6, "not finite")])
@@ -265,7 +241,7 @@ def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path
     write_snapshot(tmp_path / "snapshot.db", demonstrations=6)
     settings = {**LENIENT, "ppo": {**SMALL["ppo"], "ptx": 0.5}}  # type: ignore[dict-item]
     execute(write_run(tmp_path, tiny_model, stages=("sft", "reward", "ppo"), settings=settings))
-    ppo = [line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    ppo = [line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
     assert ppo[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert ppo[1]["ptx_loss"] > 0
 
@@ -274,7 +250,7 @@ def test_ptx_makes_demonstrations_likelier(tiny_model: Path, tmp_path: Path) -> 
     write_snapshot(tmp_path / "snapshot.db", demonstrations=4)
     ppo = {"updates": 6, "rollouts": 4, "max_tokens": 12, "learning_rate": 3e-3, "ptx": 5.0, "kl_stop": 1e4}
     execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": ppo}))
-    found = [line["metrics"] for line in lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    found = [line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
     losses = [metrics["ptx_loss"] for metrics in found if "ptx_loss" in metrics]
     assert losses[-1] < losses[0] - 0.3
 
@@ -328,6 +304,51 @@ def test_a_steps_gradients_are_the_same_in_one_part_and_in_many(
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-3)
 
 
+def first_batch(
+    monkeypatch: pytest.MonkeyPatch, model: Path, folder: Path, **ppo: Any
+) -> tuple[Batch, dict[str, float]]:
+    """What a run collects first, and what its first update measured."""
+    batches: list[Batch] = []
+    collect = PPO.collect
+
+    def noted(self: PPO, update: int) -> Batch:
+        batches.append(collect(self, update))
+        return batches[-1]
+
+    folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(PPO, "collect", noted)
+        measured = figures_of(folder, model, **{"updates": 1, **ppo})
+    return batches[0], measured[0]
+
+
+def test_the_first_step_starts_from_the_values_that_were_collected(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one step an update, its losses can be told from the batch alone: the ratio is 1, V is the old value."""
+    batch, measured = first_batch(monkeypatch, tiny_model, tmp_path / "run", epochs=1, minibatches=1)
+    mask = batch.sequences.answer_mask
+    missed = (batch.values - batch.returns)[mask]
+    assert measured["value_loss"] == pytest.approx(0.5 * float(missed.square().mean()), rel=1e-3)
+    assert measured["policy_loss"] == pytest.approx(-float(batch.advantages[mask].mean()), abs=1e-4)
+    assert measured["ratio_gap"] < 1e-4
+
+
+def test_running_into_the_limit_is_paid_for_on_the_last_token(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, paid = (
+        first_batch(monkeypatch, tiny_model, tmp_path / str(penalty), eos_penalty=penalty)[0] for penalty in (0.0, 1.0)
+    )
+    assert [r.token_ids for r in free.rollouts] == [r.token_ids for r in paid.rollouts]
+    rows = torch.arange(len(free.rollouts))
+    last = free.sequences.answer_mask.sum(-1) - 1
+    cost = (free.returns - paid.returns)[rows, last]
+    capped = torch.tensor([r.finish_reason == "length" for r in free.rollouts])
+    assert capped.any() and not capped.all()
+    torch.testing.assert_close(cost, capped.float(), atol=1e-4, rtol=0)
+
+
 LIVELY = {
     **SMALL["ppo"],  # type: ignore[dict-item]
     "rollouts": 16,
@@ -350,7 +371,7 @@ def figures_of(tmp_path: Path, model: Path, **ppo: Any) -> list[dict[str, float]
     config["serving"]["max_tokens"] = 16
     (folder / "config.json").write_text(json.dumps(config))
     execute(folder)
-    return [line["metrics"] for line in lines(folder) if line["stage"] == "ppo" and line["metrics"]]
+    return [line["metrics"] for line in metrics_lines(folder) if line["stage"] == "ppo" and line["metrics"]]
 
 
 @pytest.fixture(scope="module")
@@ -395,6 +416,8 @@ def test_every_part_of_ppo_can_be_switched_and_matters(
     if "adaptive_beta" in switched:
         betas = [{step["beta"] for step in steps if "beta" in step} for steps in (found, as_it_is)]
         assert len(betas[0]) == 1 < len(betas[1])
+    if "value_warmup" in switched:
+        assert found[1]["kl"] == pytest.approx(0, abs=1e-4) and as_it_is[1]["kl"] > 1e-3
     if "eos_penalty" in switched:
         assert as_it_is[0]["capped"] > 0
 
@@ -418,11 +441,11 @@ def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model:
         process.kill()
     assert not (tmp_path / "report.json").exists()
     reached = torch.load(tmp_path / "checkpoint" / "ppo.pt", weights_only=True)["progress"]["update"]
-    before = len(lines(tmp_path))
+    before = len(metrics_lines(tmp_path))
     write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": {**SMALL["ppo"], "updates": reached + 2}})  # type: ignore[dict-item]
     report = execute(tmp_path)
     assert report["ppo"]["updates"] == reached + 2
-    assert [line["step"] for line in lines(tmp_path)[before:] if line["stage"] == "ppo"] == [
+    assert [line["step"] for line in metrics_lines(tmp_path)[before:] if line["stage"] == "ppo"] == [
         reached + 1,
         reached + 2,
         reached + 3,
@@ -464,4 +487,8 @@ def test_a_run_that_is_killed_twice_ends_with_the_same_bits(tiny_model: Path, tm
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     reports = [json.loads((folder / "report.json").read_text()) for folder in (killed, whole)]
-    assert reports[0]["ppo"] == reports[1]["ppo"], "and every figure of the last policy"
+    assert reports[0] == reports[1], "and every figure"
+    checkpoint = torch.load(whole / "checkpoint" / "ppo.pt", weights_only=True)
+    assert reports[1]["ppo"]["best_update"] < 8
+    assert all(torch.equal(theirs[name], checkpoint["best"][name]) for name in theirs), "the best step is the version"
+    assert not all(torch.equal(theirs[name], checkpoint["policy"][name]) for name in theirs), "not the last"

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from serve.errors import HustingsError
-from training.process import INTERRUPTED
+from training.process import INTERRUPTED, held
 
 
 def main() -> int:
@@ -32,9 +32,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
-        from training.run import execute, write_report  # torch and peft take seconds: the handlers come first
+        with held(folder):
+            from training.run import execute, write_report  # torch and peft take seconds: the handlers come first
 
-        write_report(folder, execute(folder))
+            write_report(folder, execute(folder))
     except HustingsError as error:
         print(error, file=sys.stderr)  # without a time: the last line is what the operator page shows
         return 1

@@ -17,10 +17,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from serve.errors import Conflict
+
 INTERRUPTED = 75
 """Exit code of a trainer that was asked to stop; it goes on from its last checkpoint (EX_TEMPFAIL)."""
 
 LOCK, LOG = "trainer.lock", "log.txt"
+
+HANDED = "HUSTINGS_TRAINER_LOCK"
+"""Says in a trainer's environment that its server handed it the lock."""
 
 _NICENESS = 19
 """Chats go first: the trainer takes what processor time they leave. Linux compares niceness only within a session
@@ -52,6 +57,18 @@ def locked(folder: Path) -> Iterator[int | None]:
         os.close(handle)  # a trainer that inherited the lock keeps it
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The same lock in the trainer itself, which inherited it from its server or takes it. Raises Conflict."""
+    if HANDED in os.environ:
+        yield
+        return
+    with locked(folder) as lock:
+        if lock is None:
+            raise Conflict("another trainer is at work in this folder; wait until it has ended")
+        yield
+
+
 class TrainerProcess:
     """A trainer at work in a run's folder."""
 
@@ -74,6 +91,7 @@ class TrainerProcess:
                     stderr=subprocess.STDOUT,
                     process_group=0,
                     pass_fds=(lock,),
+                    env={**os.environ, HANDED: str(lock)},
                 )
         except OSError:
             self._end_guard()

@@ -137,20 +137,20 @@ def fit_reward(
     # 2. Fold models: out-of-fold predictions for every pair
     folds = torch.tensor(folds_by_prompt(rankings, config.folds, seed))[pairs.ranking]
     heads, logits = fit_folds(features, pairs, folds)
-    judged = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), config), seed))[pairs.ranking]
+    fine = torch.tensor(folds_by_prompt(rankings, accuracy_folds(len(pairs), config), seed))[pairs.ranking]
     for votes in sorted({math.ceil(share * len(rankings)) for share in LEARNING_CURVE}):
         early = pairs.ranking < votes
         some = pairs.where(early)
-        accuracy = accuracy_of(some, fit_folds(features, some, judged[early])[1])
+        accuracy = accuracy_of(some, fit_folds(features, some, fine[early])[1])
         progress(votes, 0.3, {"reward_accuracy": accuracy["value"]})
-    if not torch.equal(judged, folds):
-        logits = fit_folds(features, pairs, judged)[1]
+    if not torch.equal(fine, folds):
+        logits = fit_folds(features, pairs, fine)[1]
     names = list(dict.fromkeys(r.voter for r in rankings))  # in the order of their numbers
     report = {
         "pairs": len(pairs),
         "rankings": len(rankings),
         "ties": int((pairs.target == 0.5).sum()),
-        **_judged(rankings, names, pairs, logits, features @ heads.T.float(), sequences.answer_mask.sum(-1)),
+        **judged(rankings, names, pairs, logits, features @ heads.T.float(), sequences.answer_mask.sum(-1)),
     }
     if len(names) >= MIN_VOTERS_FOR_VOTER_FOLDS:
         by_voter = torch.tensor(folds_by_voter(rankings, config.folds, seed))[pairs.ranking]
@@ -388,7 +388,7 @@ def accuracy_of(pairs: Pairs, logits: Tensor, chosen: Tensor | None = None) -> d
     }
 
 
-def _judged(
+def judged(
     rankings: Sequence[Ranked],
     names: Sequence[str],
     pairs: Pairs,

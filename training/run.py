@@ -133,6 +133,8 @@ class Run:
             )
         if ("reward" in stages or "ppo" in stages) and not snapshot.rankings:
             raise NothingToLearn("no vote stands any more; let people vote first")
+        if list(stages) == ["sft"] and not snapshot.demonstrations:
+            raise NothingToLearn("no demonstration stands any more; let people write answers first")
         self.engine = open_engine(backbone)
 
     def execute(self) -> dict[str, Any]:
@@ -152,6 +154,8 @@ class Run:
             self.optimise(policy, judged)
         elif self.reference_adapter is None:  # the reward model alone was asked for
             return self.report
+        elif kept_no_epoch(self.report["sft"]):
+            return self._rejected(["SFT kept no epoch: the demonstrations that it held out became no likelier"])
         policy.save(self.folder.adapter)
         self.report["adapter"] = True
         gate = self.gate(policy, judged)
@@ -356,6 +360,11 @@ class Run:
         for reason in reasons:
             log.info("refused: %s", reason)
         return {**self.report, "status": "rejected", "reasons": reasons}
+
+
+def kept_no_epoch(sft: dict[str, Any]) -> bool:
+    """Whether SFT left the policy as it was. `sft`: its report; without held-out demonstrations nobody knows."""
+    return bool(sft["held_out_losses"]) and min(sft["held_out_losses"]) == sft["held_out_losses"][0]
 
 
 def no_step(ppo: dict[str, Any] | None, value_warmup: int) -> list[str]:

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from serve.errors import InvalidInput
@@ -276,9 +277,9 @@ def _read(item: Item, reading: str) -> list[Item]:
         answers = [item.answers[i] for i in item.ranking[0]] if item.ranking else []
     shown: list[Item] = [NewDemonstration(item.messages, answer) for answer in answers if answer.strip()]
     if shown and reading == "turns":
-        for place, message in enumerate(item.messages):
-            if message.role == "assistant" and place > 0 and message.content.strip():
-                shown.append(NewDemonstration(item.messages[:place], message.content))
+        for before, (asked, answer) in enumerate(pairwise(item.messages), start=1):
+            if (asked.role, answer.role) == ("user", "assistant") and asked.content.strip() and answer.content.strip():
+                shown.append(NewDemonstration(item.messages[:before], answer.content))
     return shown
 
 
