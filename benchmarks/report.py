@@ -2,7 +2,7 @@
 
 Text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced: `loop`, `loop-chains` and `loop-runs` by tables
 of the loop benchmark, and the name of any other benchmark by a table of its rows (`gate` and `votes` by one of their
-details, too; `ppo` by one of its contenders).
+details, too; `ppo` by one of its contenders, `alternatives` by one of its ways).
 
     python -m benchmarks.report            write
     python -m benchmarks.report --check    exit 1 where the page or a picture is not what the JSON says
@@ -35,6 +35,8 @@ CURVES = {
     "accuracy": ("right on clean pairs that nobody voted on, mean of preferences", "votes", shares),
 }
 """Title, x and y axis of a result's curves by name."""
+COLOURS = {"real": "#1a7f5a", "flipped": "#b3541e", "random": "#6b7280"}
+"""Of the loop's arms; others' ways have that of chance."""
 _NOTHING_YET = "No result is committed yet."
 
 Result = Mapping[str, Any]
@@ -257,6 +259,30 @@ def votes_table(result: Result) -> str:
     )
 
 
+def alternatives_table(result: Result) -> str:
+    """What each way of learning from the same votes brought, and what it took."""
+    head = ("way", "win rate over the base (95%)", "won / tied / lost", "median words", "training")
+    return table(head, (_alternative_line(way, found) for way, found in result["found"].items()))
+
+
+def _alternative_line(way: str, found: Result) -> list[str]:
+    minutes, steps = found.get("seconds", 0.0) / 60, found.get("steps", 0)
+    cut = f", {steps} of {found['of']} steps" if steps < found.get("of", 0) else ""
+    return [
+        way,
+        _rate(found) + (f"; does not count: {'; '.join(found['complaints'])}" if found["complaints"] else ""),
+        f"{found['wins']} / {found['ties']} / {found['losses']}",
+        f"{found['fluency']['median_words']:g}",
+        f"{minutes:.1f} min{cut}" if minutes else "none",
+    ]
+
+
+def result_table(result: Result) -> str:
+    """The table that stands for a result on the page."""
+    made_of = ppo_table if result["name"] == "ppo" else alternatives_table if "found" in result else rows_table
+    return made_of(result)
+
+
 DETAILS = {"gate": gate_table, "votes": votes_table}
 """What stands below the rows of a result."""
 
@@ -278,21 +304,31 @@ def made_on(results: Sequence[Result]) -> str:
 
 
 def loop_picture(results: Sequence[Result]) -> str:
-    """Win rates with their intervals as SVG: the mean of all chains, and each control; the dashed line is a coin."""
+    """The mean of all chains, and each control."""
     judged = []
     for result in results:
         wants = _wants(result)
-        judged += [(f"{wants}, {pool['votes']} votes", "real", pool) for pool in result["pools"]]
+        judged += [(f"{wants}, {pool['votes']} votes", COLOURS["real"], pool) for pool in result["pools"]]
         judged += [
-            (f"{wants}, {found['votes']} votes {ARM_TITLES[chain['arm']]}", chain["arm"], found["contest"])
+            (f"{wants}, {found['votes']} votes {ARM_TITLES[chain['arm']]}", COLOURS[chain["arm"]], found["contest"])
             for chain in result["chains"]
             for found in chain["rounds"]
             if chain["arm"] != "real" and found["contest"] and found["contest"]["win_rate"] is not None
         ]
+    return rates_picture(judged)
+
+
+def alternatives_picture(result: Result) -> str:
+    """Each way of learning from the same votes that wins or loses anything."""
+    judged = [(way, found) for way, found in result["found"].items() if found["win_rate"] is not None]
+    return rates_picture([(way, COLOURS["random" if "TRL" in way else "real"], found) for way, found in judged])
+
+
+def rates_picture(judged: Sequence[tuple[str, str, Result]]) -> str:
+    """Win rates with their intervals as SVG, by label and colour; the dashed line is a coin."""
     left, width, step, top = 400, 380, 30, 34
     height = top + step * len(judged) + 34
     x = {share: left + width * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
-    colours = {"real": "#1a7f5a", "flipped": "#b3541e", "random": "#6b7280"}
     font = 'font-family="system-ui, sans-serif" font-size="13"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 70} {height}" {font}>',
@@ -304,10 +340,9 @@ def loop_picture(results: Sequence[Result]) -> str:
         colour = "#6b7280" if share == 0.5 else "#e5e7eb"
         parts.append(f'<line x1="{at}" y1="{top - 6}" x2="{at}" y2="{height - 28}" stroke="{colour}"{dash}/>')
         parts.append(f'<text x="{at}" y="{height - 10}" text-anchor="middle" fill="#374151">{share:.0%}</text>')
-    for line, (label, arm, found) in enumerate(judged):
+    for line, (label, colour, found) in enumerate(judged):
         y = top + step * line + step / 2
         low, high, rate = (left + width * found[share] for share in ("low", "high", "win_rate"))
-        colour = colours[arm]
         parts += [
             f'<text x="{left - 12}" y="{y + 4}" text-anchor="end" fill="#111827">{escape(label)}</text>',
             f'<line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}" stroke="{colour}" stroke-width="3"/>',
@@ -338,7 +373,7 @@ def fill_page(page: str, results: Sequence[Result]) -> str:
         parts[name] = made_of(loops) if loops else _NOTHING_YET
     for result in results:
         if result["name"] != "loop":
-            parts[result["name"]] = (ppo_table if result["name"] == "ppo" else rows_table)(result)
+            parts[result["name"]] = result_table(result)
         if result["name"] in DETAILS:
             parts[result["name"]] += f"\n\n{DETAILS[result['name']](result)}"
     begun, ended = (re.findall(rf"<!-- {word} ([\w-]+) -->", page) for word in ("begin", "end"))
@@ -362,6 +397,8 @@ def made(docs: Path, results: Sequence[Result]) -> dict[Path, str]:
         if picture := way_picture(result):
             files[docs / "images" / f"{_loop_name(result)}-way.svg"] = picture
     for result in results:
+        if "found" in result:
+            files[docs / "images" / f"{result['name']}.svg"] = alternatives_picture(result)
         for name, lines in result.get("curves", {}).items():
             title, across, y_axis = CURVES[name]
             files[docs / "images" / f"{result['name']}-{name}.svg"] = curves(title, across, lines, y_axis=y_axis)

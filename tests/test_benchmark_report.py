@@ -54,6 +54,30 @@ def test_the_way_of_a_run_is_told_in_deviations_of_the_bases_answers(tmp_path: P
     assert loop_result.way(tmp_path / "none", PREFERENCES["brevity"], base) == []
 
 
+def test_alternatives_say_what_does_not_count_and_what_took_no_time() -> None:
+    def way(**found: object) -> dict[str, object]:
+        return {"wins": 0, "ties": 8, "losses": 0, "win_rate": None, "low": None, "high": None, "complaints": [],
+                "fluency": {"median_words": 50.0}} | found  # fmt: skip
+
+    won = {"wins": 6, "ties": 1, "losses": 1, "win_rate": 6 / 7, "low": 0.5, "high": 0.9}
+    result = {
+        "name": "alternatives-brevity",
+        "found": {
+            "PPO, as the run does it (rejected)": way(seconds=60.0),
+            "best of 4 by the reward model": way(**won),
+            "TRL's DPO": way(**won, seconds=300.0, steps=28, of=90, complaints=["it repeats itself"]),
+        },
+    }
+    best = "**85.7%** (50.0% to 90.0%)"
+    assert report.result_table(result).splitlines()[2:] == [
+        "| PPO, as the run does it (rejected) | – | 0 / 8 / 0 | 50 | 1.0 min |",
+        f"| best of 4 by the reward model | {best} | 6 / 1 / 1 | 50 | none |",
+        f"| TRL's DPO | {best}; does not count: it repeats itself | 6 / 1 / 1 | 50 | 5.0 min, 28 of 90 steps |",
+    ]
+    picture = report.alternatives_picture(result)
+    assert picture.count("<circle") == 2 and "rejected" not in picture
+
+
 def test_a_marker_that_is_not_closed_is_refused() -> None:
     with pytest.raises(ValueError, match="markers"):
         report.fill_page("<!-- begin loop -->\n", [])
