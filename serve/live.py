@@ -73,6 +73,15 @@ class Draft:
         """What is readable so far."""
         return "".join(delta.text for delta in self.deltas)
 
+    def up_to(self, characters: int) -> Draft:
+        """As far as whole tokens reach within so many characters; it has not ended where some are left out."""
+        length = 0
+        for count, delta in enumerate(self.deltas):
+            length += len(delta.text)
+            if length > characters:
+                return replace(self, deltas=self.deltas[:count], finish_reason=None)
+        return self
+
     @property
     def token_ids(self) -> tuple[int, ...]:
         """What was sampled so far."""
@@ -261,13 +270,22 @@ class LiveComparison(LiveAnswers):
         )
 
     @property
+    def shown(self) -> tuple[Draft, ...]:
+        """What may be seen of the drafts: of each as much as there is of the shortest that is still being written.
+
+        How fast an answer grows, and that it has ended while another goes on, would say something of who writes it.
+        """
+        lengths = [len(draft.text) for draft in self.drafts if draft.finish_reason is None]
+        return tuple(draft.up_to(min(lengths)) for draft in self.drafts) if lengths else self.drafts
+
+    @property
     def comparison(self) -> Comparison:
-        """As it was asked, with the texts so far."""
+        """As it was asked, with what may be seen so far."""
         return self.with_texts(self._comparison)
 
     def with_texts(self, stored: Comparison) -> Comparison:
-        """The comparison as it was read from the record, with the texts so far."""
-        return replace(stored, candidates=tuple(map(_so_far, self._comparison.candidates, self.drafts)))
+        """The comparison as it was read from the record, with what may be seen so far."""
+        return replace(stored, candidates=tuple(map(_so_far, self._comparison.candidates, self.shown)))
 
     def abandon(self) -> None:
         """Nobody reads on. An early vote has stopped the losers already; the winner finishes for the record."""

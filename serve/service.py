@@ -322,7 +322,7 @@ class Service:
             return await asyncio.to_thread(
                 self.store.add_vote, comparison_id, voter, judgement, idempotency_key=idempotency_key
             )
-        shown = {draft.id: (draft.text, draft.token_ids) for draft in live.drafts if draft.deltas}
+        shown = {draft.id: (draft.text, draft.token_ids) for draft in live.shown if draft.deltas}
         before, live.judged = live.judged, True
         try:
             receipt = await asyncio.to_thread(

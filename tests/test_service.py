@@ -281,6 +281,38 @@ def test_an_early_vote_keeps_what_was_shown_stops_the_loser_and_lets_the_winner_
     assert shown[winner.id] == "".join(delta.text for delta in winner.deltas[:2])
 
 
+def test_neither_answer_is_seen_to_be_ahead(world: Make) -> None:
+    """One writes long tokens, the other short ones, and ends: what is seen, stored and learned from is as long."""
+
+    def pace(version: int, seed: int, prompt: str) -> list[str]:
+        return ["wonderful "] * 2 if seed % 2 else ["ab "] * 9
+
+    w = world(FakeEngine(pace, hold=5))
+
+    async def talk() -> LiveComparison:
+        live = await w.service.compare("anna", ASK)
+        while max(len(draft.deltas) for draft in live.drafts) < 5:
+            await asyncio.sleep(0.001)
+        long, short = sorted(live.drafts, key=lambda draft: draft.deltas[0].text, reverse=True)
+        assert (long.finish_reason, short.finish_reason) == ("stop", None)
+        seen = {draft.id: draft for draft in live.shown}
+        assert (seen[long.id].text, seen[long.id].finish_reason) == ("wonderful ", None)
+        assert seen[short.id].text == short.text == "ab " * 5
+        texts = {c.id: c.answer.text for c in (await w.service.comparison(live.comparison.id, "anna")).candidates}
+        assert texts == {draft.id: draft.text for draft in live.shown}
+        await w.service.vote("anna", live.comparison.id, Judgement(ranking=((long.id,), (short.id,))))
+        w.engine.release()
+        await live.wait()
+        assert live.shown == live.drafts
+        return live
+
+    run(talk())
+    with w.store.reading() as db:
+        (ballot,) = ballots(db)
+    assert {answer.text for answer in ballot.answers} == {"wonderful ", "ab " * 5}
+    assert [answer.partial for answer in ballot.answers if answer.text == "wonderful "] == [True]
+
+
 def test_a_vote_on_what_has_shown_nothing_is_refused_but_a_skip_is_not(world: Make) -> None:
     w = world(FakeEngine(hold=0))
 

@@ -231,7 +231,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     update: Update = {} if in_line == told else {note: theme.note(_waiting(in_line))}
                     told = in_line
                     if isinstance(live, LiveComparison) and not live.judged:
-                        yield update | theme.answers(panes, live.drafts)
+                        yield update | theme.answers(panes, live.shown)
                         continue
                     if scene.asked:
                         scene = await talks.scene(voter, place)
