@@ -37,6 +37,7 @@ from serve.records import (
     Sampling,
     Stage,
     Version,
+    Vote,
     VoteReceipt,
 )
 from serve.truncation import Reading, Truncation, read
@@ -348,6 +349,12 @@ class Service:
         """Take a vote back; a new one may follow. Raises NotFound."""
         await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
 
+    async def note_vote(
+        self, voter: str, vote_id: str, *, strength: int | None = None, reasons: Sequence[str] | None = None
+    ) -> Vote:
+        """Say afterwards how much better it was, or why. Raises NotFound, Conflict, InvalidInput."""
+        return await asyncio.to_thread(self.store.note_vote, vote_id, voter, strength=strength, reasons=reasons)
+
     async def demonstrate(
         self, voter: str, messages: Sequence[Message], answer: str, *, conversation_id: str | None = None
     ) -> Demonstration:
@@ -393,6 +400,10 @@ class Service:
         """The comparison of a conversation that waits for a vote."""
         stored = await asyncio.to_thread(self.store.open_comparison, voter, conversation_id)
         return None if stored is None else await self.comparison(stored.id, voter)
+
+    async def judged_last(self, voter: str, conversation_id: str) -> Comparison | None:
+        """The comparison that this voter judged where a conversation stands."""
+        return await asyncio.to_thread(self.store.judged_last, voter, conversation_id)
 
     # ---- versions
 

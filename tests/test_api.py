@@ -293,6 +293,17 @@ def test_a_withdrawn_vote_may_be_given_again(voter: TestClient, other: TestClien
     assert (standing["evidence"], standing["strength"]) == (False, 5)
 
 
+def test_strength_and_reasons_may_follow_a_vote(voter: TestClient, other: TestClient) -> None:
+    comparison = compared(voter)
+    vote = voter.post(f"/api/comparisons/{comparison['id']}/vote", json=ranking(comparison)).json()["id"]
+    noted = voter.patch(f"/api/votes/{vote}", json={"strength": 3})
+    assert (noted.status_code, noted.json()) == (200, {"id": vote, "strength": 3, "reasons": []})
+    assert voter.patch(f"/api/votes/{vote}", json={"reasons": ["clearer"]}).json()["strength"] == 3
+    assert code(other.patch(f"/api/votes/{vote}", json={"strength": 3}), 404) == "not_found"
+    assert code(voter.patch(f"/api/votes/{vote}", json={"strength": 9}), 422) == "invalid_input"
+    assert code(voter.patch(f"/api/votes/{vote}", json={"strenght": 2}), 422) == "invalid_input"
+
+
 def test_the_queue_shows_shared_prompts_of_others_and_not_which_talk_they_are_from(
     voter: TestClient, other: TestClient
 ) -> None:

@@ -21,6 +21,7 @@ TABLES = {
     "comparisons",
     "candidates",
     "votes",
+    "vote_notes",
     "demonstrations",
     "runs",
     "run_metrics",

@@ -291,8 +291,9 @@ def test_neither_answer_is_seen_to_be_ahead(world: Make) -> None:
 
     async def talk() -> LiveComparison:
         live = await w.service.compare("anna", ASK)
-        while max(len(draft.deltas) for draft in live.drafts) < 5:
-            await asyncio.sleep(0.001)
+        async for _ in live.events():
+            if max(len(draft.deltas) for draft in live.drafts) == 5:
+                break
         long, short = sorted(live.drafts, key=lambda draft: draft.deltas[0].text, reverse=True)
         assert (long.finish_reason, short.finish_reason) == ("stop", None)
         seen = {draft.id: draft for draft in live.shown}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +14,9 @@ from serve.errors import (
     InvalidInput,
     NotFound,
 )
+from serve.feedback.ballots import ballots
 from serve.feedback.store import HeadToHead, Store
-from serve.records import Comparison, Judgement, Verdict
+from serve.records import Comparison, Judgement, Verdict, Vote
 from tests.scenes import (
     Clock,
     add_versions,
@@ -229,6 +231,58 @@ def test_a_withdrawn_vote_may_be_cast_again_but_is_no_evidence_then(store: Store
     assert _texts(store, comparison.conversation_id)[-1] == "Water."
     store.withdraw_vote(second.id, "anna")
     assert store.standing_votes() == 0
+
+
+def test_a_withdrawn_vote_takes_the_talk_back_to_its_prompt_unless_it_has_gone_on(store: Store) -> None:
+    comparison = compare(store)
+    talk = comparison.conversation_id
+    receipt = prefer(store, comparison, 0)
+    assert store.open_comparison("anna", talk) is None
+    store.withdraw_vote(receipt.id, "anna")
+    assert _texts(store, talk) == ["Why is the sea blue?"]
+    waiting = store.open_comparison("anna", talk)
+    assert waiting is not None and waiting.id == comparison.id
+
+    receipt = prefer(store, comparison, 0)
+    store.record_prompt("anna", [user("Why is the sea blue?"), assistant("Light."), user("Why?")], conversation_id=talk)
+    store.withdraw_vote(receipt.id, "anna")
+    assert _texts(store, talk)[-1] == "Why?"
+    assert store.open_comparison("anna", talk) is None, "it belongs to a turn that is over"
+
+
+def test_strength_and_reasons_may_come_after_the_vote_and_teach(store: Store) -> None:
+    comparison = compare(store)
+    receipt = prefer(store, comparison, 0)
+    assert store.note_vote(receipt.id, "anna", strength=4).judgement.strength == 4
+    noted = store.note_vote(receipt.id, "anna", reasons=["clearer", "kürzer"])
+    assert (noted.judgement.strength, noted.judgement.reasons) == (4, ("clearer", "kürzer"))
+    assert store.note_vote(receipt.id, "anna", strength=2, reasons=[]).judgement.reasons == ()
+    assert store.comparison(comparison.id, "anna").vote == noted_as(noted, 2)
+    assert store.votes_since_last_run() == 1, "a note is no vote"
+    with store.reading() as db:
+        (ballot,) = ballots(db)
+    assert ballot.strength == 2
+    (mine,) = store.me("anna")["votes"]
+    assert (mine["id"], mine["strength"], mine["reasons"]) == (receipt.id, 2, [])
+
+
+def noted_as(vote: Vote, strength: int) -> Vote:
+    return replace(vote, judgement=replace(vote.judgement, strength=strength, reasons=()))
+
+
+def test_a_note_needs_a_standing_vote_of_ones_own_that_it_fits(store: Store) -> None:
+    receipt, tie = prefer(store, compare(store), 0), say(store, compare(store), "tie")
+    with pytest.raises(NotFound):
+        store.note_vote(receipt.id, "ben", strength=1)
+    with pytest.raises(InvalidInput, match="this vote ranks none"):
+        store.note_vote(tie.id, "anna", strength=1)
+    assert store.note_vote(tie.id, "anna", reasons=["alike"]).judgement.reasons == ("alike",)
+    for strength in (0, 6):
+        with pytest.raises(InvalidInput, match="from 1"):
+            store.note_vote(receipt.id, "anna", strength=strength)
+    store.withdraw_vote(receipt.id, "anna")
+    with pytest.raises(Conflict, match="withdrawn"):
+        store.note_vote(receipt.id, "anna", strength=1)
 
 
 def test_only_ones_own_standing_vote_can_be_withdrawn(store: Store) -> None:

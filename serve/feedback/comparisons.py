@@ -41,6 +41,19 @@ WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
 ORDER BY random() LIMIT 1
 """
 
+JUDGED_LAST = (
+    COMPARISON
+    + """
+JOIN standing_votes ON standing_votes.comparison_id = comparisons.id AND standing_votes.source = 'voter'
+JOIN messages AS leaf ON leaf.id = leaf_id
+WHERE comparisons.voter_id = ? AND messages.conversation_id = ? AND (
+    leaf.id = prompt_id OR leaf.parent_id = prompt_id
+    AND leaf.answer_id IN (SELECT answer_id FROM candidates WHERE candidates.comparison_id = comparisons.id)
+)
+ORDER BY standing_votes.sequence DESC LIMIT 1
+"""
+)
+
 OPEN_IN_QUEUE = (
     COMPARISON
     + """
@@ -112,14 +125,21 @@ class Comparisons(Votes):
             return _load(db, comparison_id, voter_id, self._clock())
 
     def open_comparison(self, voter_id: str, conversation_id: str) -> Comparison | None:
-        """The comparison of this conversation that still waits for its vote."""
+        """The comparison that waits for its vote where this conversation stands."""
         with self.reading() as db:
             row = db.execute(
-                COMPARISON + "WHERE comparisons.voter_id = ? AND conversation_id = ? AND expires > ? AND NOT EXISTS"
+                COMPARISON + "WHERE comparisons.voter_id = ? AND conversation_id = ? AND prompt_id = leaf_id"
+                " AND expires > ? AND NOT EXISTS"
                 " (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id)"
                 " ORDER BY comparisons.rowid DESC LIMIT 1",
                 (voter_id, conversation_id, self._now()),
             ).fetchone()
+            return row and _load(db, row["id"], voter_id, self._clock())
+
+    def judged_last(self, voter_id: str, conversation_id: str) -> Comparison | None:
+        """The comparison that this voter judged where the talk stands: at its prompt, or at the answer chosen."""
+        with self.reading() as db:
+            row = db.execute(JUDGED_LAST, (voter_id, conversation_id)).fetchone()
             return row and _load(db, row["id"], voter_id, self._clock())
 
     def next_in_queue(self, voter_id: str) -> Comparison | None:

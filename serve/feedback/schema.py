@@ -2,7 +2,7 @@
 
 voters ─┬─ conversations ── messages (a tree) ── answers
         ├─ comparisons ── candidates (an answer at a position)
-        │       └─ votes (append-only: an undo is a row that supersedes)
+        │       └─ votes (append-only: an undo is a row that supersedes) ── vote_notes (said afterwards)
         └─ demonstrations
 runs ─┬─ run_metrics
       ├─ run_votes (which votes a run learned from)
@@ -215,6 +215,35 @@ def m001_the_record(db: Database) -> None:
 def m002_prompts_read_in_part(db: Database) -> None:
     """How many of the prompt's oldest messages, system messages aside, the model did not read for an answer."""
     db.execute("ALTER TABLE answers ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0")
+
+
+NOTES = """
+CREATE TABLE vote_notes (
+    vote_id TEXT PRIMARY KEY REFERENCES votes(id) ON DELETE CASCADE,
+    strength INTEGER CHECK (strength BETWEEN 1 AND 5),
+    reasons TEXT NOT NULL DEFAULT '[]',
+    updated TEXT NOT NULL
+) STRICT;
+
+DROP VIEW training_votes;
+DROP VIEW standing_votes;
+
+CREATE VIEW standing_votes AS
+SELECT votes.rowid AS sequence, id, comparison_id, voter_id, verdict, ranking,
+    coalesce(vote_notes.strength, votes.strength) AS strength, coalesce(vote_notes.reasons, votes.reasons) AS reasons,
+    evidence, source, continues_with, supersedes, idempotency_key, created
+FROM votes LEFT JOIN vote_notes ON vote_id = votes.id
+WHERE verdict <> 'withdrawn' AND NOT EXISTS (SELECT 1 FROM votes AS later WHERE later.supersedes = votes.id);
+
+CREATE VIEW training_votes AS SELECT * FROM standing_votes WHERE verdict IN ('ranking', 'tie')
+"""
+
+
+@migrations()
+def m003_notes_on_votes(db: Database) -> None:
+    """How much better, and why, said after the vote: a vote itself never changes."""
+    for statement in NOTES.split(";\n"):
+        db.execute(statement)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

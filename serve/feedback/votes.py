@@ -185,24 +185,53 @@ class Votes(Conversations):
     def withdraw_vote(self, vote_id: str, voter_id: str) -> None:
         """Undo a vote with a row that supersedes it; the comparison may be voted on again, no longer as evidence.
 
+        Where the talk still stands at the answer that the vote chose, it goes back to the prompt.
         Raises NotFound, and Conflict when the vote no longer stands.
         """
 
         def work(db: sqlite3.Connection) -> None:
-            vote = db.execute(
-                "SELECT * FROM votes WHERE id = ? AND voter_id = ? AND verdict <> 'withdrawn'", (vote_id, voter_id)
-            ).fetchone()
-            if vote is None:
-                raise NotFound("there is no such vote of yours")
-            if db.execute("SELECT 1 FROM votes WHERE supersedes = ?", (vote_id,)).fetchone():
-                raise Conflict("this vote is withdrawn already")
+            vote = _require_standing(db, vote_id, voter_id)
+            now = self._now()
             db.execute(
                 "INSERT INTO votes (id, comparison_id, voter_id, verdict, evidence, source, supersedes, created)"
                 " VALUES (?, ?, ?, 'withdrawn', 0, 'voter', ?, ?)",
-                (new_id(), vote["comparison_id"], voter_id, vote_id, self._now()),
+                (new_id(), vote["comparison_id"], voter_id, vote_id, now),
             )
+            if went_on := db.execute(
+                "SELECT conversation_id, prompt_id FROM comparisons JOIN messages ON parent_id = prompt_id"
+                " JOIN conversations ON leaf_id = messages.id"
+                " WHERE comparisons.id = ? AND messages.answer_id IN (SELECT answer_id FROM candidates WHERE id = ?)",
+                (vote["comparison_id"], vote["continues_with"]),
+            ).fetchone():
+                move_leaf(db, went_on["conversation_id"], went_on["prompt_id"], now)
 
         self.writing(work)
+
+    def note_vote(
+        self, vote_id: str, voter_id: str, *, strength: int | None = None, reasons: Sequence[str] | None = None
+    ) -> Vote:
+        """Say afterwards how much better it was, or why; what is None stays. The vote as it is then.
+
+        Raises NotFound, Conflict when the vote no longer stands, InvalidInput.
+        """
+        check_note(strength, reasons or ())
+
+        def work(db: sqlite3.Connection) -> Vote:
+            vote = _require_standing(db, vote_id, voter_id)
+            if strength is not None and vote["verdict"] != "ranking":
+                raise InvalidInput("strength says how much better the best answer is; this vote ranks none")
+            said = None if reasons is None else json.dumps(list(reasons), ensure_ascii=False)
+            db.execute(
+                "INSERT INTO vote_notes (vote_id, strength, reasons, updated) VALUES (?, ?, coalesce(?, ?), ?)"
+                " ON CONFLICT DO UPDATE SET strength = coalesce(excluded.strength, strength),"
+                " reasons = coalesce(?, reasons), updated = excluded.updated",
+                (vote_id, strength, said, vote["reasons"], self._now(), said),
+            )
+            noted = standing_vote(db, vote["comparison_id"])
+            assert noted is not None
+            return noted
+
+        return self.writing(work)
 
     def votes_since_last_run(self) -> int:
         """Standing rankings and ties that no finished run (succeeded or rejected) has learned from."""
@@ -274,11 +303,27 @@ def _check_judgement(judgement: Judgement, candidate_ids: list[str]) -> None:
             )
     elif judgement.verdict not in ("tie", "both_bad", "skip"):
         raise InvalidInput("a verdict is one of tie, both_bad, skip")
-    strength = judgement.strength
+    check_note(judgement.strength, judgement.reasons)
+
+
+def check_note(strength: int | None, reasons: Sequence[str]) -> None:
+    """Raises InvalidInput unless a vote can have this strength and these reasons."""
     if strength is not None and (type(strength) is not int or not 1 <= strength <= 5):
         raise InvalidInput("strength is a whole number from 1 (barely better) to 5 (far better)")
-    for reason in judgement.reasons:
+    for reason in reasons:
         storable("a reason", reason)
+
+
+def _require_standing(db: sqlite3.Connection, vote_id: str, voter_id: str) -> sqlite3.Row:
+    """A vote of this voter's that stands. Raises NotFound, Conflict."""
+    vote: sqlite3.Row | None = db.execute(
+        "SELECT * FROM votes WHERE id = ? AND voter_id = ? AND verdict <> 'withdrawn'", (vote_id, voter_id)
+    ).fetchone()
+    if vote is None:
+        raise NotFound("there is no such vote of yours")
+    if db.execute("SELECT 1 FROM votes WHERE supersedes = ?", (vote_id,)).fetchone():
+        raise Conflict("this vote is withdrawn already")
+    return vote
 
 
 def _check_finished(candidates: list[sqlite3.Row], shown: Shown) -> None:

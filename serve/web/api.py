@@ -36,6 +36,7 @@ def _whole(text: str) -> str:
 
 
 _Text = Annotated[str, AfterValidator(_whole)]
+_Reasons = Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=20)]
 _Number = Annotated[int, Field(ge=0, le=_LARGEST)]
 _PathNumber = Annotated[int, Path(ge=0, le=_LARGEST)]
 
@@ -81,7 +82,7 @@ class VoteBody(_Body):
     ranking: list[list[str]] | None = None
     verdict: Verdict | None = None
     strength: int | None = Field(default=None, ge=1, le=5)
-    reasons: list[Annotated[str, Field(max_length=2000)]] = Field(default=[], max_length=20)
+    reasons: _Reasons = []
 
     @model_validator(mode="after")
     def _one_judgement(self) -> Self:
@@ -93,6 +94,13 @@ class VoteBody(_Body):
         """As the record has it."""
         ranking = None if self.ranking is None else tuple(map(tuple, self.ranking))
         return Judgement(ranking, self.verdict, self.strength, tuple(self.reasons))
+
+
+class NoteBody(_Body):
+    """What is said of a vote afterwards; what is left out stays."""
+
+    strength: int | None = Field(default=None, ge=1, le=5)
+    reasons: _Reasons | None = None
 
 
 class DemonstrationBody(_Body):
@@ -166,6 +174,13 @@ def _voters(service: Service) -> APIRouter:
     async def withdraw(request: Request, vote_id: str) -> Response:
         await service.withdraw(request.state.voter, vote_id)
         return Response(status_code=204)
+
+    @router.patch("/votes/{vote_id}")
+    async def note(request: Request, vote_id: str, body: NoteBody) -> Response:
+        vote = await service.note_vote(request.state.voter, vote_id, strength=body.strength, reasons=body.reasons)
+        return JSONResponse(
+            {"id": vote.id, "strength": vote.judgement.strength, "reasons": list(vote.judgement.reasons)}
+        )
 
     @router.post("/demonstrations")
     async def demonstrate(request: Request, body: DemonstrationBody) -> Response:

@@ -52,6 +52,8 @@ WELCOME = (
 
 KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
 ASK = f"Which answer is better? {KEYS}"
+UNDONE = "Your vote is undone. You can choose again, though you know by now who wrote what."
+REASONS = ("More correct", "Clearer", "Better length", "Kinder", "Safer")
 LOADING = "The model is still loading. You can write already; it answers in a moment."
 TOO_LONG = "This talk has grown longer than the model can read at once."
 FORGETS = "The model reads this talk without its oldest turns; they stay in your history."
@@ -76,6 +78,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         # What the browser holds: the ids of what it shows, and how this person likes the page.
         here = gr.Textbox(visible=False)
         asked = gr.Textbox(visible=False)
+        voted = gr.Textbox(visible=False)
         forgets = gr.Textbox(visible=False)  # the talk whose oldest turns may be left out
         likes = gr.BrowserState([settings.ask, False, True], storage_key="hustings", secret="none")  # noqa: S106
 
@@ -139,6 +142,15 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
             with gr.Column(elem_id="dock"):
                 note = gr.HTML(elem_id="note")
+                with gr.Row(elem_id="afterthought", visible=False) as afterthought:
+                    undo = gr.Button("Undo", size="sm", elem_id="undo")
+                    strength = gr.Radio(
+                        [(str(n), n) for n in range(1, 6)],
+                        label="How much better?",
+                        info="1 is barely, 5 is far better.",
+                        elem_id="strength",
+                    )
+                    reasons = gr.CheckboxGroup(list(REASONS), label="Why?", elem_id="reasons")
                 with gr.Row(elem_id="offer", visible=False) as offer:
                     forget = gr.Button("Go on without the oldest turns", size="sm", elem_id="forget")
                 with gr.Row(elem_id="votes", visible=False) as votes:
@@ -164,9 +176,15 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             """The whole page, as the conversation stands."""
             writing = scene.writing is not None
             growing = writing and scene.asked is None
+            vote = scene.judged.vote if scene.judged else None
+            ranks = vote is not None and vote.judgement.ranking is not None
             return {
                 here: scene.conversation_id or "",
                 asked: scene.asked.id if scene.asked else "",
+                voted: vote.id if vote else "",
+                afterthought: gr.update(visible=vote is not None),
+                strength: gr.update(value=vote and vote.judgement.strength, visible=ranks),
+                reasons: [reason for reason in REASONS if vote and reason in vote.judgement.reasons],
                 history: gr.update(value=_blocks(shown(scene)), elem_classes=["writing"] if growing else []),
                 arena: gr.update(visible=scene.asked is not None),
                 **theme.answers(panes, [c.answer for c in scene.asked.candidates] if scene.asked else []),
@@ -181,6 +199,10 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         everything = [
             here,
             asked,
+            voted,
+            afterthought,
+            strength,
+            reasons,
             history,
             arena,
             *panes,
@@ -305,6 +327,21 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
+        async def take_back(place: str, request: gr.Request) -> Update:
+            try:
+                voter = voter_of(request)
+                await talks.undo(voter, place)
+                return show(await talks.scene(voter, place), {note: theme.note(UNDONE)})
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def add(vote_id: str, how_much: int | None, why: list[str], request: gr.Request) -> Update:
+            try:
+                await service.note_vote(voter_of(request), vote_id, strength=how_much, reasons=why)
+                return nothing
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
         async def arrive(request: gr.Request) -> Update:
             """A page that opens: the latest conversation, with its open comparison."""
             try:
@@ -417,6 +454,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         for choice, button in choices.items():
             button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
+        undo.click(take_back, here, everything, **quick)
+        for afterword in (strength, reasons):
+            afterword.input(add, [voted, strength, reasons], note, **quick)
         retry.click(again, [here, share, forgets], everything, **slow)
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)

@@ -33,6 +33,8 @@ class Scene:
     """Two answers that wait for a vote."""
     writing: LiveAnswers | None = None
     """What is still being written."""
+    judged: Comparison | None = None
+    """The voter's last word, where nothing was said since: it can be taken back, or added to."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -80,7 +82,8 @@ class Talks:
             asked = None  # made elsewhere, for more than two panes
         if asked and writing is None and not any(c.answer.text for c in asked.candidates):
             asked = None  # broken off before the first word
-        return Scene(conversation_id, turns, asked, writing)
+        judged = None if asked else await self.service.judged_last(voter, conversation_id)
+        return Scene(conversation_id, turns, asked, writing, judged)
 
     def writing(self, conversation_id: str) -> LiveAnswers | None:
         """What is being written there now."""
@@ -147,6 +150,14 @@ class Talks:
         if live is not None:
             live.cancel()
             await live.wait()
+
+    async def undo(self, voter: str, conversation_id: str) -> None:
+        """Take the last vote back: its answers wait for another one. Raises InvalidInput where there is none."""
+        await self.stop(voter, conversation_id)
+        judged = (await self.scene(voter, conversation_id)).judged
+        if judged is None or judged.vote is None:
+            raise InvalidInput("There is no vote to undo here.")
+        await self.service.withdraw(voter, judged.vote.id)
 
     async def settle_twins(self, voter: str, scene: Scene) -> Scene:
         """Answers that came out the same become one, unasked."""

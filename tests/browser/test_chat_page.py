@@ -63,6 +63,59 @@ def test_two_answers_stream_side_by_side_and_a_click_chooses_one(chat: Page, sit
     assert [m.content for m in went_on.messages] == [QUESTION, a.answer.text, "And at night?"]
 
 
+def test_a_vote_can_be_undone_by_button_and_by_key(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    comparison = last_comparison(site.store)
+    chat.click("#vote-a")
+    expect(chat.locator("#undo")).to_be_visible()
+    chat.click("#undo")
+    expect(chat.locator("#note")).to_contain_text("Your vote is undone.")
+    expect(chat.locator("#arena")).to_be_visible()
+    expect(chat.locator("#history .bot")).to_have_count(0)
+    assert last_comparison(site.store).vote is None
+
+    chat.locator("#arena").click()
+    chat.keyboard.press("2")
+    expect(chat.locator("#note")).to_contain_text("You chose B.")
+    vote = last_comparison(site.store).vote
+    assert vote is not None and vote.judgement.ranking == (
+        (comparison.candidates[1].id,),
+        (comparison.candidates[0].id,),
+    )
+    assert not vote.evidence, "who wrote what was known"
+    chat.keyboard.press("Escape")
+    chat.keyboard.press("u")
+    expect(chat.locator("#arena")).to_be_visible()
+    chat.click("#vote-tie")
+
+    say(chat, "And at night?")
+    asked(chat)
+    expect(chat.locator("#undo")).to_be_hidden()
+    assert len({last_comparison(site.store).id, comparison.id}) == 2
+
+
+def test_how_much_better_and_why_can_follow_and_stay_over_a_reload(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-b")
+    breathe(chat)
+    chat.locator("#strength label", has_text="4").click()
+    chat.locator("#reasons label", has_text="Clearer").click()
+    expect(chat.locator("#reasons label.selected")).to_have_count(1)
+    chat.wait_for_timeout(300)
+    vote = last_comparison(site.store).vote
+    assert vote is not None and (vote.judgement.strength, vote.judgement.reasons) == (4, ("Clearer",))
+    chat.reload()
+    expect(chat.locator("#undo")).to_be_visible()
+    expect(chat.locator("#strength label.selected")).to_have_text("4")
+    say(chat, "And at night?")
+    asked(chat)
+    chat.click("#vote-tie")
+    expect(chat.locator("#undo")).to_be_visible()
+    expect(chat.locator("#strength")).to_be_hidden()
+
+
 def test_a_key_votes_but_not_while_typing(chat: Page, site: Site) -> None:
     say(chat, QUESTION)
     asked(chat)

@@ -1,5 +1,5 @@
-// One key a vote: 1 or A, 2 or B, T for a tie, X for both bad, S to skip. Escape leaves the text box.
-const KEYS = {1: 'vote-a', a: 'vote-a', 2: 'vote-b', b: 'vote-b', t: 'vote-tie', x: 'vote-bad', s: 'vote-skip'};
+// One key a vote: 1 or A, 2 or B, T for a tie, X for both bad, S to skip, U to undo. Escape leaves the text box.
+const KEYS = {1: 'vote-a', a: 'vote-a', 2: 'vote-b', b: 'vote-b', t: 'vote-tie', x: 'vote-bad', s: 'vote-skip', u: 'undo'};
 const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
 document.addEventListener('keydown', event => {
   const at = event.target;
