@@ -388,9 +388,33 @@ class Service:
 
     # ---- a voter's conversations
 
-    async def conversations(self, voter: str) -> list[ConversationSummary]:
-        """A voter's conversations, newest first."""
-        return await asyncio.to_thread(self.store.conversations, voter)
+    async def conversations(self, voter: str, search: str = "") -> list[ConversationSummary]:
+        """A voter's conversations, newest first; of a search, those that hold it."""
+        return await asyncio.to_thread(self.store.conversations, voter, search)
+
+    async def rename(self, voter: str, conversation_id: str, title: str) -> None:
+        """Call a conversation something else. Raises InvalidInput, NotFound."""
+        await asyncio.to_thread(self.store.rename_conversation, conversation_id, voter, title)
+
+    async def delete(self, voter: str, conversation_id: str) -> None:
+        """Delete a conversation with the votes on it, also from the copies of ended runs, as `forget` does.
+
+        Raises NotFound.
+        """
+        await self.conversation(conversation_id, voter)
+        for live in [live for live in self._writing if live.conversation_id == conversation_id]:
+            live.cancel()
+            await live.wait()
+        await asyncio.to_thread(self.store.delete_conversation, conversation_id, voter)
+        await asyncio.to_thread(self._delete_copies)
+
+    async def branches(self, voter: str, conversation_id: str) -> dict[str, tuple[str, ...]]:
+        """Of each message where a conversation stands: the ids of all in its place. Raises NotFound."""
+        return await asyncio.to_thread(self.store.branches, conversation_id, voter)
+
+    async def switch_branch(self, voter: str, message_id: str) -> None:
+        """Go to another branch of a conversation, where it was last. Raises NotFound."""
+        await asyncio.to_thread(self.store.switch_branch, message_id, voter)
 
     async def conversation(self, conversation_id: str, voter: str) -> list[ConversationTurn]:
         """The current branch of a conversation. Raises NotFound."""
@@ -574,6 +598,10 @@ class Service:
 
     def _forget(self, voter: str) -> None:
         self.store.forget(voter)
+        self._delete_copies()
+
+    def _delete_copies(self) -> None:
+        """What was deleted leaves the copies that runs learned from, too; a run that is on needs its own."""
         active = self.store.active_run()
         kept = None if active is None else self.settings.folder.run(active.id)
         for copy in self.settings.folder.runs.glob("*/snapshot.db"):

@@ -12,7 +12,9 @@ from serve.feedback.store import NewCandidate, Store
 from serve.records import Message, Sampling
 from tests.scenes import (
     assistant,
+    compare,
     finish,
+    prefer,
     user,
 )
 
@@ -52,6 +54,59 @@ def test_a_conversation_of_somebody_else_is_not_found(store: Store) -> None:
         store.create_answer("ben", ref, 0, 1, Sampling())
     with pytest.raises(NotFound):
         store.create_comparison("ben", ref, [NewCandidate(0, 1), NewCandidate(0, 2)], Sampling(), evidence=True)
+
+
+def test_a_conversation_can_be_renamed_found_and_deleted_by_its_author_alone(store: Store) -> None:
+    bread = store.record_prompt("anna", [user("How do I bake bread?")])
+    other = store.record_prompt("anna", [user("100% rye_flour?"), assistant("Yes."), user("And yeast?")])
+    store.record_prompt("ben", [user("How do I bake bread?")])
+
+    def found(search: str) -> list[str]:
+        return [talk.id for talk in store.conversations("anna", search)]
+
+    assert found("BAKE") == [bread.conversation_id]
+    assert found("yeast") == [other.conversation_id], "whatever was said counts"
+    assert found("0%") == found("e_f") == [other.conversation_id] and found("%r") == found("h_w") == []
+    assert len(found(" ")) == 2
+
+    store.rename_conversation(bread.conversation_id, "anna", "  Baking\nday ")
+    assert store.conversations("anna", "baking day")[0].title == "Baking day"
+    for title in ("", " ", "x" * 61):
+        with pytest.raises(InvalidInput, match="1 to 60"):
+            store.rename_conversation(bread.conversation_id, "anna", title)
+    for act in (lambda: store.rename_conversation(bread.conversation_id, "ben", "Mine"),
+                lambda: store.delete_conversation(bread.conversation_id, "ben")):  # fmt: skip
+        with pytest.raises(NotFound):
+            act()
+
+    store.delete_conversation(bread.conversation_id, "anna")
+    assert found("") == [other.conversation_id] and len(store.conversations("ben")) == 1
+    with store.reading() as db:
+        assert db.execute("SELECT count(*) FROM messages").fetchone()[0] == 4
+
+
+def test_a_list_says_how_many_votes_go_with_a_conversation(store: Store) -> None:
+    comparison = compare(store)
+    assert store.conversations("anna")[0].votes == 0
+    prefer(store, comparison, 0)
+    assert store.conversations("anna")[0].votes == 1
+    store.delete_conversation(comparison.conversation_id, "anna")
+    assert store.standing_votes() == 0
+
+
+def test_branches_stay_and_can_be_gone_back_to(store: Store) -> None:
+    first = store.record_prompt("anna", [user("One?")])
+    talk = first.conversation_id
+    said = [user("One?"), assistant("1."), user("More?")]
+    more = store.record_prompt("anna", said, conversation_id=talk)
+    edited = store.record_prompt("anna", [user("Two?")], conversation_id=talk)
+    assert store.branches(talk, "anna") == {edited.message_id: (first.message_id, edited.message_id)}
+    store.switch_branch(first.message_id, "anna")
+    assert _texts(store, talk) == ["One?", "1.", "More?"], "where that branch was last"
+    assert store.branches(talk, "anna")[more.message_id] == (more.message_id,)
+    for act in (lambda: store.switch_branch(edited.message_id, "ben"), lambda: store.branches(talk, "ben")):
+        with pytest.raises(NotFound):
+            act()
 
 
 def test_conversations_are_listed_by_their_first_question_the_latest_first(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import sqlite3
 from collections.abc import Sequence
@@ -25,6 +26,40 @@ WITH RECURSIVE path(id, parent_id, role, content, answer_id, depth) AS (
     FROM messages AS m JOIN path ON m.id = path.parent_id
 )
 SELECT path.*, answers.version FROM path LEFT JOIN answers ON answers.id = path.answer_id ORDER BY depth DESC
+"""
+
+TALKS = """
+SELECT id, title, updated, (
+    SELECT count(*) FROM training_votes JOIN comparisons ON comparisons.id = comparison_id
+    JOIN messages ON messages.id = prompt_id
+    WHERE conversation_id = conversations.id AND training_votes.voter_id = conversations.voter_id
+) AS votes
+FROM conversations
+WHERE voter_id = :voter AND (title LIKE :search ESCAPE '\\' OR EXISTS (
+    SELECT 1 FROM messages WHERE conversation_id = conversations.id AND content LIKE :search ESCAPE '\\'
+))
+ORDER BY updated DESC, rowid DESC LIMIT :limit
+"""
+
+SIBLINGS = """
+WITH RECURSIVE path(id, parent_id, conversation_id) AS (
+    SELECT m.id, m.parent_id, m.conversation_id FROM conversations JOIN messages AS m ON m.id = leaf_id
+    WHERE conversations.id = ?
+    UNION ALL
+    SELECT m.id, m.parent_id, m.conversation_id FROM messages AS m JOIN path ON m.id = path.parent_id
+)
+SELECT path.id AS here, other.id FROM path
+JOIN messages AS other ON other.conversation_id = path.conversation_id AND other.parent_id IS path.parent_id
+WHERE other.role <> 'system' ORDER BY other.rowid
+"""
+
+NEWEST_BELOW = """
+WITH RECURSIVE below(id, number) AS (
+    SELECT id, rowid FROM messages WHERE id = ?
+    UNION ALL
+    SELECT m.id, m.rowid FROM messages AS m JOIN below ON m.parent_id = below.id
+)
+SELECT id FROM below ORDER BY number DESC LIMIT 1
 """
 
 
@@ -173,6 +208,11 @@ def reply(db: sqlite3.Connection, conversation_id: str, prompt_id: str, answer_i
     return insert_message(db, conversation_id, prompt_id, Message("assistant", text), answer_id, now)
 
 
+def _like(search: str) -> str:
+    """A pattern for LIKE of what holds these very characters."""
+    return "%" + re.sub(r"([\\%_])", r"\\\1", search) + "%"
+
+
 def move_leaf(db: sqlite3.Connection, conversation_id: str, message_id: str, now: str) -> None:
     """The talk now stands at this message."""
     db.execute("UPDATE conversations SET leaf_id = ?, updated = ? WHERE id = ?", (message_id, now, conversation_id))
@@ -282,15 +322,61 @@ class Conversations(Database):
                 for row in path(db, found["leaf_id"])
             ]
 
-    def conversations(self, voter_id: str, limit: int = 50) -> list[ConversationSummary]:
-        """The voter's conversations, the latest first."""
+    def conversations(self, voter_id: str, search: str = "", limit: int = 50) -> list[ConversationSummary]:
+        """The voter's conversations, the latest first; of a search, those whose title or words hold it."""
         with self.reading() as db:
-            rows = db.execute(
-                "SELECT id, title, updated FROM conversations WHERE voter_id = ?"
-                " ORDER BY updated DESC, rowid DESC LIMIT ?",
-                (voter_id, limit),
-            ).fetchall()
-        return [ConversationSummary(row["id"], row["title"], moment(row["updated"])) for row in rows]
+            rows = db.execute(TALKS, {"voter": voter_id, "search": _like(search.strip()), "limit": limit}).fetchall()
+        return [ConversationSummary(row["id"], row["title"], moment(row["updated"]), row["votes"]) for row in rows]
+
+    def rename_conversation(self, conversation_id: str, voter_id: str, title: str) -> None:
+        """Call it something else. Raises InvalidInput for an empty or long title, NotFound."""
+        title = " ".join(storable("the title", title).split())
+        if not 1 <= len(title) <= TITLE_LENGTH:
+            raise InvalidInput(f"a title has 1 to {TITLE_LENGTH} characters, not {len(title)}")
+
+        def work(db: sqlite3.Connection) -> None:
+            require_conversation(db, voter_id, conversation_id)
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
+
+        self.writing(work)
+
+    def delete_conversation(self, conversation_id: str, voter_id: str) -> None:
+        """Delete all branches, with the votes on them. Runs keep how many votes they had. Raises NotFound."""
+
+        def work(db: sqlite3.Connection) -> None:
+            require_conversation(db, voter_id, conversation_id)
+            db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
+        self.writing(work)
+        self.checkpoint()  # the write-ahead log still holds the deleted pages
+
+    def branches(self, conversation_id: str, voter_id: str) -> dict[str, tuple[str, ...]]:
+        """Of each message where the talk stands: all that stand in its place, itself included, the oldest first.
+
+        Raises NotFound.
+        """
+        with self.reading() as db:
+            require_conversation(db, voter_id, conversation_id)
+            found: dict[str, list[str]] = {}
+            for row in db.execute(SIBLINGS, (conversation_id,)):
+                found.setdefault(row["here"], []).append(row["id"])
+        return {here: tuple(ids) for here, ids in found.items()}
+
+    def switch_branch(self, message_id: str, voter_id: str) -> None:
+        """Let the talk stand where it was last in the branch of this message. Raises NotFound."""
+
+        def work(db: sqlite3.Connection) -> None:
+            owned = db.execute(
+                "SELECT conversation_id FROM messages JOIN conversations ON conversations.id = conversation_id"
+                " WHERE messages.id = ? AND voter_id = ?",
+                (message_id, voter_id),
+            ).fetchone()
+            if owned is None:
+                raise NotFound("there is no such message among your conversations")
+            (leaf,) = db.execute(NEWEST_BELOW, (message_id,)).fetchone()
+            move_leaf(db, owned["conversation_id"], leaf, self._now())
+
+        self.writing(work)
 
 
 def walk(db: sqlite3.Connection, conversation_id: str, messages: Sequence[Message], now: str) -> str:

@@ -41,6 +41,8 @@ class ConversationSummary:
     id: str
     title: str
     updated: datetime
+    votes: int
+    """Its author's standing votes: they go with it."""
 
 
 @dataclass(frozen=True)
