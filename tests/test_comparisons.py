@@ -20,6 +20,7 @@ from tests.scenes import (
     finish,
     open_comparison,
     prefer,
+    say,
     user,
 )
 
@@ -186,3 +187,19 @@ def test_the_queue_shows_pairs_in_both_orders(store: Store) -> None:
         assert waiting is not None
         orders.add(waiting.candidates[0].answer.text)
     assert orders == {"Light.", "Water."}
+
+
+def test_the_last_word_of_a_talk_is_known_until_something_is_said_after_it(store: Store) -> None:
+    comparison = compare(store)
+    talk = comparison.conversation_id
+    assert store.judged_last("anna", talk) is None
+    receipt = prefer(store, comparison, 0)
+    judged = store.judged_last("anna", talk)
+    assert judged is not None and judged.vote is not None and judged.vote.id == receipt.id
+    assert store.judged_last("ben", talk) is None
+    store.withdraw_vote(receipt.id, "anna")
+    assert store.judged_last("anna", talk) is None
+    say(store, comparison, "both_bad")
+    assert store.judged_last("anna", talk) is not None
+    store.add_demonstration("anna", comparison.messages, "It is the light.", conversation_id=talk)
+    assert store.judged_last("anna", talk) is None, "the talk goes on with other words"

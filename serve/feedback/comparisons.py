@@ -45,11 +45,10 @@ JUDGED_LAST = (
     COMPARISON
     + """
 JOIN standing_votes ON standing_votes.comparison_id = comparisons.id AND standing_votes.source = 'voter'
-JOIN messages AS leaf ON leaf.id = leaf_id
-WHERE comparisons.voter_id = ? AND messages.conversation_id = ? AND (
-    leaf.id = prompt_id OR leaf.parent_id = prompt_id
-    AND leaf.answer_id IN (SELECT answer_id FROM candidates WHERE candidates.comparison_id = comparisons.id)
-)
+WHERE comparisons.voter_id = ? AND conversation_id = ? AND (leaf_id = prompt_id OR leaf_id IN (
+    SELECT reply.id FROM messages AS reply JOIN candidates ON candidates.answer_id = reply.answer_id
+    WHERE reply.parent_id = prompt_id AND candidates.comparison_id = comparisons.id
+))
 ORDER BY standing_votes.sequence DESC LIMIT 1
 """
 )
