@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from serve.engine import CandidateRequest, Token
-from serve.errors import PromptTooLong, Unavailable
+from serve.errors import InvalidInput, PromptTooLong, Unavailable
+from serve.limits import SamplingRequest
 from serve.live import LiveComparison
-from serve.records import Message, Sampling
+from serve.records import Judgement, Message, Sampling
 from serve.web.talks import Talks
 from tests.fakes import FakeEngine, Web
 
@@ -118,3 +119,85 @@ def test_stopping_gives_the_place_back_at_once(web: Web, slow_engine: LocalEngin
     asyncio.run(asyncio.wait_for(talk(), 3))
     if other is None:
         assert isinstance(next(iter(slow_engine.submit(prompt, pair, Sampling(1)))), Token)
+
+
+def texts(web: Web, conversation_id: str | None) -> list[str]:
+    """The branch where the talk stands."""
+    return [turn.message.content for turn in web.store.conversation(conversation_id or "", "anna")]
+
+
+def test_an_earlier_turn_can_be_said_otherwise_and_the_old_branch_stays(web: Web) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        first = await talks.say("anna", "Why is the sea blue?", None, "never", share=False, system="Be brief.")
+        assert first is not None
+        await first.wait()
+        place = first.conversation_id or ""
+        second = await talks.say("anna", "And the sky?", place, "never", share=False)
+        assert second is not None
+        await second.wait()
+        before = texts(web, place)
+        assert before[:2] == ["Be brief.", "Why is the sea blue?"] and len(before) == 5
+        for wrong, text in ((1, "Hm?"), (9, "Hm?"), (0, before[1]), (0, " ")):
+            with pytest.raises(InvalidInput):
+                await talks.ask_instead("anna", place, wrong, text, "never", share=False)
+        await (await talks.ask_instead("anna", place, 0, "Why is the lake blue?", "never", share=False)).wait()
+        now = texts(web, place)
+        assert now[:2] == ["Be brief.", "Why is the lake blue?"] and len(now) == 3
+        branches = await web.service.branches("anna", place)
+        old, new = next(ids for ids in branches.values() if len(ids) == 2)
+        assert new in branches
+        await web.service.switch_branch("anna", old)
+        assert texts(web, place) == before
+
+    asyncio.run(talk())
+
+
+def test_a_settled_turn_can_be_answered_anew(web: Web) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await asked(talks)
+        place = live.conversation_id or ""
+        with pytest.raises(InvalidInput, match="Choose between"):
+            await talks.retry("anna", place, share=False)
+        await web.service.vote("anna", live.comparison.id, Judgement(ranking=tuple((d.id,) for d in live.drafts)))
+        chosen = texts(web, place)
+        again = await talks.retry("anna", place, share=False, sampling=SamplingRequest(temperature=0.1))
+        assert isinstance(again, LiveComparison)
+        await again.wait()
+        assert texts(web, place) == chosen[:1]
+        receipt = await web.service.vote("anna", again.comparison.id, Judgement(verdict="tie"))
+        assert receipt.continues_with
+        branches = await web.service.branches("anna", place)
+        assert sorted(map(len, branches.values())) == [1, 2]
+        with web.store.reading() as db:
+            evidence = [row[0] for row in db.execute("SELECT evidence FROM votes ORDER BY rowid")]
+        assert evidence == [1, 0], "the second was asked for with a temperature of the voter's own"
+
+    asyncio.run(talk())
+
+
+def test_the_last_vote_can_be_taken_back_also_while_the_winner_is_written(tmp_path: Path) -> None:
+    web = Web(tmp_path, FakeEngine(hold=2))
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await talks.say("anna", "Why is the sea blue?", None, "always", share=False)
+        assert isinstance(live, LiveComparison)
+        place = live.conversation_id or ""
+        with pytest.raises(InvalidInput, match="no vote to undo"):
+            await Talks(web.service).undo("anna", place)
+        async for _ in live.events():
+            if all(len(draft.deltas) == 2 for draft in live.drafts):
+                break
+        await web.service.vote("anna", live.comparison.id, Judgement(ranking=tuple((d.id,) for d in live.drafts)))
+        assert (await talks.scene("anna", place)).judged is not None
+        await talks.undo("anna", place)
+        scene = await talks.scene("anna", place)
+        assert scene.judged is None and scene.asked is not None and scene.asked.id == live.comparison.id
+        assert [message.content for message in scene.messages] == ["Why is the sea blue?"]
+
+    asyncio.run(talk())
+    web.close()

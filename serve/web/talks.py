@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from serve.errors import InvalidInput
+from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Message
 from serve.service import Service
@@ -103,12 +104,14 @@ class Talks:
         how: AskMe,
         share: bool,
         *,
+        system: str = "",
+        sampling: SamplingRequest | None = None,
         truncation: Truncation = "disabled",
     ) -> LiveAnswers | None:
         """The voter's next turn. Typing on stops what is being written; the record skips what waits for a vote.
 
-        A turn that is refused leaves the vote open. None while this voter's previous turn is still on its way in: the
-        same keystroke, twice.
+        `system` stands before the first turn of a new talk. A turn that is refused leaves the vote open. None while
+        this voter's previous turn is still on its way in: the same keystroke, twice.
         """
         if not text.strip():
             raise InvalidInput("Write a message first.")
@@ -120,7 +123,8 @@ class Talks:
                 await self.stop(voter, conversation_id)
             scene = await self.scene(voter, conversation_id)
             asking, probability = self.service.should_ask(how)
-            messages = (*scene.messages, *_any_answer(scene), Message("user", text))
+            before = scene.messages or ((Message("system", system),) if system.strip() else ())
+            messages = (*before, *_any_answer(scene), Message("user", text))
             return await self._ask(
                 voter,
                 messages,
@@ -128,20 +132,74 @@ class Talks:
                 share,
                 asking=asking,
                 probability=probability,
+                sampling=sampling,
                 truncation=truncation,
             )
         finally:
             self._sending.discard(voter)
 
     async def retry(
-        self, voter: str, conversation_id: str, share: bool, *, truncation: Truncation = "disabled"
+        self,
+        voter: str,
+        conversation_id: str,
+        share: bool,
+        *,
+        sampling: SamplingRequest | None = None,
+        truncation: Truncation = "disabled",
     ) -> LiveAnswers:
-        """Two new answers to the last turn. Raises InvalidInput when it has one."""
+        """Two new answers to the last turn; what it was answered before stays, in another branch.
+
+        Raises InvalidInput while it is being answered or waits for a vote.
+        """
         scene = await self.scene(voter, conversation_id)
-        if not scene.stuck:
-            raise InvalidInput("This turn has an answer already.")
+        if not scene.stuck and not scene.settled:
+            raise InvalidInput("Choose between the two answers first.")
+        messages = scene.messages if scene.stuck else scene.messages[:-1]
         return await self._ask(
-            voter, scene.messages, conversation_id, share, asking=True, probability=1.0, truncation=truncation
+            voter,
+            messages,
+            conversation_id,
+            share,
+            asking=True,
+            probability=1.0,
+            sampling=sampling,
+            truncation=truncation,
+        )
+
+    async def ask_instead(
+        self,
+        voter: str,
+        conversation_id: str,
+        place: int,
+        text: str,
+        how: AskMe,
+        share: bool,
+        *,
+        sampling: SamplingRequest | None = None,
+    ) -> LiveAnswers:
+        """Another turn in the place of one that was said, the `place`-th of what is shown; what followed stays, too.
+
+        Raises InvalidInput where nothing changes, or it is not the voter's turn.
+        """
+        if not text.strip():
+            raise InvalidInput("Write a message first.")
+        await self.stop(voter, conversation_id)
+        messages = (await self.scene(voter, conversation_id)).messages
+        said = [i for i, message in enumerate(messages) if message.role != "system"]
+        if not 0 <= place < len(said) or messages[said[place]].role != "user":
+            raise InvalidInput("This is none of your turns. Reload the page, and try again.")
+        if messages[said[place]].content == text:
+            raise InvalidInput("That is what you said. Change it, or cancel.")
+        asking, probability = self.service.should_ask(how)
+        return await self._ask(
+            voter,
+            (*messages[: said[place]], Message("user", text)),
+            conversation_id,
+            share,
+            asking=asking,
+            probability=probability,
+            sampling=sampling,
+            truncation="disabled",
         )
 
     async def stop(self, voter: str, conversation_id: str) -> None:
@@ -185,6 +243,7 @@ class Talks:
         *,
         asking: bool,
         probability: float,
+        sampling: SamplingRequest | None,
         truncation: Truncation,
     ) -> LiveAnswers:
         live: LiveAnswers
@@ -192,6 +251,7 @@ class Talks:
             live = await self.service.compare(
                 voter,
                 messages,
+                sampling=sampling,
                 conversation_id=conversation_id,
                 share=share,
                 asked=probability,
@@ -199,7 +259,12 @@ class Talks:
             )
         else:
             live = await self.service.answer(
-                voter, messages, conversation_id=conversation_id, share=share, truncation=truncation
+                voter,
+                messages,
+                sampling=sampling,
+                conversation_id=conversation_id,
+                share=share,
+                truncation=truncation,
             )
         assert live.conversation_id is not None
         place = live.conversation_id
