@@ -9,27 +9,26 @@ ids of what it shows, and the voter is whoever the signed cookie names.
 from __future__ import annotations
 
 import asyncio
-import html
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from serve.errors import HustingsError, PromptTooLong, Unauthorized
+from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
-from serve.records import Comparison, Judgement, Message, Verdict, VoteReceipt
+from serve.records import Comparison, Judgement, Message, Verdict
 from serve.service import Service
 from serve.truncation import Truncation
-from serve.web import theme
+from serve.web import chat_view, theme
+from serve.web.chat_view import Choice
 from serve.web.talks import AskMe, Scene, Talks, shown
 
 if TYPE_CHECKING:
-    from serve.feedback.entries import ConversationSummary
     from serve.settings import Settings
 
 Update = dict[Any, Any]
 """Component → what becomes of it."""
-Choice = Literal["a", "b", "tie", "both_bad", "skip"]
 
 TICK = 0.07
 """Seconds between two updates of what is being written: about 14 a second."""
@@ -52,6 +51,9 @@ WELCOME = (
 
 KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
 ASK = f"Which answer is better? {KEYS}"
+OWN_MANNER = "Votes on answers with settings of your own still teach, but do not count when versions are compared."
+LONGEST = 1024
+"""The most tokens that the page lets people ask for."""
 UNDONE = "Your vote is undone. You can choose again, though you know by now who wrote what."
 REASONS = ("More correct", "Clearer", "Better length", "Kinder", "Safer")
 LOADING = "The model is still loading. You can write already; it answers in a moment."
@@ -61,10 +63,42 @@ SAME = "Both answers came out the same, so there is nothing to choose."
 
 _SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
 _BACK_TO_TYPING = "() => setTimeout(() => document.querySelector('#box textarea')?.focus({preventScroll: true}), 99)"
-_PICK_TALK = """
+_TALKS = """
+const rename = button => {
+  const title = button.parentElement.querySelector('[data-talk]'), field = document.createElement('input');
+  Object.assign(field, {value: title.textContent, maxLength: 60, ariaLabel: 'Title'});
+  const end = keep => {
+    if (!field.isConnected) return;
+    field.replaceWith(title);
+    if (keep && field.value.trim() && field.value !== title.textContent)
+      trigger('retitle', {talk: button.dataset.rename, title: field.value});
+    title.focus();
+  };
+  field.addEventListener('keydown', e => { if (['Enter', 'Escape'].includes(e.key)) end(e.key === 'Enter'); });
+  field.addEventListener('blur', () => end(true));
+  title.replaceWith(field);
+  field.select();
+};
+const discard = button => {
+  if (button.classList.contains('sure')) return trigger('discard', {talk: button.dataset.delete});
+  button.classList.add('sure');
+  button.textContent = button.ariaLabel = button.dataset.sure;
+  button.addEventListener('blur', () => {
+    button.classList.remove('sure');
+    button.textContent = '✕';
+  }, {once: true});
+};
 element.addEventListener('click', e => {
-  const button = e.target.closest('button[data-talk]');
-  if (button) trigger('pick', {talk: button.dataset.talk});
+  const button = e.target.closest('button');
+  if (button?.dataset.talk) trigger('pick', {talk: button.dataset.talk});
+  if (button?.dataset.rename) rename(button);
+  if (button?.dataset.delete) discard(button);
+});
+"""
+_BRANCHES = """
+element.addEventListener('click', e => {
+  const button = e.target.closest('[data-to]');
+  if (button) trigger('go', {to: button.dataset.to});
 });
 """
 
@@ -80,11 +114,20 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         asked = gr.Textbox(visible=False)
         voted = gr.Textbox(visible=False)
         forgets = gr.Textbox(visible=False)  # the talk whose oldest turns may be left out
-        likes = gr.BrowserState([settings.ask, False, True], storage_key="hustings", secret="none")  # noqa: S106
+        manner = (settings.temperature, settings.top_p, settings.max_tokens)
+        likes = gr.BrowserState([settings.ask, False, True, *manner], storage_key="hustings", secret="none")  # noqa: S106
 
         with gr.Sidebar(elem_id="side", width=280):
             new_chat = gr.Button("New chat", elem_id="new-chat")
-            talk_list = gr.HTML(js_on_load=_PICK_TALK, elem_id="talk-list")
+            search = gr.Textbox(
+                placeholder="Search your conversations",
+                label="Search your conversations",
+                show_label=False,
+                container=False,
+                max_length=200,
+                elem_id="search",
+            )
+            talk_list = gr.HTML(js_on_load=_TALKS, elem_id="talk-list")
             how = gr.Radio(
                 [("Always", "always"), ("Sometimes", "sometimes"), ("Never", "never")],
                 value=settings.ask,
@@ -93,6 +136,19 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             )
             share = gr.Checkbox(value=False, label="My prompts may be shown to other voters", elem_id="share")
             keys = gr.Checkbox(value=True, label="Keyboard shortcuts", elem_id="shortcuts")
+            with gr.Accordion("How it answers", open=False, elem_id="manner"):
+                system = gr.Textbox(
+                    label="What it should keep in mind",
+                    info="Stands before the first message of a new chat.",
+                    lines=2,
+                    max_lines=8,
+                    max_length=4000,
+                    elem_id="system",
+                )
+                warmth = gr.Slider(0, 2, manner[0], step=0.05, label="Variety (temperature)", elem_id="temperature")
+                top_p = gr.Slider(0.05, 1, manner[1], step=0.05, label="Likeliest words only (top p)", elem_id="top-p")
+                longest = gr.Slider(16, LONGEST, manner[2], step=16, label="Longest answer (tokens)", elem_id="longest")
+                gr.HTML(f'<p class="side-foot">{OWN_MANNER}</p>')
             gr.HTML('<p class="side-foot">Do you run this server? <a href="/operator">Open the operator page</a></p>')
 
         with gr.Column(elem_id="chat"):
@@ -104,12 +160,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 height="auto",
                 autoscroll=False,
                 buttons=["copy"],
+                editable="user",
                 latex_delimiters=LATEX,
                 sanitize_html=True,
                 allow_tags=False,
                 placeholder=WELCOME,
                 examples=[{"text": text} for text in EXAMPLES],
             )
+            branches = gr.HTML(js_on_load=_BRANCHES, elem_id="branches")
             with gr.Row(elem_id="arena", visible=False) as arena:
                 panes = []
                 for name in "AB":
@@ -186,6 +244,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 strength: gr.update(value=vote and vote.judgement.strength, visible=ranks),
                 reasons: [reason for reason in REASONS if vote and reason in vote.judgement.reasons],
                 history: gr.update(value=_blocks(shown(scene)), elem_classes=["writing"] if growing else []),
+                branches: chat_view.branches(scene),
                 arena: gr.update(visible=scene.asked is not None),
                 **theme.answers(panes, [c.answer for c in scene.asked.candidates] if scene.asked else []),
                 votes: gr.update(visible=scene.asked is not None),
@@ -204,6 +263,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             strength,
             reasons,
             history,
+            branches,
             arena,
             *panes,
             votes,
@@ -214,14 +274,23 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             forgets,
             box,
             note,
+            search,
             talk_list,
         ]
 
         watching: dict[tuple[str, str | None], object] = {}  # who watches what is being written, in which page
         nothing: Update = {note: gr.skip()}  # Gradio empties the outputs of a generator that never yields
 
-        async def listed(voter: str, current: str | None) -> str:
-            return _talk_list(await service.conversations(voter), current)
+        async def listed(voter: str, current: str | None, search: str = "") -> str:
+            return chat_view.talk_list(await service.conversations(voter, search), current, search)
+
+        def sampling_of(warmth: float, top_p: float, longest: float) -> SamplingRequest:
+            """What differs from the server's own."""
+            return SamplingRequest(
+                temperature=None if warmth == manner[0] else float(warmth),
+                top_p=None if top_p == manner[1] else float(top_p),
+                max_tokens=None if longest == manner[2] else int(longest),
+            )
 
         async def ended(voter: str, place: str | None, error: HustingsError | None = None) -> Update:
             """The conversation once nothing is being written, with what there is to say of it."""
@@ -250,7 +319,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     if live.done or now == before:
                         continue
                     before = now
-                    update: Update = {} if in_line == told else {note: theme.note(_waiting(in_line))}
+                    update: Update = {} if in_line == told else {note: theme.note(chat_view.waiting(in_line))}
                     told = in_line
                     if isinstance(live, LiveComparison) and not live.judged:
                         yield update | theme.answers(panes, live.shown)
@@ -279,17 +348,29 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return problem
 
         async def send(
-            text: str, place: str, how: AskMe, share: bool, forgets: str, request: gr.Request
+            text: str,
+            place: str,
+            how: AskMe,
+            share: bool,
+            forgets: str,
+            system: str,
+            warmth: float,
+            top_p: float,
+            longest: float,
+            request: gr.Request,
         ) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
                 truncation, words = _truncation(place, forgets)
-                live = await talks.say(voter, text, place or None, how, share, truncation=truncation)
+                sampling = sampling_of(warmth, top_p, longest)
+                live = await talks.say(
+                    voter, text, place or None, how, share, system=system, sampling=sampling, truncation=truncation
+                )
                 if live is None:
                     yield nothing
                     return
                 scene = await talks.scene(voter, live.conversation_id)
-                first = {note: words, talk_list: await listed(voter, live.conversation_id)}
+                first = {note: words, search: "", talk_list: await listed(voter, live.conversation_id)}
                 update = show(scene, also=first)
                 update[box] = gr.update(value="", stop_btn="Stop", submit_btn=False)
                 yield update
@@ -298,21 +379,58 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 yield await refused(place, error, request)
 
-        async def again(place: str, share: bool, forgets: str, request: gr.Request) -> AsyncIterator[Update]:
+        async def again(
+            place: str, share: bool, forgets: str, warmth: float, top_p: float, longest: float, request: gr.Request
+        ) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
                 truncation, words = _truncation(place, forgets)
-                live = await talks.retry(voter, place, share, truncation=truncation)
+                sampling = sampling_of(warmth, top_p, longest)
+                live = await talks.retry(voter, place, share, sampling=sampling, truncation=truncation)
                 yield show(await talks.scene(voter, place), {note: words})
                 async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
                 yield await refused(place, error, request)
 
-        async def go_on(text: str, place: str, how: AskMe, share: bool, request: gr.Request) -> AsyncIterator[Update]:
+        async def instead(
+            place: str,
+            how: AskMe,
+            share: bool,
+            warmth: float,
+            top_p: float,
+            longest: float,
+            event: gr.EditData,
+            request: gr.Request,
+        ) -> AsyncIterator[Update]:
+            """A turn that was said otherwise: another branch, answered from there."""
+            try:
+                voter = voter_of(request)
+                turn = event.index if isinstance(event.index, int) else event.index[0]
+                sampling = sampling_of(warmth, top_p, longest)
+                live = await talks.ask_instead(voter, place, turn, _words(event.value), how, share, sampling=sampling)
+                yield show(await talks.scene(voter, place), {note: ""})
+                async for update in follow(live, view_of(request)):
+                    yield update
+            except HustingsError as error:
+                yield await refused(place, error, request)
+
+        async def go_on(
+            text: str,
+            place: str,
+            how: AskMe,
+            share: bool,
+            system: str,
+            warmth: float,
+            top_p: float,
+            longest: float,
+            request: gr.Request,
+        ) -> AsyncIterator[Update]:
             """What was refused as too long, once more: this talk's oldest turns may be left out from here on."""
             turn = (
-                send(text, place, how, share, place, request) if text.strip() else again(place, share, place, request)
+                send(text, place, how, share, place, system, warmth, top_p, longest, request)
+                if text.strip()
+                else again(place, share, place, warmth, top_p, longest, request)
             )
             async for update in turn:
                 yield {forgets: place} | update
@@ -323,7 +441,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 comparison = await service.comparison(comparison_id, voter)
                 receipt = await service.vote(voter, comparison_id, _judgement(choice, comparison))
                 scene = await talks.scene(voter, place)
-                return show(scene, {note: theme.note(_outcome(choice, comparison, receipt))})
+                return show(scene, {note: theme.note(chat_view.outcome(choice, comparison, receipt))})
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
@@ -369,17 +487,51 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 yield {note: theme.problem(error)}
 
-        async def pick(event: gr.EventData, request: gr.Request) -> Update:
+        async def pick(words: str, event: gr.EventData, request: gr.Request) -> Update:
             try:
                 watching.pop(view_of(request), None)
-                return await open_talk(voter_of(request), str(event._data.get("talk", "")))
+                voter, place = voter_of(request), str(event._data.get("talk", ""))
+                return await open_talk(voter, place) | {talk_list: await listed(voter, place, words)}
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def find(words: str, place: str, request: gr.Request) -> Update:
+            try:
+                return {talk_list: await listed(voter_of(request), place, words)}
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def retitle(words: str, place: str, event: gr.EventData, request: gr.Request) -> Update:
+            try:
+                voter = voter_of(request)
+                await service.rename(voter, str(event._data.get("talk", "")), str(event._data.get("title", "")))
+                return {note: "", talk_list: await listed(voter, place, words)}
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def discard(words: str, place: str, event: gr.EventData, request: gr.Request) -> Update:
+            try:
+                voter, gone = voter_of(request), str(event._data.get("talk", ""))
+                await service.delete(voter, gone)
+                said = {note: theme.note("Deleted."), talk_list: await listed(voter, place, words)}
+                return show(Scene(), said) if gone == place else said
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def go(place: str, event: gr.EventData, request: gr.Request) -> Update:
+            """Another branch of this talk."""
+            try:
+                voter = voter_of(request)
+                await talks.stop(voter, place)
+                await service.switch_branch(voter, str(event._data.get("to", "")))
+                return show(await talks.scene(voter, place), {note: ""})
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
         async def fresh(request: gr.Request) -> Update:
             try:
                 watching.pop(view_of(request), None)
-                return show(Scene(), {note: "", talk_list: await listed(voter_of(request), None)})
+                return show(Scene(), {note: "", search: "", talk_list: await listed(voter_of(request), None)})
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
@@ -435,13 +587,16 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
         page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
         waking.tick(awake, None, [waking, note], **quick)
-        page.load(_recall, likes, [how, share, keys], **quick)
-        for like in (how, share, keys):
-            like.input(lambda *chosen: list(chosen), [how, share, keys], likes, **quick)
+        own = [warmth, top_p, longest]
+        liked = [how, share, keys, *own]
+        page.load(_recaller(likes.default_value), likes, liked, **quick)
+        for like in liked:
+            assert isinstance(like, gr.Radio | gr.Checkbox | gr.Slider)
+            like.input(lambda *chosen: list(chosen), liked, likes, **quick)
         keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
 
-        forget.click(go_on, [box, here, how, share], everything, **slow)
-        say = [box, here, how, share, forgets]
+        forget.click(go_on, [box, here, how, share, system, *own], everything, **slow)
+        say = [box, here, how, share, forgets, system, *own]
         box.submit(send, say, everything, trigger_mode="multiple", **slow)
         history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
         box.stop(stop, here, note, **quick)
@@ -457,11 +612,17 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         undo.click(take_back, here, everything, **quick)
         for afterword in (strength, reasons):
             afterword.input(add, [voted, strength, reasons], note, **quick)
-        retry.click(again, [here, share, forgets], everything, **slow)
+        for anew in (retry.click, history.retry):
+            anew(again, [here, share, forgets, *own], everything, **slow)
+        history.edit(instead, [here, how, share, *own], everything, **slow)
+        branches.go(go, here, everything, **quick)
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)
         cancel.click(close_editor, here, everything, **quick)
-        talk_list.pick(pick, None, everything, **turning).then(resume, here, everything, **slow)
+        search.input(find, [search, here], [note, talk_list], trigger_mode="always_last", **quick)
+        talk_list.retitle(retitle, [search, here], [note, talk_list], **quick)
+        talk_list.discard(discard, [search, here], everything, **turning)
+        talk_list.pick(pick, search, everything, **turning).then(resume, here, everything, **slow)
         new_chat.click(fresh, None, everything, **turning).then(None, js=_BACK_TO_TYPING)
 
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
@@ -497,13 +658,6 @@ def _truncation(place: str, forgets: str) -> tuple[Truncation, str]:
     return ("auto", theme.note(FORGETS)) if place and place == forgets else ("disabled", "")
 
 
-def _waiting(in_line: int) -> str:
-    """A place in line, in words."""
-    if in_line == 0:
-        return ""
-    return "Waiting in line: " + ("you are next." if in_line == 1 else f"{in_line - 1} before you.")
-
-
 def _blocks(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages if m.role != "system"]
 
@@ -516,36 +670,27 @@ def _judgement(choice: Choice, comparison: Comparison) -> Judgement:
     return Judgement(verdict=verdict[choice])
 
 
-def _outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt) -> str:
-    """What a vote did, and who wrote what: `You chose A. A: version 3 · B: version 0 (base)`."""
-    names = dict(zip((c.id for c in comparison.candidates), "AB", strict=True))
-    went_on = names.get(receipt.continues_with or "", "")
-    said = {
-        "a": "You chose A.",
-        "b": "You chose B.",
-        "tie": f"A tie. The talk goes on with {went_on}.",
-        "both_bad": "Neither was good enough.",
-        "skip": f"Skipped. The talk goes on with {went_on}.",
-    }[choice]
-    wrote = " · ".join(f"<b>{name}</b>: {theme.version_name(receipt.revealed[key])}" for key, name in names.items())
-    return f"{said} {wrote}"
-
-
-def _talk_list(talks: Sequence[ConversationSummary], current: str | None) -> str:
-    if not talks:
-        return '<p class="side-foot">Your conversations will be listed here.</p>'
-    rows = "".join(
-        f'<li><button type="button" data-talk="{html.escape(talk.id)}"{" aria-current" if talk.id == current else ""}>'
-        f"{html.escape(talk.title or 'Untitled')}</button></li>"
-        for talk in talks
-    )
-    return f'<p class="side-title">Your conversations</p><ul class="talks">{rows}</ul>'
-
-
-def _recall(likes: Any) -> list[Any]:
+def _recaller(default: list[Any]) -> Callable[[Any], list[Any]]:
     """What this browser remembered; the default for what it cannot have written."""
-    how, share, keys = likes if isinstance(likes, list) and len(likes) == 3 else ("always", False, True)
-    return [how if how in ("always", "sometimes", "never") else "always", bool(share), bool(keys)]
+
+    def recall(likes: Any) -> list[Any]:
+        if not isinstance(likes, list) or len(likes) != len(default):
+            likes = default
+        how, share, keys, *numbers = likes
+        return [
+            how if how in ("always", "sometimes", "never") else default[0],
+            bool(share),
+            bool(keys),
+            *(mine if type(mine) in (int, float) else own for mine, own in zip(numbers, default[3:], strict=True)),
+        ]
+
+    return recall
+
+
+def _words(value: Any) -> str:
+    """The text of an edited turn, which Gradio gives as a text or in parts."""
+    parts = value if isinstance(value, list) else [value]
+    return "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in parts)
 
 
 def _example(event: gr.SelectData) -> str:

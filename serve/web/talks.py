@@ -7,8 +7,8 @@ reload, a second tab and a vote in the middle of an answer all lead to the same 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from serve.errors import InvalidInput
@@ -34,6 +34,8 @@ class Scene:
     """Two answers that wait for a vote."""
     writing: LiveAnswers | None = None
     """What is still being written."""
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Message id → the ids of all that stand in its place."""
     judged: Comparison | None = None
     """The voter's last word, where nothing was said since: it can be taken back, or added to."""
 
@@ -84,7 +86,8 @@ class Talks:
         if asked and writing is None and not any(c.answer.text for c in asked.candidates):
             asked = None  # broken off before the first word
         judged = None if asked else await self.service.judged_last(voter, conversation_id)
-        return Scene(conversation_id, turns, asked, writing, judged)
+        branches = await self.service.branches(voter, conversation_id)
+        return Scene(conversation_id, turns, asked, writing, branches, judged)
 
     def writing(self, conversation_id: str) -> LiveAnswers | None:
         """What is being written there now."""

@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from serve.engine import CandidateRequest
 from serve.feedback.store import Store
@@ -449,3 +449,95 @@ def test_a_page_may_open_before_the_model_is_loaded(newcomer: Page, site: Site) 
     expect(newcomer.locator("#note")).to_have_text("")
     newcomer.locator("#box textarea").press("Enter")
     asked(newcomer)
+
+
+def talks(page: Page) -> Locator:
+    """The list of conversations."""
+    return page.locator("#talk-list [data-talk]")
+
+
+def test_conversations_are_renamed_searched_and_deleted(newcomer: Page, site: Site) -> None:
+    chat = newcomer
+    say(chat, "How do I bake bread?")
+    asked(chat)
+    chat.click("#vote-a")
+    chat.click("#new-chat")
+    expect(chat.locator("#history .user")).to_have_count(0)
+    say(chat, QUESTION)
+    asked(chat)
+    expect(talks(chat)).to_have_text([QUESTION, "How do I bake bread?"])
+
+    chat.locator("#talk-list li").nth(1).hover()
+    chat.get_by_role("button", name="Rename “How do I bake bread?”").click()
+    chat.get_by_role("textbox", name="Title").fill("Bread")
+    chat.keyboard.press("Enter")
+    expect(talks(chat)).to_have_text([QUESTION, "Bread"])
+
+    chat.get_by_label("Search your conversations").fill("BAKE")
+    expect(talks(chat)).to_have_text(["Bread"])
+    talks(chat).first.click()
+    expect(chat.locator("#history .user")).to_contain_text("bake bread")
+    expect(talks(chat)).to_have_text(["Bread"])
+    chat.get_by_label("Search your conversations").fill("nothing like it")
+    expect(chat.locator("#talk-list")).to_contain_text("Nothing of yours holds these words.")
+    chat.get_by_label("Search your conversations").fill("")
+
+    chat.locator("#talk-list li").nth(1).hover()
+    chat.get_by_role("button", name="Delete “Bread”").click()
+    expect(chat.get_by_role("button", name="Delete, with 1 vote?")).to_be_visible()
+    chat.get_by_role("button", name="Delete, with 1 vote?").click()
+    expect(talks(chat)).to_have_text([QUESTION])
+    expect(chat.locator("#history .user")).to_have_count(0)
+    expect(chat.locator("#note")).to_have_text("Deleted.")
+
+
+def test_a_turn_can_be_said_otherwise_and_the_old_branch_comes_back(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_have_count(1)
+    answer = chat.locator("#history .bot").inner_text()
+    chat.locator("#history .user").hover()
+    chat.get_by_role("button", name="Edit").first.click()
+    chat.locator("#history textarea").fill("Why is the sea blue?")
+    chat.get_by_role("button", name="Submit").click()
+    asked(chat)
+    expect(chat.locator("#history .user")).to_contain_text("Why is the sea blue?")
+    expect(chat.locator("#history .branch")).to_contain_text("2 of 2")
+    chat.click("#vote-b")
+    chat.locator("#history .branch").get_by_role("button", name="The one before").click()
+    expect(chat.locator("#history .user")).to_contain_text(QUESTION)
+    expect(chat.locator("#history .bot")).to_contain_text(answer)
+    expect(chat.locator("#history .branch")).to_contain_text("1 of 2")
+
+
+def test_an_answer_can_be_asked_for_anew(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_have_count(1)
+    chat.locator("#history .bot").hover()
+    chat.get_by_role("button", name="Retry").click()
+    asked(chat)
+    chat.click("#vote-b")
+    expect(chat.locator("#history .branch")).to_contain_text("2 of 2")
+
+
+def test_settings_of_ones_own_are_used_kept_and_no_evidence(newcomer: Page, site: Site) -> None:
+    chat = newcomer
+    chat.get_by_role("button", name="How it answers").click()
+    chat.get_by_label("What it should keep in mind").fill("Answer in one word.")
+    chat.get_by_label("number input for Longest answer (tokens)").fill("32")
+    chat.get_by_label("number input for Longest answer (tokens)").press("Enter")
+    say(chat, QUESTION)
+    asked(chat)
+    comparison = last_comparison(site.store)
+    assert [m.content for m in comparison.messages] == ["Answer in one word.", QUESTION]
+    assert {c.answer.sampling.max_tokens for c in comparison.candidates} == {32}
+    chat.click("#vote-a")
+    expect(chat.locator("#undo")).to_be_visible()
+    vote = last_comparison(site.store).vote
+    assert vote is not None and not vote.evidence
+    chat.reload()
+    chat.get_by_role("button", name="How it answers").click()
+    expect(chat.get_by_label("number input for Longest answer (tokens)")).to_have_value("32")

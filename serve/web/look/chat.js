@@ -28,6 +28,19 @@ const side = new MutationObserver(() => {
 side.observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['class']});
 document.addEventListener('click', event => event.target.closest('#new-chat, [data-talk]') && closeSide());
 
+// Beside each turn that was said or answered in several ways: which of them this is, and the ways to the others.
+const showBranches = () => document.querySelectorAll('#history .message-row').forEach((row, turn) => {
+  const wanted = document.querySelector(`#branches [data-turn="${turn}"]`), shown = row.querySelector('.branch');
+  if (shown?.outerHTML === wanted?.outerHTML) return;
+  shown?.remove();
+  if (wanted) row.append(wanted.cloneNode(true));
+});
+new MutationObserver(showBranches).observe(document.documentElement, {childList: true, subtree: true});
+document.addEventListener('click', event => {
+  const to = event.target.closest('#history [data-to]')?.dataset.to;
+  if (to) document.querySelector(`#branches [data-to="${CSS.escape(to)}"]`)?.click();
+});
+
 // What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
 new MutationObserver(() => {
   document.querySelector('#box .submit-button')?.setAttribute('aria-label', 'Send');

@@ -1,0 +1,82 @@
+"""What the chat page draws as HTML: pure functions of what is known."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from serve.records import Comparison, VoteReceipt
+from serve.web import theme
+from serve.web.talks import Scene
+
+if TYPE_CHECKING:
+    from serve.feedback.entries import ConversationSummary
+
+Choice = Literal["a", "b", "tie", "both_bad", "skip"]
+
+
+def talk_list(talks: Sequence[ConversationSummary], current: str | None, search: str = "") -> str:
+    """A voter's conversations, each with a way to rename it and to delete it."""
+    if not talks:
+        words = "Nothing of yours holds these words." if search.strip() else "Your conversations will be listed here."
+        return f'<p class="side-foot">{words}</p>'
+    rows = "".join(_talk(talk, talk.id == current) for talk in talks)
+    return f'<p class="side-title">Your conversations</p><ul class="talks">{rows}</ul>'
+
+
+def _talk(talk: ConversationSummary, current: bool) -> str:
+    key, title = html.escape(talk.id), html.escape(talk.title or "Untitled")
+    votes = f", with {talk.votes} vote{'s' * (talk.votes != 1)}" if talk.votes else ""
+    return (
+        f'<li><button type="button" data-talk="{key}"{" aria-current" if current else ""}>{title}</button>'
+        f'<button type="button" class="mini" data-rename="{key}" aria-label="Rename “{title}”">✎</button>'
+        f'<button type="button" class="mini" data-delete="{key}" data-sure="Delete{votes}?"'
+        f' aria-label="Delete “{title}”">✕</button></li>'
+    )
+
+
+def branches(scene: Scene) -> str:
+    """For every turn that was said or answered in several ways: which of them this is, and the ways to the others.
+
+    `data-turn` is the turn's number among those shown; the page's script puts each beside its turn.
+    """
+    shown = [turn for turn in scene.turns if turn.message.content.strip() and turn.message.role != "system"]
+    return "".join(
+        _branch(number, ids, ids.index(turn.message_id))
+        for number, turn in enumerate(shown)
+        if len(ids := scene.branches.get(turn.message_id, ())) > 1
+    )
+
+
+def _branch(turn: int, ids: Sequence[str], here: int) -> str:
+    def way(to: int, label: str, sign: str) -> str:
+        target = f' data-to="{html.escape(ids[to])}"' if 0 <= to < len(ids) else " disabled"
+        return f'<button type="button"{target} aria-label="{label}">{sign}</button>'
+
+    return (
+        f'<div class="branch" data-turn="{turn}">{way(here - 1, "The one before", "‹")}'
+        f"<span>{here + 1} of {len(ids)}</span>{way(here + 1, 'The next one', '›')}</div>"
+    )
+
+
+def outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt) -> str:
+    """What a vote did, and who wrote what: `You chose A. A: version 3 · B: version 0 (base)`."""
+    names = dict(zip((c.id for c in comparison.candidates), "AB", strict=True))
+    went_on = names.get(receipt.continues_with or "", "")
+    said = {
+        "a": "You chose A.",
+        "b": "You chose B.",
+        "tie": f"A tie. The talk goes on with {went_on}.",
+        "both_bad": "Neither was good enough.",
+        "skip": f"Skipped. The talk goes on with {went_on}.",
+    }[choice]
+    wrote = " · ".join(f"<b>{name}</b>: {theme.version_name(receipt.revealed[key])}" for key, name in names.items())
+    return f"{said} {wrote}"
+
+
+def waiting(in_line: int) -> str:
+    """A place in line, in words."""
+    if in_line == 0:
+        return ""
+    return "Waiting in line: " + ("you are next." if in_line == 1 else f"{in_line - 1} before you.")
