@@ -15,6 +15,7 @@ from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, Unavailable
 from serve.feedback import exchange
 from serve.feedback.entries import (
+    Consent,
     ConversationSummary,
     ConversationTurn,
     ImportCounts,
@@ -375,6 +376,18 @@ class Service:
     async def me(self, voter: str) -> dict[str, Any]:
         """What a voter gave, and what it trained."""
         return await asyncio.to_thread(self.store.me, voter)
+
+    async def everything_of(self, voter: str) -> dict[str, Any]:
+        """All that is kept of a voter."""
+        return await asyncio.to_thread(self.store.everything, voter)
+
+    async def consent(self, voter: str) -> Consent:
+        """What a voter agreed to."""
+        return await asyncio.to_thread(self.store.consent, voter)
+
+    async def give_consent(self, voter: str, share: bool) -> None:
+        """Note what a voter agreed to; without `share` nothing of theirs is shown to others any more."""
+        await asyncio.to_thread(self.store.give_consent, voter, share)
 
     async def forget(self, voter: str) -> None:
         """Delete what a voter wrote, said and chose, also from the copies that ended training runs learned from.

@@ -9,12 +9,14 @@ import pytest
 from sqlite_utils import Database
 
 from serve.errors import StartupError
+from serve.feedback.ballots import pseudonyms
 from serve.feedback.schema import APPLICATION_ID, RECORD, m001_the_record, migrate, migrations
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 
 TABLES = {
     "voters",
+    "voter_numbers",
     "conversations",
     "messages",
     "answers",
@@ -78,6 +80,8 @@ def test_a_record_of_the_first_release_keeps_its_rows(tmp_path: Path) -> None:
         assert store.demonstrations_count() == 1
         with store.reading() as db:
             assert [tuple(row) for row in db.execute("SELECT id, dropped FROM answers")] == [("a", 0)]
+            assert pseudonyms(db) == {"anna": "voter-1"}
+            assert [tuple(row) for row in db.execute("SELECT share, consented FROM voters")] == [(0, None)]
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:

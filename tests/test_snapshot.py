@@ -251,7 +251,7 @@ def test_a_run_owns_the_votes_of_its_latest_snapshot(store: Store, tmp_path: Pat
     store.update_run(1, status="succeeded")
     assert store.votes_since_last_run() == 0
     assert [vote["trained"] for vote in store.me("anna")["votes"]] == [
-        [{"run": 1, "status": "succeeded", "version": None}]
+        [{"run": 1, "status": "succeeded", "version": None, "win_rate": None}]
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from serve.errors import (
     InvalidInput,
     NotFound,
 )
+from serve.feedback.ballots import pseudonyms
+from serve.feedback.entries import Consent
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.records import Message
@@ -49,13 +52,50 @@ def test_me_says_what_i_gave_and_what_it_trained(store: Store, tmp_path: Path) -
     run = store.create_run("votes", ["reward", "ppo"], {})
     store.snapshot(run.id, tmp_path / "snapshot.db")
     version = store.add_version(run=run.id, parent=0, status="staged", report={}, sha256="00")
-    store.update_run(run.id, status="succeeded", version=version.number)
+    report = {"gate": {"win_rate": {"value": 0.75}}}
+    store.update_run(run.id, status="succeeded", version=version.number, report=report)
     me = store.me("anna")
     assert me["counts"] == {"conversations": 1, "comparisons": 1, "votes": 1, "demonstrations": 1}
     assert [vote["id"] for vote in me["votes"]] == [receipt.id]
-    assert me["votes"][0]["trained"] == [{"run": run.id, "status": "succeeded", "version": 1}]
+    assert me["votes"][0]["trained"] == [{"run": run.id, "status": "succeeded", "version": 1, "win_rate": 0.75}]
+    assert me["votes"][0]["prompt"] == "Why is the sea blue?"
     assert [d["id"] for d in me["demonstrations"]] == [demonstration.id]
     assert store.me("nobody")["counts"] == {"conversations": 0, "comparisons": 0, "votes": 0, "demonstrations": 0}
+
+
+def test_a_voter_agrees_to_share_or_not_and_may_think_again(store: Store) -> None:
+    assert store.consent("anna") == Consent(given=False, share=False)
+    store.give_consent("anna", share=True)
+    assert store.consent("anna") == Consent(given=True, share=True)
+    prefer(store, compare(store, prompt="A riddle?", share=True), 0)
+    store.give_consent("anna", share=False)
+    assert store.consent("anna") == Consent(given=True, share=False)
+    assert store.next_in_queue("ben") is None, "what was shared before is shown to nobody any more"
+
+
+def test_everything_of_a_voter_can_be_taken_home(store: Store) -> None:
+    prefer(store, compare(store, prompt="Hi"), 1)
+    compare(store, prompt="Still open?")
+    store.add_demonstration("anna", [user("Say it.")], "Done.")
+    prefer(store, compare(store, "ben", "Not mine."), 0)
+    mine = store.everything("anna")
+    assert json.loads(json.dumps(mine)) == mine
+    said = [[message["content"] for message in talk["messages"]] for talk in mine["conversations"]]
+    assert said == [["Hi", "Water."], ["Still open?"]]
+    (vote,) = mine["votes"]
+    assert [(c["text"], c["version"]) for c in vote["candidates"]] == [("Light.", 0), ("Water.", 0)]
+    assert [d["answer"] for d in mine["demonstrations"]] == ["Done."]
+    assert "Not mine." not in json.dumps(mine)
+
+
+def test_nobody_is_called_as_a_forgotten_voter_was(store: Store) -> None:
+    for voter in ("anna", "ben", "carl"):
+        store.record_prompt(voter, [user("Hi")])
+    store.forget("ben")
+    store.forget("carl")
+    store.record_prompt("dora", [user("Hi")])
+    with store.reading() as db:
+        assert pseudonyms(db) == {"anna": "voter-1", "dora": "voter-4"}
 
 
 def test_forgetting_takes_everything_a_voter_gave_and_what_others_said_of_it(store: Store, folder: DataFolder) -> None:

@@ -74,9 +74,10 @@ def demonstrations(db: sqlite3.Connection) -> Iterator[tuple[str, tuple[Message,
 
 
 def pseudonyms(db: sqlite3.Connection) -> dict[str, str]:
-    """Voter id → `voter-1`, `voter-2`, … in order of first appearance."""
-    rows = db.execute("SELECT id FROM voters ORDER BY created, id").fetchall()
-    return {row["id"]: f"voter-{number}" for number, row in enumerate(rows, start=1)}
+    """Voter id → `voter-1`, `voter-2`, … in order of first appearance; nobody is called as somebody was before."""
+    return {
+        voter_id: f"voter-{number}" for number, voter_id in db.execute("SELECT number, voter_id FROM voter_numbers")
+    }
 
 
 class Ballots(Database):

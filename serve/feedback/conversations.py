@@ -79,8 +79,9 @@ def path_messages(db: sqlite3.Connection, message_id: str) -> tuple[Message, ...
 
 
 def ensure_voter(db: sqlite3.Connection, voter_id: str, now: str) -> None:
-    """Write the voter's row at the first real write."""
-    db.execute("INSERT OR IGNORE INTO voters (id, created) VALUES (?, ?)", (voter_id, now))
+    """Write the voter's row at the first real write, with a number."""
+    if db.execute("INSERT OR IGNORE INTO voters (id, created) VALUES (?, ?)", (voter_id, now)).rowcount:
+        db.execute("INSERT INTO voter_numbers (voter_id) VALUES (?)", (voter_id,))
 
 
 def check_prompt(messages: Sequence[Message]) -> None:

@@ -35,6 +35,16 @@ class ConversationTurn:
 
 
 @dataclass(frozen=True)
+class Consent:
+    """What a voter agreed to."""
+
+    given: bool = False
+    """Knows that chats and votes are kept and learned from."""
+    share: bool = False
+    """Prompts may be shown to other voters, from now on."""
+
+
+@dataclass(frozen=True)
 class ConversationSummary:
     """A conversation in a list."""
 

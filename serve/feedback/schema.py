@@ -1,6 +1,7 @@
 """The tables of feedback.db, as numbered migrations. A published one is never edited; the next change is a new one.
 
-voters ─┬─ conversations ── messages (a tree) ── answers
+voters ─┬─ voter_numbers (pseudonyms)
+        ├─ conversations ── messages (a tree) ── answers
         ├─ comparisons ── candidates (an answer at a position)
         │       └─ votes (append-only: an undo is a row that supersedes) ── vote_notes (said afterwards)
         └─ demonstrations
@@ -243,6 +244,26 @@ CREATE VIEW training_votes AS SELECT * FROM standing_votes WHERE verdict IN ('ra
 def m003_notes_on_votes(db: Database) -> None:
     """How much better, and why, said after the vote: a vote itself never changes."""
     for statement in NOTES.split(";\n"):
+        db.execute(statement)
+
+
+VOTERS = """
+ALTER TABLE voters ADD COLUMN consented TEXT;
+ALTER TABLE voters ADD COLUMN share INTEGER NOT NULL DEFAULT 0 CHECK (share IN (0, 1));
+
+-- A number is never given twice, also when its voter was forgotten: it is what others call a voter by.
+CREATE TABLE voter_numbers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    voter_id TEXT NOT NULL UNIQUE REFERENCES voters(id) ON DELETE CASCADE
+) STRICT;
+INSERT INTO voter_numbers (voter_id) SELECT id FROM voters ORDER BY created, id
+"""
+
+
+@migrations()
+def m004_consent_and_numbers(db: Database) -> None:
+    """What voters agreed to, and a pseudonym for each that lasts."""
+    for statement in VOTERS.split(";\n"):
         db.execute(statement)
 
 

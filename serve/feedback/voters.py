@@ -17,7 +17,40 @@ from serve.feedback.conversations import (
     walk,
 )
 from serve.feedback.database import Database, moment, storable
+from serve.feedback.entries import Consent
 from serve.records import Demonstration, Message
+
+MY_VOTES = """
+SELECT standing_votes.*, messages.content AS prompt, conversation_id, conversations.voter_id AS owner_id
+FROM standing_votes
+JOIN comparisons ON comparisons.id = comparison_id
+JOIN messages ON messages.id = prompt_id
+JOIN conversations ON conversations.id = conversation_id
+WHERE standing_votes.voter_id = ? ORDER BY sequence
+"""
+
+MY_LESSONS = """
+SELECT vote_id, runs.id, runs.status, runs.version, runs.report ->> '$.gate.win_rate.value' AS win_rate
+FROM votes JOIN run_votes ON vote_id = votes.id JOIN runs ON runs.id = run_id
+WHERE voter_id = ? ORDER BY runs.id
+"""
+
+MY_MESSAGES = """
+SELECT conversation_id, title, messages.id, parent_id, role, content, version, share, messages.created
+FROM messages JOIN conversations ON conversations.id = conversation_id
+LEFT JOIN answers ON answers.id = answer_id
+WHERE conversations.voter_id = ? ORDER BY messages.rowid
+"""
+
+TOLD_OF_A_MESSAGE = ("id", "parent_id", "role", "content", "version", "created")
+TOLD_OF_A_CANDIDATE = ("id", "position", "text", "version")
+
+MY_CANDIDATES = """
+SELECT comparison_id, candidates.id, position, coalesce(shown_text, text) AS text, version
+FROM candidates JOIN comparisons ON comparisons.id = comparison_id JOIN answers ON answers.id = answer_id
+WHERE voter_id = ? AND EXISTS (SELECT 1 FROM standing_votes WHERE standing_votes.comparison_id = comparisons.id)
+ORDER BY candidates.rowid
+"""
 
 
 class Voters(Database):
@@ -53,30 +86,58 @@ class Voters(Database):
 
         return self.writing(work)
 
+    def consent(self, voter_id: str) -> Consent:
+        """What this voter agreed to."""
+        with self.reading() as db:
+            row = db.execute("SELECT consented, share FROM voters WHERE id = ?", (voter_id,)).fetchone()
+        return Consent() if row is None else Consent(row["consented"] is not None, bool(row["share"]))
+
+    def give_consent(self, voter_id: str, share: bool) -> None:
+        """Note that the voter knows what is kept, and whether prompts may be shown to others.
+
+        Without `share` those that were shared before are shown to nobody any more.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            now = self._now()
+            ensure_voter(db, voter_id, now)
+            db.execute(
+                "UPDATE voters SET consented = coalesce(consented, ?), share = ? WHERE id = ?", (now, share, voter_id)
+            )
+            if not share:
+                db.execute(
+                    "UPDATE messages SET share = 0 WHERE share AND conversation_id IN"
+                    " (SELECT id FROM conversations WHERE voter_id = ?)",
+                    (voter_id,),
+                )
+
+        self.writing(work)
+
     def demonstrations_count(self) -> int:
         """Demonstrations that a run would learn from."""
         with self.reading() as db:
             return int(db.execute("SELECT count(*) FROM demonstrations").fetchone()[0])
 
     def me(self, voter_id: str) -> dict[str, Any]:
-        """What this voter gave, as JSON: `counts`, `votes` (each with the runs it `trained`), `demonstrations`."""
+        """What this voter gave, as JSON: `counts`, `votes` (each with the runs it `trained`), `demonstrations`.
+
+        A run's `win_rate` is the gate's, of its version over the one that served before.
+        """
         with self.reading() as db:
             counts = {
                 table: int(db.execute(f"SELECT count(*) FROM {table} WHERE voter_id = ?", (voter_id,)).fetchone()[0])
                 for table in ("conversations", "comparisons", "demonstrations")
             }
             trained: dict[str, list[dict[str, Any]]] = {}
-            for row in db.execute(
-                "SELECT vote_id, runs.id, runs.status, runs.version FROM votes JOIN run_votes ON vote_id = votes.id"
-                " JOIN runs ON runs.id = run_id WHERE voter_id = ? ORDER BY runs.id",
-                (voter_id,),
-            ):
-                lesson = {"run": row["id"], "status": row["status"], "version": row["version"]}
-                trained.setdefault(row["vote_id"], []).append(lesson)
+            for row in db.execute(MY_LESSONS, (voter_id,)):
+                lesson = {name: row[name] for name in ("status", "version", "win_rate")}
+                trained.setdefault(row["vote_id"], []).append({"run": row["id"], **lesson})
             votes = [
                 {
                     "id": row["id"],
                     "comparison": row["comparison_id"],
+                    "conversation": row["conversation_id"] if row["owner_id"] == voter_id else None,
+                    "prompt": row["prompt"],
                     "verdict": row["verdict"],
                     "ranking": row["ranking"] and json.loads(row["ranking"]),
                     "strength": row["strength"],
@@ -85,13 +146,40 @@ class Voters(Database):
                     "created": row["created"],
                     "trained": trained.get(row["id"], []),
                 }
-                for row in db.execute("SELECT * FROM standing_votes WHERE voter_id = ? ORDER BY sequence", (voter_id,))
+                for row in db.execute(MY_VOTES, (voter_id,))
             ]
             demonstrations = [
                 {"id": row["id"], "created": row["created"]}
                 for row in db.execute("SELECT * FROM demonstrations WHERE voter_id = ? ORDER BY rowid", (voter_id,))
             ]
         return {"counts": {**counts, "votes": len(votes)}, "votes": votes, "demonstrations": demonstrations}
+
+    def everything(self, voter_id: str) -> dict[str, Any]:
+        """All that is kept of this voter, to take home: talks with all branches, votes with what was judged, and so on.
+
+        Who wrote an answer is told where the voter has judged it, or was not asked to.
+        """
+        mine, consent = self.me(voter_id), self.consent(voter_id)
+        with self.reading() as db:
+            talks: dict[str, dict[str, Any]] = {}
+            for row in db.execute(MY_MESSAGES, (voter_id,)):
+                talk = talks.setdefault(row["conversation_id"], {"title": row["title"], "messages": []})
+                talk["messages"].append({name: row[name] for name in TOLD_OF_A_MESSAGE} | {"share": bool(row["share"])})
+            judged: dict[str, list[dict[str, Any]]] = {}
+            for row in db.execute(MY_CANDIDATES, (voter_id,)):
+                judged.setdefault(row["comparison_id"], []).append({name: row[name] for name in TOLD_OF_A_CANDIDATE})
+            written = [
+                {name: row[name] for name in ("id", "answer", "created")} | {"messages": json.loads(row["messages"])}
+                for row in db.execute("SELECT * FROM demonstrations WHERE voter_id = ? ORDER BY rowid", (voter_id,))
+            ]
+        votes = [{**vote, "candidates": judged.get(vote["comparison"], [])} for vote in mine["votes"]]
+        conversations = [{"id": talk_id, **talk} for talk_id, talk in talks.items()]
+        return {
+            "consent": {"given": consent.given, "share": consent.share},
+            "conversations": conversations,
+            "votes": votes,
+            "demonstrations": written,
+        }
 
     def forget(self, voter_id: str) -> None:
         """Delete all that this voter wrote and said, and what others said of it. Runs keep how many votes they had."""

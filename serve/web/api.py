@@ -110,6 +110,12 @@ class DemonstrationBody(_Body):
     answer: str
 
 
+class ConsentBody(_Body):
+    """Whether prompts may be shown to other voters."""
+
+    share: bool
+
+
 class LoginBody(_Body):
     """The operator token."""
 
@@ -191,6 +197,16 @@ def _voters(service: Service) -> APIRouter:
     @router.get("/me")
     async def me(request: Request) -> Response:
         return JSONResponse(plain(await service.me(request.state.voter)))
+
+    @router.get("/me/download")
+    async def download(request: Request) -> Response:
+        headers = {"Content-Disposition": 'attachment; filename="hustings-mine.json"'}
+        return JSONResponse(plain(await service.everything_of(request.state.voter)), headers=headers)
+
+    @router.post("/me/consent")
+    async def consent(request: Request, body: ConsentBody) -> Response:
+        await service.give_consent(request.state.voter, body.share)
+        return Response(status_code=204)
 
     @router.delete("/me")
     async def forget(request: Request) -> Response:
