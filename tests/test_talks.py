@@ -30,7 +30,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
 
 async def asked(talks: Talks) -> LiveComparison:
     """Anna asks; two answers wait for her vote."""
-    live = await talks.say("anna", "Why is the sea blue?", None, "always", share=False)
+    live = await talks.say("anna", "Why is the sea blue?", None, "always")
     assert isinstance(live, LiveComparison)
     await live.wait()
     return live
@@ -48,7 +48,7 @@ def test_a_turn_that_is_refused_leaves_the_vote_open(
         web.engine.full = refused is Unavailable
         text = "And the sky?" if web.engine.full else "And the sky?" * 200
         with pytest.raises(refused):
-            await talks.say("anna", text, live.conversation_id, how, share=False)
+            await talks.say("anna", text, live.conversation_id, how)
         scene = await talks.scene("anna", live.conversation_id)
         assert scene.asked is not None
         assert scene.asked.id == live.comparison.id
@@ -65,7 +65,7 @@ def test_typing_on_skips_the_vote_and_goes_on_from_one_of_the_answers(
 
     async def talk() -> None:
         live = await asked(talks)
-        after = await talks.say("anna", "And the sky?", live.conversation_id, how, share=False)
+        after = await talks.say("anna", "And the sky?", live.conversation_id, how)
         assert after is not None
         await after.wait()
         texts = [turn.message.content for turn in await web.service.conversation(live.conversation_id or "", "anna")]
@@ -104,7 +104,7 @@ def test_stopping_gives_the_place_back_at_once(web: Web, slow_engine: LocalEngin
     other = slow_engine.submit(prompt, pair, Sampling(800)) if in_line else None
 
     async def talk() -> None:
-        live = await talks.say("anna", "Why is the sea blue?", None, "always", share=False)
+        live = await talks.say("anna", "Why is the sea blue?", None, "always")
         assert live is not None
         assert live.conversation_id is not None
         if not in_line:
@@ -130,19 +130,19 @@ def test_an_earlier_turn_can_be_said_otherwise_and_the_old_branch_stays(web: Web
     talks = Talks(web.service)
 
     async def talk() -> None:
-        first = await talks.say("anna", "Why is the sea blue?", None, "never", share=False, system="Be brief.")
+        first = await talks.say("anna", "Why is the sea blue?", None, "never", system="Be brief.")
         assert first is not None
         await first.wait()
         place = first.conversation_id or ""
-        second = await talks.say("anna", "And the sky?", place, "never", share=False)
+        second = await talks.say("anna", "And the sky?", place, "never")
         assert second is not None
         await second.wait()
         before = texts(web, place)
         assert before[:2] == ["Be brief.", "Why is the sea blue?"] and len(before) == 5
         for wrong, text in ((1, "Hm?"), (9, "Hm?"), (0, before[1]), (0, " ")):
             with pytest.raises(InvalidInput):
-                await talks.ask_instead("anna", place, wrong, text, "never", share=False)
-        await (await talks.ask_instead("anna", place, 0, "Why is the lake blue?", "never", share=False)).wait()
+                await talks.ask_instead("anna", place, wrong, text, "never")
+        await (await talks.ask_instead("anna", place, 0, "Why is the lake blue?", "never")).wait()
         now = texts(web, place)
         assert now[:2] == ["Be brief.", "Why is the lake blue?"] and len(now) == 3
         branches = await web.service.branches("anna", place)
@@ -161,10 +161,10 @@ def test_a_settled_turn_can_be_answered_anew(web: Web) -> None:
         live = await asked(talks)
         place = live.conversation_id or ""
         with pytest.raises(InvalidInput, match="Choose between"):
-            await talks.retry("anna", place, share=False)
+            await talks.retry("anna", place)
         await web.service.vote("anna", live.comparison.id, Judgement(ranking=tuple((d.id,) for d in live.drafts)))
         chosen = texts(web, place)
-        again = await talks.retry("anna", place, share=False, sampling=SamplingRequest(temperature=0.1))
+        again = await talks.retry("anna", place, sampling=SamplingRequest(temperature=0.1))
         assert isinstance(again, LiveComparison)
         await again.wait()
         assert texts(web, place) == chosen[:1]
@@ -184,7 +184,7 @@ def test_the_last_vote_can_be_taken_back_also_while_the_winner_is_written(tmp_pa
     talks = Talks(web.service)
 
     async def talk() -> None:
-        live = await talks.say("anna", "Why is the sea blue?", None, "always", share=False)
+        live = await talks.say("anna", "Why is the sea blue?", None, "always")
         assert isinstance(live, LiveComparison)
         place = live.conversation_id or ""
         with pytest.raises(InvalidInput, match="no vote to undo"):

@@ -51,6 +51,13 @@ WELCOME = (
 
 KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
 ASK = f"Which answer is better? {KEYS}"
+CONSENT = (
+    "<h2>Before you begin</h2><p>What you write and how you vote is kept on this server, and the assistant learns from "
+    'it; you can see, download and delete it at any time under <a href="/you">Yours</a>. May other voters be shown '
+    "prompts of yours, without a name, to judge the answers?</p>"
+)
+NOT_SHARED = "Your prompts are shown to nobody else any more, the earlier ones neither."
+SHARED = "From now on your prompts may be shown to other voters, without a name."
 OWN_MANNER = "Votes on answers with settings of your own still teach, but do not count when versions are compared."
 LONGEST = 1024
 """The most tokens that the page lets people ask for."""
@@ -115,7 +122,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         voted = gr.Textbox(visible=False)
         forgets = gr.Textbox(visible=False)  # the talk whose oldest turns may be left out
         manner = (settings.temperature, settings.top_p, settings.max_tokens)
-        likes = gr.BrowserState([settings.ask, False, True, *manner], storage_key="hustings", secret="none")  # noqa: S106
+        likes = gr.BrowserState([settings.ask, True, *manner], storage_key="hustings", secret="none")  # noqa: S106
 
         with gr.Sidebar(elem_id="side", width=280):
             new_chat = gr.Button("New chat", elem_id="new-chat")
@@ -149,10 +156,16 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 top_p = gr.Slider(0.05, 1, manner[1], step=0.05, label="Likeliest words only (top p)", elem_id="top-p")
                 longest = gr.Slider(16, LONGEST, manner[2], step=16, label="Longest answer (tokens)", elem_id="longest")
                 gr.HTML(f'<p class="side-foot">{OWN_MANNER}</p>')
+            gr.HTML('<p class="side-foot"><a href="/you">Yours: votes, what they did, download, delete</a></p>')
             gr.HTML('<p class="side-foot">Do you run this server? <a href="/operator">Open the operator page</a></p>')
 
         with gr.Column(elem_id="chat"):
             gr.HTML(theme.masthead("Two answers. You choose. It learns."))
+            with gr.Column(elem_id="consent", visible=False) as consent:
+                gr.HTML(CONSENT)
+                with gr.Row(elem_classes="row"):
+                    agree = gr.Button("Yes, share them", variant="primary", size="sm", elem_id="agree")
+                    private = gr.Button("No, keep them to myself", size="sm", elem_id="private")
             history = gr.Chatbot(
                 elem_id="history",
                 show_label=False,
@@ -276,6 +289,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             note,
             search,
             talk_list,
+            consent,
+            share,
         ]
 
         watching: dict[tuple[str, str | None], object] = {}  # who watches what is being written, in which page
@@ -351,7 +366,6 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             text: str,
             place: str,
             how: AskMe,
-            share: bool,
             forgets: str,
             system: str,
             warmth: float,
@@ -364,7 +378,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 truncation, words = _truncation(place, forgets)
                 sampling = sampling_of(warmth, top_p, longest)
                 live = await talks.say(
-                    voter, text, place or None, how, share, system=system, sampling=sampling, truncation=truncation
+                    voter, text, place or None, how, system=system, sampling=sampling, truncation=truncation
                 )
                 if live is None:
                     yield nothing
@@ -380,13 +394,13 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 yield await refused(place, error, request)
 
         async def again(
-            place: str, share: bool, forgets: str, warmth: float, top_p: float, longest: float, request: gr.Request
+            place: str, forgets: str, warmth: float, top_p: float, longest: float, request: gr.Request
         ) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
                 truncation, words = _truncation(place, forgets)
                 sampling = sampling_of(warmth, top_p, longest)
-                live = await talks.retry(voter, place, share, sampling=sampling, truncation=truncation)
+                live = await talks.retry(voter, place, sampling=sampling, truncation=truncation)
                 yield show(await talks.scene(voter, place), {note: words})
                 async for update in follow(live, view_of(request)):
                     yield update
@@ -396,7 +410,6 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         async def instead(
             place: str,
             how: AskMe,
-            share: bool,
             warmth: float,
             top_p: float,
             longest: float,
@@ -408,7 +421,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 voter = voter_of(request)
                 turn = event.index if isinstance(event.index, int) else event.index[0]
                 sampling = sampling_of(warmth, top_p, longest)
-                live = await talks.ask_instead(voter, place, turn, _words(event.value), how, share, sampling=sampling)
+                live = await talks.ask_instead(voter, place, turn, _words(event.value), how, sampling=sampling)
                 yield show(await talks.scene(voter, place), {note: ""})
                 async for update in follow(live, view_of(request)):
                     yield update
@@ -419,7 +432,6 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             text: str,
             place: str,
             how: AskMe,
-            share: bool,
             system: str,
             warmth: float,
             top_p: float,
@@ -428,9 +440,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         ) -> AsyncIterator[Update]:
             """What was refused as too long, once more: this talk's oldest turns may be left out from here on."""
             turn = (
-                send(text, place, how, share, place, system, warmth, top_p, longest, request)
+                send(text, place, how, place, system, warmth, top_p, longest, request)
                 if text.strip()
-                else again(place, share, place, warmth, top_p, longest, request)
+                else again(place, place, warmth, top_p, longest, request)
             )
             async for update in turn:
                 yield {forgets: place} | update
@@ -470,8 +482,16 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def open_talk(voter: str, place: str | None) -> Update:
             words = "" if service.ready else theme.note(LOADING)
-            scene = await talks.scene(voter, place)
-            return show(scene, {note: words, talk_list: await listed(voter, place)})
+            scene, agreed_to = await talks.scene(voter, place), await service.consent(voter)
+            return show(
+                scene,
+                {
+                    note: words,
+                    talk_list: await listed(voter, place),
+                    consent: gr.update(visible=not agreed_to.given),
+                    share: agreed_to.share,
+                },
+            )
 
         async def resume(place: str, request: gr.Request) -> AsyncIterator[Update]:
             """Go on showing what is being written in a conversation that was just opened."""
@@ -557,6 +577,26 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 note: "",
             }
 
+        async def set_share(yes: bool, request: gr.Request) -> Update:
+            try:
+                await service.give_consent(voter_of(request), bool(yes))
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+            return {note: theme.note(SHARED if yes else NOT_SHARED)}
+
+        async def consented(yes: bool, request: gr.Request) -> Update:
+            try:
+                await service.give_consent(voter_of(request), yes)
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+            return {consent: gr.update(visible=False), share: yes, note: ""}
+
+        async def agreed(request: gr.Request) -> Update:
+            return await consented(True, request)
+
+        async def kept_private(request: gr.Request) -> Update:
+            return await consented(False, request)
+
         async def close_editor(place: str, request: gr.Request) -> Update:
             try:
                 return show(await talks.scene(voter_of(request), place))
@@ -588,15 +628,18 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
         waking.tick(awake, None, [waking, note], **quick)
         own = [warmth, top_p, longest]
-        liked = [how, share, keys, *own]
+        liked = [how, keys, *own]
         page.load(_recaller(likes.default_value), likes, liked, **quick)
         for like in liked:
             assert isinstance(like, gr.Radio | gr.Checkbox | gr.Slider)
             like.input(lambda *chosen: list(chosen), liked, likes, **quick)
         keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
 
-        forget.click(go_on, [box, here, how, share, system, *own], everything, **slow)
-        say = [box, here, how, share, forgets, system, *own]
+        share.input(set_share, share, note, **quick)
+        for chosen, answer in ((agree, agreed), (private, kept_private)):
+            chosen.click(answer, None, [consent, share, note], **quick).then(None, js=_BACK_TO_TYPING)
+        forget.click(go_on, [box, here, how, system, *own], everything, **slow)
+        say = [box, here, how, forgets, system, *own]
         box.submit(send, say, everything, trigger_mode="multiple", **slow)
         history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
         box.stop(stop, here, note, **quick)
@@ -613,8 +656,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         for afterword in (strength, reasons):
             afterword.input(add, [voted, strength, reasons], note, **quick)
         for anew in (retry.click, history.retry):
-            anew(again, [here, share, forgets, *own], everything, **slow)
-        history.edit(instead, [here, how, share, *own], everything, **slow)
+            anew(again, [here, forgets, *own], everything, **slow)
+        history.edit(instead, [here, how, *own], everything, **slow)
         branches.go(go, here, everything, **quick)
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)
@@ -676,12 +719,11 @@ def _recaller(default: list[Any]) -> Callable[[Any], list[Any]]:
     def recall(likes: Any) -> list[Any]:
         if not isinstance(likes, list) or len(likes) != len(default):
             likes = default
-        how, share, keys, *numbers = likes
+        how, keys, *numbers = likes
         return [
             how if how in ("always", "sometimes", "never") else default[0],
-            bool(share),
             bool(keys),
-            *(mine if type(mine) in (int, float) else own for mine, own in zip(numbers, default[3:], strict=True)),
+            *(mine if type(mine) in (int, float) else own for mine, own in zip(numbers, default[2:], strict=True)),
         ]
 
     return recall

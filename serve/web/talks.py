@@ -105,7 +105,6 @@ class Talks:
         text: str,
         conversation_id: str | None,
         how: AskMe,
-        share: bool,
         *,
         system: str = "",
         sampling: SamplingRequest | None = None,
@@ -132,7 +131,6 @@ class Talks:
                 voter,
                 messages,
                 conversation_id,
-                share,
                 asking=asking,
                 probability=probability,
                 sampling=sampling,
@@ -145,7 +143,6 @@ class Talks:
         self,
         voter: str,
         conversation_id: str,
-        share: bool,
         *,
         sampling: SamplingRequest | None = None,
         truncation: Truncation = "disabled",
@@ -162,7 +159,6 @@ class Talks:
             voter,
             messages,
             conversation_id,
-            share,
             asking=True,
             probability=1.0,
             sampling=sampling,
@@ -176,7 +172,6 @@ class Talks:
         place: int,
         text: str,
         how: AskMe,
-        share: bool,
         *,
         sampling: SamplingRequest | None = None,
     ) -> LiveAnswers:
@@ -198,7 +193,6 @@ class Talks:
             voter,
             (*messages[: said[place]], Message("user", text)),
             conversation_id,
-            share,
             asking=asking,
             probability=probability,
             sampling=sampling,
@@ -242,7 +236,6 @@ class Talks:
         voter: str,
         messages: Sequence[Message],
         conversation_id: str | None,
-        share: bool,
         *,
         asking: bool,
         probability: float,
@@ -250,6 +243,7 @@ class Talks:
         truncation: Truncation,
     ) -> LiveAnswers:
         live: LiveAnswers
+        share = (await self.service.consent(voter)).share
         if asking:
             live = await self.service.compare(
                 voter,
