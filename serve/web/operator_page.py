@@ -63,7 +63,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
     page = gr.Blocks(title="Operator · Hustings", analytics_enabled=False, fill_width=True)
     with page:
         seen = gr.State("")
-        with gr.Column(elem_id="operator"):
+        with gr.Column(elem_id="operator", elem_classes="sheet"):
             gr.HTML(
                 theme.masthead(
                     "Operator",

@@ -78,18 +78,21 @@ def _mount_pages(app: FastAPI, service: Service, training: Training, settings: S
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from serve.web import chat_page, operator_page, theme
+    from serve.web import chat_page, operator_page, theme, you_page
 
-    app.router.routes.append(Route("/operator", OperatorsOnly(RedirectResponse("/operator/", 303))))
-    # The pages take no files, so nobody shall fill the disk with some.
-    for upload in ("/gradio_api/upload", "/operator/gradio_api/upload"):
-        app.router.routes.append(Route(upload, _no_uploads, methods=["POST"]))
     # "/" takes every address, so it comes last.
-    operator, chat = operator_page.build(service, training, settings), chat_page.build(service, settings)
-    for path, page, look in (
-        ("/operator", operator, theme.mount_options("operator")),
-        ("/", chat, theme.mount_options("chat")),
-    ):
+    pages = (
+        ("/operator", operator_page.build(service, training, settings), theme.mount_options("operator")),
+        ("/you", you_page.build(service), theme.mount_options("you")),
+        ("/", chat_page.build(service, settings), theme.mount_options("chat")),
+    )
+    app.router.routes.append(Route("/operator", OperatorsOnly(RedirectResponse("/operator/", 303))))
+    app.router.routes.append(Route("/you", RedirectResponse("/you/", 303)))
+    # The pages take no files, so nobody shall fill the disk with some.
+    for path, _, _ in pages:
+        upload = f"{path.rstrip('/')}/gradio_api/upload"
+        app.router.routes.append(Route(upload, _no_uploads, methods=["POST"]))
+    for path, page, look in pages:
         gr.mount_gradio_app(
             app,
             page,
@@ -103,8 +106,8 @@ def _mount_pages(app: FastAPI, service: Service, training: Training, settings: S
             **look,
         )
     mounted = {route.path: route for route in app.routes if isinstance(route, Mount)}
-    for path in ("/operator", ""):
-        faults.install_beside(mounted[path].app)
+    for path, _, _ in pages:
+        faults.install_beside(mounted[path.rstrip("/")].app)
     # Around the whole mount: Gradio's own check leaves some of its addresses open.
     mounted["/operator"].app = OperatorsOnly(mounted["/operator"].app)
 

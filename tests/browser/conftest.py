@@ -128,6 +128,9 @@ def open_chat(page: Page, site: Site) -> None:
     """Go to the chat and wait until it knows who came."""
     page.goto(site.url + "/")
     expect(page.locator("#talk-list .side-foot, #talk-list .talks")).to_be_visible()
+    if page.locator("#consent").is_visible():
+        page.click("#private")
+        expect(page.locator("#box textarea")).to_be_visible()
 
 
 def breathe(page: Page) -> None:

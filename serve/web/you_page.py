@@ -1,0 +1,84 @@
+"""The page of one voter: what my votes did, and everything of mine to withdraw, take home or delete.
+
+    build(service)  →  the page, for `mount_gradio_app(..., **theme.mount_options("you"))`
+
+Deleting everything takes the voter's cookie away, which no handler of Gradio's can: the page's script calls the API.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from serve.errors import HustingsError, NotFound
+from serve.service import Service
+from serve.web import theme, you_view
+from serve.web.chat_page import voter_of
+
+Update = dict[Any, Any]
+"""Component → what becomes of it."""
+
+_WITHDRAW = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-withdraw]');
+  if (button) trigger('withdraw', {vote: button.dataset.withdraw});
+});
+"""
+_DELETE = """
+<form id="delete" class="panel">
+<p>This deletes your conversations, votes and answers from this server, and from the copies that ended runs learned
+from. A version that has learned from them stays as it is: <b>only training anew makes a model forget</b>, and the next
+run does without them. Nothing can bring them back.</p>
+<label for="sure">Type <b>delete</b> to go on</label>
+<div class="row"><input id="sure" name="sure" autocomplete="off" required pattern="\\s*[Dd]elete\\s*">
+<button type="submit">Delete everything of mine</button></div>
+<p id="deleted" role="status"></p>
+</form>
+"""
+
+
+def build(service: Service) -> gr.Blocks:
+    """The page. It shows whoever the signed cookie names, and nobody else."""
+    page = gr.Blocks(title="Yours · Hustings", analytics_enabled=False, fill_width=True)
+    with page:
+        with gr.Column(elem_id="you", elem_classes="sheet"):
+            gr.HTML(theme.masthead("Yours", '<nav class="aside"><a href="/">Back to the chat</a></nav>'))
+            note = gr.HTML(elem_id="note")
+            counts = gr.HTML()
+            gr.HTML('<h2 class="section">What your votes did</h2>')
+            votes = gr.HTML(js_on_load=_WITHDRAW, elem_id="my-votes")
+            gr.HTML('<h2 class="section">Take it home</h2>')
+            gr.HTML(
+                '<p class="panel">Everything that is kept of you, as one file: '
+                '<a href="/api/me/download" download>hustings-mine.json</a></p>'
+            )
+            gr.HTML('<h2 class="section">Delete everything</h2>')
+            gr.HTML(_DELETE)
+
+        async def look(voter: str) -> Update:
+            me = await service.me(voter)
+            return {counts: you_view.counts(me), votes: you_view.votes(me)}
+
+        async def arrive(request: gr.Request) -> Update:
+            try:
+                return await look(voter_of(request))
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def withdraw(event: gr.EventData, request: gr.Request) -> Update:
+            try:
+                voter, wanted = voter_of(request), str(event._data.get("vote", ""))
+                vote = next((vote for vote in (await service.me(voter))["votes"] if vote["id"] == wanted), None)
+                if vote is None:
+                    raise NotFound("This vote stands no longer. Reload the page.")
+                await service.withdraw(voter, wanted)
+                return await look(voter) | {note: theme.note(you_view.withdrawn(vote))}
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        everything = [note, counts, votes]
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        page.load(arrive, None, everything, **quick)
+        votes.withdraw(withdraw, None, everything, **quick)
+    return page
