@@ -367,7 +367,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             place: str,
             how: AskMe,
             forgets: str,
-            system: str,
+            system: str | None,
             warmth: float,
             top_p: float,
             longest: float,
@@ -432,7 +432,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             text: str,
             place: str,
             how: AskMe,
-            system: str,
+            system: str | None,
             warmth: float,
             top_p: float,
             longest: float,
@@ -662,7 +662,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
         save.click(keep, [words, here], everything, **quick)
         cancel.click(close_editor, here, everything, **quick)
-        search.input(find, [search, here], [note, talk_list], trigger_mode="always_last", **quick)
+        search.change(find, [search, here], [note, talk_list], trigger_mode="always_last", **quick)
         talk_list.retitle(retitle, [search, here], [note, talk_list], **quick)
         talk_list.discard(discard, [search, here], everything, **turning)
         talk_list.pick(pick, search, everything, **turning).then(resume, here, everything, **slow)

@@ -106,7 +106,7 @@ class Talks:
         conversation_id: str | None,
         how: AskMe,
         *,
-        system: str = "",
+        system: str | None = None,
         sampling: SamplingRequest | None = None,
         truncation: Truncation = "disabled",
     ) -> LiveAnswers | None:
@@ -125,7 +125,7 @@ class Talks:
                 await self.stop(voter, conversation_id)
             scene = await self.scene(voter, conversation_id)
             asking, probability = self.service.should_ask(how)
-            before = scene.messages or ((Message("system", system),) if system.strip() else ())
+            before = scene.messages or ((Message("system", system),) if system and system.strip() else ())
             messages = (*before, *_any_answer(scene), Message("user", text))
             return await self._ask(
                 voter,

@@ -25,7 +25,7 @@ from tests.fakes import FakeEngine, FakeTraining, publish, some_words
 CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "the-operators-token"
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=int(os.environ.get("PATIENCE", "20000")))
 
 
 @dataclass
