@@ -9,11 +9,13 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, Unavailable
 from serve.feedback import exchange
+from serve.feedback.database import stamp
 from serve.feedback.entries import (
     Consent,
     ConversationSummary,
@@ -24,6 +26,7 @@ from serve.feedback.entries import (
     Promotion,
     PromptRef,
 )
+from serve.feedback.snapshot import shipped_prompts
 from serve.feedback.store import Store
 from serve.limits import SamplingRequest, check_count, check_messages, check_number, check_seed, check_text, fill_in
 from serve.live import Draft, LiveAnswers, LiveComparison
@@ -53,6 +56,9 @@ log = logging.getLogger(__name__)
 
 SOMETIMES = 0.3
 """Share of turns that ask for a vote when the voter said "sometimes"."""
+
+RANKED = 4
+"""Answers to a shipped prompt that somebody ranks; InstructGPT's labelers had 4 to 9."""
 
 
 class Training(Protocol):
@@ -147,13 +153,15 @@ class Service:
         versions: Sequence[int] | None = None,
         operator: bool = False,
         asked: float = 1.0,
+        shipped: bool = False,
         truncation: Truncation = "disabled",
     ) -> LiveComparison:
         """Ask for a vote: K answers to the prompt, in random order.
 
         `versions` names who answers (operators only) and then sets K; `asked` is the probability with which the
-        server chose to ask at all. With `truncation` `auto` a prompt that is too long is read without its oldest turns;
-        the record keeps it whole. Raises InvalidInput, PromptTooLong, NotFound, Forbidden, Unavailable.
+        server chose to ask at all; `shipped` says that nobody here asked this, but the project brings it. With
+        `truncation` `auto` a prompt that is too long is read without its oldest turns; the record keeps it whole.
+        Raises InvalidInput, PromptTooLong, NotFound, Forbidden, Unavailable.
         """
         if versions is not None and not operator:
             raise Forbidden("only operators may name versions; leave `versions` out, or log in")
@@ -183,6 +191,7 @@ class Service:
                 conversation_id=conversation_id,
                 share=share,
                 test=versions is not None,
+                shipped=shipped,
                 evidence=versions is None and seed is None and (sampling is None or sampling.empty),
                 probability=None if probability is None else asked * probability,
                 dropped=prompt.dropped,
@@ -346,9 +355,9 @@ class Service:
         """End a comparison that there is nothing to choose in, unasked. Raises as `vote`."""
         await asyncio.to_thread(self.store.add_vote, comparison_id, voter, Judgement(verdict="skip"), source="server")
 
-    async def withdraw(self, voter: str, vote_id: str) -> None:
-        """Take a vote back; a new one may follow. Raises NotFound."""
-        await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
+    async def withdraw(self, voter: str, vote_id: str) -> str:
+        """Take a vote back; a new one may follow on the comparison whose id is returned. Raises NotFound, Conflict."""
+        return await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
 
     async def note_vote(
         self, voter: str, vote_id: str, *, strength: int | None = None, reasons: Sequence[str] | None = None
@@ -372,6 +381,24 @@ class Service:
     async def next_in_queue(self, voter: str) -> Comparison | None:
         """A shared comparison that this voter has not judged."""
         return await asyncio.to_thread(self.store.next_in_queue, voter)
+
+    async def next_to_judge(self, voter: str) -> Comparison | LiveComparison | None:
+        """What is next in the queue; where nothing is, several answers to a shipped prompt, as they are written.
+
+        None when this voter has judged everything. Raises Unavailable.
+        """
+        waiting = await self.next_in_queue(voter)
+        if waiting is not None:
+            return self.live(waiting.id, voter) or waiting
+        asked = await asyncio.to_thread(self.store.shipped_asked, voter)
+        fresh = [messages for messages in shipped_prompts() if messages[-1].content not in asked]
+        if not fresh:
+            return None
+        return await self.compare(voter, self._rng.choice(fresh), k=RANKED, shipped=True)
+
+    async def judged(self, voter: str, since: datetime) -> tuple[int, int]:
+        """How many comparisons a voter has judged: in all, and since a time."""
+        return await asyncio.to_thread(self.store.judged, voter, stamp(since))
 
     async def me(self, voter: str) -> dict[str, Any]:
         """What a voter gave, and what it trained."""
@@ -581,11 +608,19 @@ class Service:
         conversation_id: str | None,
         share: bool,
         test: bool,
+        shipped: bool,
         evidence: bool,
         probability: float | None,
         dropped: int,
     ) -> Comparison:
-        prompt = self.store.record_prompt(voter, messages, conversation_id=conversation_id, share=share, test=test)
+        prompt = self.store.record_prompt(
+            voter,
+            messages,
+            conversation_id=conversation_id,
+            share=share,
+            test=test or shipped,
+            source="shipped" if shipped else "voter",
+        )
         candidates = [NewCandidate(request.version, request.seed) for request in requests]
         return self.store.create_comparison(
             voter, prompt, candidates, sampling, evidence=evidence, probability=probability, dropped=dropped

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
 from serve.live import Delta, End, Failure, LiveAnswers, LiveComparison, Start
 from serve.policy.adapters import WEIGHTS, Registry
-from serve.records import Judgement, Message
+from serve.records import Comparison, Judgement, Message
 from serve.service import Service
 from serve.settings import Settings
 from tests.fakes import FakeEngine, publish
@@ -779,6 +780,38 @@ def test_side_by_side_uses_one_seed_and_records_nothing(world: Make, tmp_path: P
     assert {draft.id: draft.text for draft in live.drafts} == {"left": "v0 seed 5", "right": "v1 seed 5"}
     with w.store.reading() as db:
         assert db.execute("SELECT count(*) FROM answers").fetchone()[0] == 0
+
+
+def test_who_has_nothing_to_judge_ranks_answers_to_shipped_prompts(world: Make) -> None:
+    w = world()
+
+    async def talk() -> None:
+        await (await w.service.compare("ben", ASK, share=True)).wait()
+        shared = await w.service.next_to_judge("anna")
+        assert isinstance(shared, Comparison) and not shared.own
+        assert await w.service.next_to_judge("anna") == shared, "until it is judged"
+        await w.service.vote("anna", shared.id, Judgement(verdict="skip"))
+
+        live = await w.service.next_to_judge("anna")
+        assert isinstance(live, LiveComparison) and len(live.drafts) == 4
+        await live.wait()
+        waiting = await w.service.next_to_judge("anna")
+        assert isinstance(waiting, Comparison) and waiting.id == live.comparison.id, "another page shows the same"
+        receipt = await w.service.vote(
+            "anna", waiting.id, Judgement(ranking=tuple((c.id,) for c in waiting.candidates))
+        )
+        assert len(receipt.revealed) == 4
+        assert await w.service.judged("anna", datetime.now(UTC) - timedelta(days=1)) == (1, 1)
+        assert await w.service.judged("anna", datetime.now(UTC) + timedelta(days=1)) == (1, 0)
+        another = await w.service.next_to_judge("anna")
+        assert isinstance(another, LiveComparison) and another.comparison.messages != waiting.messages
+        await another.wait()
+
+    run(talk())
+    assert w.store.conversations("anna") == [], "they are no talks of hers"
+    with w.store.reading() as db:
+        assert db.execute("SELECT sum(asked) FROM messages").fetchone()[0] == 1, "nobody asked what was shipped"
+        assert db.execute("SELECT evidence FROM votes ORDER BY rowid DESC LIMIT 1").fetchone()[0] == 1
 
 
 def test_sometimes_is_a_coin_with_a_known_probability(world: Make) -> None:

@@ -56,7 +56,8 @@ ORDER BY standing_votes.sequence DESC LIMIT 1
 OPEN_IN_QUEUE = (
     COMPARISON
     + """
-WHERE comparisons.voter_id = ? AND owner_id <> comparisons.voter_id AND expires > ?
+WHERE comparisons.voter_id = ? AND (owner_id <> comparisons.voter_id OR conversations.source = 'shipped')
+    AND expires > ?
     AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id)
 ORDER BY comparisons.created LIMIT 1
 """
@@ -145,8 +146,8 @@ class Comparisons(Votes):
         """Two stored answers to a prompt that somebody else shared, for this voter to judge.
 
         Prompts that were shipped or imported count as shared, but only answers that a version of ours wrote are shown.
-        The same comparison comes back until it is voted on. Whether it is evidence is as it was where the answers were
-        first compared. None when there is nothing left.
+        The same comparison comes back until it is voted on, also one of this voter's own on a shipped prompt. Whether
+        it is evidence is as it was where the answers were first compared. None when there is nothing left.
         """
         with self.reading() as db:
             waiting = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()

@@ -35,7 +35,7 @@ SELECT id, title, updated, (
     WHERE conversation_id = conversations.id AND training_votes.voter_id = conversations.voter_id
 ) AS votes
 FROM conversations
-WHERE voter_id = :voter AND (title LIKE :search ESCAPE '\\' OR EXISTS (
+WHERE voter_id = :voter AND source = 'voter' AND (title LIKE :search ESCAPE '\\' OR EXISTS (
     SELECT 1 FROM messages WHERE conversation_id = conversations.id AND content LIKE :search ESCAPE '\\'
 ))
 ORDER BY updated DESC, rowid DESC LIMIT :limit
@@ -328,6 +328,16 @@ class Conversations(Database):
         with self.reading() as db:
             rows = db.execute(TALKS, {"voter": voter_id, "search": _like(search.strip()), "limit": limit}).fetchall()
         return [ConversationSummary(row["id"], row["title"], moment(row["updated"]), row["votes"]) for row in rows]
+
+    def shipped_asked(self, voter_id: str) -> set[str]:
+        """The last turns of the shipped prompts that this voter was asked about."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT content FROM messages JOIN conversations ON conversations.id = conversation_id"
+                " WHERE voter_id = ? AND source = 'shipped' AND role = 'user'",
+                (voter_id,),
+            )
+            return {row["content"] for row in rows}
 
     def rename_conversation(self, conversation_id: str, voter_id: str, title: str) -> None:
         """Call it something else. Raises InvalidInput for an empty or long title, NotFound."""

@@ -125,8 +125,14 @@ class Voters(Database):
         """
         with self.reading() as db:
             counts = {
-                table: int(db.execute(f"SELECT count(*) FROM {table} WHERE voter_id = ?", (voter_id,)).fetchone()[0])
-                for table in ("conversations", "comparisons", "demonstrations")
+                table: int(
+                    db.execute(f"SELECT count(*) FROM {table} WHERE voter_id = ?{own}", (voter_id,)).fetchone()[0]
+                )
+                for table, own in (
+                    ("conversations", " AND source = 'voter'"),
+                    ("comparisons", ""),
+                    ("demonstrations", ""),
+                )
             }
             trained: dict[str, list[dict[str, Any]]] = {}
             for row in db.execute(MY_LESSONS, (voter_id,)):

@@ -19,7 +19,7 @@ Shown = Mapping[str, tuple[str, Sequence[int]]]
 """Candidate id → the text and token ids that were visible when the vote came."""
 
 COMPARISON = """
-SELECT comparisons.*, conversation_id, conversations.voter_id AS owner_id, leaf_id
+SELECT comparisons.*, conversation_id, conversations.voter_id AS owner_id, conversations.source, leaf_id
 FROM comparisons
 JOIN messages ON messages.id = comparisons.prompt_id
 JOIN conversations ON conversations.id = conversation_id
@@ -182,14 +182,15 @@ class Votes(Conversations):
 
         return self.writing(work)
 
-    def withdraw_vote(self, vote_id: str, voter_id: str) -> None:
-        """Undo a vote with a row that supersedes it; the comparison may be voted on again, no longer as evidence.
+    def withdraw_vote(self, vote_id: str, voter_id: str) -> str:
+        """Undo a vote with a row that supersedes it; the comparison, whose id is returned, may be voted on again.
 
-        Where the talk still stands at the answer that the vote chose, it goes back to the prompt.
+        That vote is no evidence then. Where the talk still stands at the answer that was chosen, it goes back to the
+        prompt.
         Raises NotFound, and Conflict when the vote no longer stands.
         """
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: sqlite3.Connection) -> str:
             vote = _require_standing(db, vote_id, voter_id)
             now = self._now()
             db.execute(
@@ -204,8 +205,9 @@ class Votes(Conversations):
                 (vote["comparison_id"], vote["continues_with"]),
             ).fetchone():
                 move_leaf(db, went_on["conversation_id"], went_on["prompt_id"], now)
+            return str(vote["comparison_id"])
 
-        self.writing(work)
+        return self.writing(work)
 
     def note_vote(
         self, vote_id: str, voter_id: str, *, strength: int | None = None, reasons: Sequence[str] | None = None
@@ -232,6 +234,16 @@ class Votes(Conversations):
             return noted
 
         return self.writing(work)
+
+    def judged(self, voter_id: str, since: str) -> tuple[int, int]:
+        """How many comparisons this voter has judged in all, and since a time; skips do not count."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT count(*), coalesce(sum(created >= ?), 0) FROM standing_votes"
+                " WHERE voter_id = ? AND verdict <> 'skip'",
+                (since, voter_id),
+            ).fetchone()
+        return int(row[0]), int(row[1])
 
     def votes_since_last_run(self) -> int:
         """Standing rankings and ties that no finished run (succeeded or rejected) has learned from."""

@@ -156,6 +156,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 top_p = gr.Slider(0.05, 1, manner[1], step=0.05, label="Likeliest words only (top p)", elem_id="top-p")
                 longest = gr.Slider(16, LONGEST, manner[2], step=16, label="Longest answer (tokens)", elem_id="longest")
                 gr.HTML(f'<p class="side-foot">{OWN_MANNER}</p>')
+            gr.HTML('<p class="side-foot"><a href="/vote">Rank more answers</a></p>')
             gr.HTML('<p class="side-foot"><a href="/you">Yours: votes, what they did, download, delete</a></p>')
             gr.HTML('<p class="side-foot">Do you run this server? <a href="/operator">Open the operator page</a></p>')
 

@@ -30,7 +30,7 @@ LOCAL_OPERATOR = "hustings.local_operator"
 
 _VOTER_SECONDS = 400 * 24 * 3600  # the longest that browsers keep a cookie
 _SESSION_SECONDS = 7 * 24 * 3600
-_PAGES = frozenset({"/", "/you", "/you/", "/operator", "/operator/", "/login", "/config"})
+_PAGES = frozenset({"/", "/vote", "/vote/", "/you", "/you/", "/operator", "/operator/", "/login", "/config"})
 """`/config` is where `gradio_client` begins: it keeps the cookies of that answer."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Gradio's pages have inline scripts and build functions from text: this policy stops loads from outside, nothing more.

@@ -78,16 +78,18 @@ def _mount_pages(app: FastAPI, service: Service, training: Training, settings: S
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from serve.web import chat_page, operator_page, theme, you_page
+    from serve.web import chat_page, operator_page, theme, vote_page, you_page
 
     # "/" takes every address, so it comes last.
     pages = (
         ("/operator", operator_page.build(service, training, settings), theme.mount_options("operator")),
+        ("/vote", vote_page.build(service, settings), theme.mount_options("vote")),
         ("/you", you_page.build(service), theme.mount_options("you")),
         ("/", chat_page.build(service, settings), theme.mount_options("chat")),
     )
     app.router.routes.append(Route("/operator", OperatorsOnly(RedirectResponse("/operator/", 303))))
-    app.router.routes.append(Route("/you", RedirectResponse("/you/", 303)))
+    for path in ("/vote", "/you"):
+        app.router.routes.append(Route(path, RedirectResponse(f"{path}/", 303)))
     # The pages take no files, so nobody shall fill the disk with some.
     for path, _, _ in pages:
         upload = f"{path.rstrip('/')}/gradio_api/upload"

@@ -118,7 +118,7 @@ def theme() -> gr.themes.Base:
     )
 
 
-def mount_options(page: Literal["chat", "operator", "you"]) -> dict[str, Any]:
+def mount_options(page: Literal["chat", "vote", "you", "operator"]) -> dict[str, Any]:
     """How a page looks and moves, for `mount_gradio_app`: what both pages share, then the page's own."""
     css, script = (
         "\n".join((_LOOK / f"{part}.{kind}").read_text(encoding="utf-8") for part in ("common", page))

@@ -47,7 +47,7 @@ def votes(me: Me) -> str:
     rest = len(newest) - SHOWN
     more = f'<p class="soft">{rest} earlier votes are in the download.</p>' if rest > 0 else ""
     return (
-        '<div class="list"><table><thead><tr><th>When</th><th>You asked</th><th>You said</th><th>What it did</th>'
+        '<div class="list"><table><thead><tr><th>When</th><th>Prompt</th><th>You said</th><th>What it did</th>'
         f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>{more}"
     )
 

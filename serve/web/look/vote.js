@@ -1,0 +1,56 @@
+// Ranks live here until they are handed in: 1 is best, equal ranks are a tie.
+const ranking = new Map();
+const rankers = () => [...document.querySelectorAll('.ranker')].filter(r => r.offsetParent);
+const ORDINAL = ['', '1st', '2nd', '3rd', '4th', '5th', '6th'];
+window.ranks = () => Object.fromEntries(ranking);
+
+const draw = () => {
+  for (const ranker of rankers()) {
+    const rank = ranking.get(ranker.dataset.place);
+    const tied = rank && [...ranking.values()].filter(other => other === rank).length > 1;
+    ranker.querySelector('output').textContent = rank ? ORDINAL[rank] + (tied ? ', a tie' : '') : 'not ranked';
+    ranker.classList.toggle('ranked', Boolean(rank));
+    ranker.setAttribute('aria-label', `Answer ${'ABCDEF'[ranker.dataset.place]}, ${ranker.querySelector('output').textContent}`);
+  }
+  const button = document.getElementById('hand-in');
+  if (button) button.disabled = rankers().some(ranker => !ranking.has(ranker.dataset.place));
+};
+const give = (ranker, rank) => {
+  ranking.set(ranker.dataset.place, Math.max(1, Math.min(rankers().length, rank)));
+  draw();
+};
+const move = (ranker, by) => give(ranker, (ranking.get(ranker.dataset.place) ?? (by < 0 ? 2 : rankers().length - 1)) + by);
+
+document.addEventListener('click', event => {
+  const button = event.target.closest('[data-move]');
+  if (button) move(button.closest('.ranker'), Number(button.dataset.move));
+});
+
+const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
+const CLICKS = {x: '[data-verdict=both_bad]', s: '[data-verdict=skip]', u: '#undo', e: '#write'};
+document.addEventListener('keydown', event => {
+  const at = event.target, key = event.key.toLowerCase();
+  if (key === 'escape' && at.closest(WRITTEN_IN)) return at.blur();
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at.closest(WRITTEN_IN)) return;
+  const here = at.closest('.ranker'), all = rankers();
+  if (key === 'j' || key === 'k') {
+    const step = key === 'j' ? 1 : -1, place = here ? all.indexOf(here) + step : step > 0 ? 0 : all.length - 1;
+    all[(place + all.length) % all.length]?.focus();
+  } else if (here && /^[1-6]$/.test(key)) give(here, Number(key));
+  else if (here && (key === 'arrowup' || key === 'arrowdown')) move(here, key === 'arrowup' ? -1 : 1);
+  else if (key === 'enter' && !at.closest('button, a, summary')) document.getElementById('hand-in')?.click();
+  else if (CLICKS[key]) document.querySelector(CLICKS[key])?.click();
+  else return;
+  event.preventDefault();
+});
+
+// Another prompt: nothing is ranked yet, and the first answer can be.
+let before = '';
+new MutationObserver(() => {
+  const now = document.querySelector('#asked .asked')?.textContent ?? '';
+  if (now === before) return draw();
+  before = now;
+  ranking.clear();
+  draw();
+  if (!document.activeElement?.closest('a, #editor')) rankers()[0]?.focus({preventScroll: true});
+}).observe(document.documentElement, {childList: true, subtree: true});

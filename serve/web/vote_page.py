@@ -1,0 +1,251 @@
+"""The vote page: a queue of answers to rank, by keyboard alone if you like.
+
+    build(service, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("vote"))`
+
+Shown are pairs that others shared; where none wait, several answers to a prompt that the project brings, as they are
+written. The page's script keeps the ranks and sends them when they are whole; what they mean is checked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import gradio as gr
+
+from serve.errors import AlreadyVoted, Expired, HustingsError, InvalidInput
+from serve.limits import MAX_CANDIDATES
+from serve.live import LiveComparison
+from serve.records import Comparison, Judgement
+from serve.service import Service
+from serve.settings import Settings
+from serve.web import theme, vote_view
+from serve.web.chat_page import LATEX, TICK, view_of, voter_of
+
+Update = dict[Any, Any]
+"""Component → what becomes of it."""
+
+DAY = timedelta(days=1)
+ASK = "Which is best? Equal ranks are a tie."
+DONE = (
+    "You have judged everything there is. Ask something on <a href='/'>the chat page</a>, or come back when others "
+    "have shared more."
+)
+KEYS = (
+    '<p class="keys"><kbd>Tab</kbd> or <kbd>J</kbd> <kbd>K</kbd> goes to an answer, <kbd>1</kbd>–<kbd>6</kbd> ranks '
+    "it, <kbd>Enter</kbd> hands the ranking in; <kbd>X</kbd> none is good, <kbd>S</kbd> skip, <kbd>U</kbd> undo, "
+    "<kbd>E</kbd> write a better one.</p>"
+)
+_CONTROLS = """
+<div class="controls"><button type="button" id="hand-in" disabled>Hand in</button>
+<button type="button" data-verdict="both_bad">None is good</button>
+<button type="button" data-verdict="skip">Skip</button></div>
+"""
+_HAND_IN = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button?.id === 'hand-in') trigger('rank', {ranks: window.ranks()});
+  if (button?.dataset.verdict) trigger('dismiss', {verdict: button.dataset.verdict});
+});
+"""
+
+
+def build(service: Service, settings: Settings) -> gr.Blocks:
+    """The page. Whose votes these are the signed cookie says."""
+    page = gr.Blocks(title="Vote · Hustings", analytics_enabled=False, fill_width=True)
+    with page:
+        item = gr.Textbox(visible=False)
+        done = gr.Textbox(visible=False)  # the vote that can be undone
+        with gr.Column(elem_id="vote", elem_classes="sheet"):
+            gr.HTML(
+                theme.masthead(
+                    "Rank answers", '<nav class="aside"><a href="/you">Yours</a><a href="/">Back to the chat</a></nav>'
+                )
+            )
+            progress = gr.HTML(elem_id="progress")
+            asked = gr.HTML(elem_id="asked")
+            columns, texts = [], []
+            with gr.Row(elem_id="answers", visible=False) as answers:
+                for place in range(MAX_CANDIDATES):
+                    with gr.Column(elem_classes="pane", visible=False) as column:
+                        gr.HTML(vote_view.ranker(place))
+                        texts.append(
+                            gr.Markdown(
+                                elem_id=f"answer-{place}",
+                                elem_classes="answer",
+                                latex_delimiters=LATEX,
+                                sanitize_html=True,
+                                line_breaks=True,
+                            )
+                        )
+                    columns.append(column)
+            with gr.Column(elem_id="dock"):
+                note = gr.HTML(elem_id="note")
+                controls = gr.HTML(_CONTROLS, js_on_load=_HAND_IN, visible=False, elem_id="controls")
+                with gr.Row(elem_classes="row"):
+                    write = gr.Button("Write a better one", size="sm", visible=False, elem_id="write")
+                    undo = gr.Button("Undo", size="sm", visible=False, elem_id="undo")
+                with gr.Column(elem_id="editor", visible=False) as editor:
+                    words = gr.Textbox(
+                        label="The answer it should have given",
+                        info="It is kept as an example to learn from.",
+                        lines=6,
+                        max_lines=20,
+                        elem_id="words",
+                    )
+                    with gr.Row(elem_classes="row"):
+                        save = gr.Button("Keep this answer", variant="primary", size="sm", elem_id="save")
+                        cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
+                gr.HTML(KEYS)
+
+        everything = [
+            item,
+            done,
+            progress,
+            asked,
+            answers,
+            *columns,
+            *texts,
+            note,
+            controls,
+            write,
+            undo,
+            editor,
+            words,
+        ]
+        watching: dict[tuple[str, str | None], object] = {}
+
+        async def show(voter: str, comparison: Comparison | None, words_: str, undoable: str = "") -> Update:
+            """The whole page: a comparison to judge, or that there is none."""
+            candidates = comparison.candidates if comparison else ()
+            ever, today = await service.judged(voter, datetime.now(UTC) - DAY)
+            update: Update = {
+                item: comparison.id if comparison else "",
+                done: undoable,
+                progress: vote_view.progress(today, ever),
+                asked: vote_view.prompt(comparison.messages) if comparison else "",
+                answers: gr.update(visible=comparison is not None),
+                note: theme.note(words_ if comparison else f"{words_} {DONE}".strip()),
+                controls: gr.update(visible=comparison is not None),
+                write: gr.update(visible=comparison is not None),
+                undo: gr.update(visible=bool(undoable)),
+                editor: gr.update(visible=False),
+                words: "",
+            }
+            for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
+                update[column] = gr.update(visible=place < len(candidates))
+                update[text] = ""
+            return update | theme.answers(texts[: len(candidates)], [c.answer for c in candidates])
+
+        async def next_one(
+            voter: str, view: tuple[str, str | None], said: str, undoable: str = ""
+        ) -> AsyncIterator[Update]:
+            """What is next, as it grows if it is still being written."""
+            token = watching[view] = object()
+            found = await service.next_to_judge(voter)
+            words_ = f"{said} {ASK}".strip()
+            if not isinstance(found, LiveComparison):
+                yield await show(voter, found, words_ if found else said, undoable)
+                return
+            yield await show(voter, found.comparison, words_, undoable)
+            finished = asyncio.ensure_future(found.wait())
+            before: object = None
+            while not found.done:
+                await asyncio.wait({finished}, timeout=TICK)
+                if watching.get(view) is not token:
+                    return
+                shown = found.shown
+                now = [(draft.text, draft.finish_reason) for draft in shown]
+                if now != before:
+                    before = now
+                    yield theme.answers(texts[: len(shown)], shown)
+            if found.error is not None:
+                yield {note: theme.problem(found.error)}
+
+        async def arrive(request: gr.Request) -> AsyncIterator[Update]:
+            try:
+                async for update in next_one(voter_of(request), view_of(request), ""):
+                    yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
+        async def judge(comparison_id: str, judgement: Judgement, request: gr.Request) -> AsyncIterator[Update]:
+            voter, view = voter_of(request), view_of(request)
+            comparison = await service.comparison(comparison_id, voter)
+            undoable = ""
+            try:
+                receipt = await service.vote(voter, comparison_id, judgement)
+                said, undoable = vote_view.outcome(comparison, receipt), receipt.id
+            except AlreadyVoted:  # in another tab, or by a second click
+                said = "You have judged that one already."
+            except Expired:
+                said = "That one was too old."
+            async for update in next_one(voter, view, said, undoable):
+                yield update
+
+        async def rank(comparison_id: str, event: gr.EventData, request: gr.Request) -> AsyncIterator[Update]:
+            try:
+                comparison = await service.comparison(comparison_id, voter_of(request))
+                judgement = Judgement(ranking=ranking_of(comparison, event._data.get("ranks")))
+                async for update in judge(comparison_id, judgement, request):
+                    yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
+        async def dismiss(comparison_id: str, event: gr.EventData, request: gr.Request) -> AsyncIterator[Update]:
+            try:
+                verdict: Any = event._data.get("verdict")
+                async for update in judge(comparison_id, Judgement(verdict=verdict), request):
+                    yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
+        async def take_back(vote_id: str, request: gr.Request) -> Update:
+            try:
+                voter = voter_of(request)
+                watching.pop(view_of(request), None)
+                comparison = await service.withdraw(voter, vote_id)
+                return await show(voter, await service.comparison(comparison, voter), f"Undone. {ASK}")
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def keep(text: str, comparison_id: str, request: gr.Request) -> Update:
+            try:
+                voter = voter_of(request)
+                comparison = await service.comparison(comparison_id, voter)
+                await service.demonstrate(voter, comparison.messages, text)
+                thanks = theme.note("Thank you: your words are kept as an example. Now rank the others.")
+                return {editor: gr.update(visible=False), words: "", note: thanks}
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        slow: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "concurrency_id": "generation",
+            "concurrency_limit": settings.batch_rows + settings.queue_limit,
+        }
+        page.load(arrive, None, everything, **slow)
+        controls.rank(rank, item, everything, **slow)
+        controls.dismiss(dismiss, item, everything, **slow)
+        undo.click(take_back, done, everything, **quick)
+        write.click(lambda: gr.update(visible=True), None, editor, **quick)
+        cancel.click(lambda: gr.update(visible=False), None, editor, **quick)
+        save.click(keep, [words, item], [editor, words, note], **quick)
+    page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
+    return page
+
+
+def ranking_of(comparison: Comparison, ranks: Any) -> tuple[tuple[str, ...], ...]:
+    """Groups of candidate ids, best first, from {place: rank}. Raises InvalidInput where a rank is missing or wrong."""
+    ranks = ranks if isinstance(ranks, Mapping) else {}
+    groups: dict[int, list[str]] = {}
+    for candidate in comparison.candidates:
+        rank = ranks.get(str(candidate.position))
+        if type(rank) is not int or not 1 <= rank <= MAX_CANDIDATES:
+            raise InvalidInput("Give every answer a rank first: 1 is best, and equal ranks are a tie.")
+        groups.setdefault(rank, []).append(candidate.id)
+    return tuple(tuple(groups[rank]) for rank in sorted(groups))

@@ -1,0 +1,53 @@
+"""What the vote page draws as HTML: pure functions; all text is escaped here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from serve.limits import MAX_CANDIDATES
+from serve.records import Comparison, Message, VoteReceipt
+from serve.web.theme import version_name
+
+LETTERS = "ABCDEF"
+assert len(LETTERS) == MAX_CANDIDATES
+SPEAKERS = {"system": "Kept in mind", "user": "Asked", "assistant": "Answered"}
+
+
+def prompt(messages: Sequence[Message]) -> str:
+    """What was asked: the last turn in full, what came before it to unfold."""
+    *before, last = messages
+    earlier = "".join(f"<p><b>{SPEAKERS[m.role]}</b> {_lines(m.content)}</p>" for m in before)
+    fold = f"<details><summary>What came before</summary>{earlier}</details>" if earlier else ""
+    return f'<div class="asked">{fold}<p class="last">{_lines(last.content)}</p></div>'
+
+
+def ranker(place: int) -> str:
+    """The head of an answer: its letter, its rank, and the buttons that move it up and down."""
+    name = LETTERS[place]
+    return (
+        f'<div class="ranker" data-place="{place}" tabindex="0" role="group" aria-label="Answer {name}">'
+        f'<h2 class="badge">{name}</h2><output aria-live="off">not ranked</output>'
+        f'<button type="button" data-move="-1" aria-label="Answer {name}: up">▲</button>'
+        f'<button type="button" data-move="1" aria-label="Answer {name}: down">▼</button></div>'
+    )
+
+
+def progress(today: int, ever: int) -> str:
+    """How far this voter has come."""
+    if not ever:
+        return '<p class="soft">Rank a few: every one of them teaches the assistant what people here prefer.</p>'
+    return f'<p class="soft"><b>{today}</b> judged today, <b>{ever}</b> in all.</p>'
+
+
+def outcome(comparison: Comparison, receipt: VoteReceipt) -> str:
+    """Who wrote what, once it is judged."""
+    wrote = (
+        f"<b>{LETTERS[candidate.position]}</b>: {version_name(receipt.revealed[candidate.id])}"
+        for candidate in comparison.candidates
+    )
+    return "Thank you. " + " · ".join(wrote)
+
+
+def _lines(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
