@@ -14,6 +14,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture
 def voting(site: Site, person: BrowserContext) -> Page:
     """The vote page of a newcomer, with four answers to a shipped prompt."""
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))  # nobody has shared anything
     page = person.new_page()
     page.goto(site.url + "/vote")
     expect(rankers(page)).to_have_count(4)

@@ -8,9 +8,10 @@ const draw = () => {
   for (const ranker of rankers()) {
     const rank = ranking.get(ranker.dataset.place);
     const tied = rank && [...ranking.values()].filter(other => other === rank).length > 1;
-    ranker.querySelector('output').textContent = rank ? ORDINAL[rank] + (tied ? ', a tie' : '') : 'not ranked';
+    const told = ranker.querySelector('output'), words = rank ? ORDINAL[rank] + (tied ? ', a tie' : '') : 'not ranked';
+    if (told.textContent !== words) told.textContent = words;  // or the observer below would never rest
     ranker.classList.toggle('ranked', Boolean(rank));
-    ranker.setAttribute('aria-label', `Answer ${'ABCDEF'[ranker.dataset.place]}, ${ranker.querySelector('output').textContent}`);
+    ranker.setAttribute('aria-label', `Answer ${'ABCDEF'[ranker.dataset.place]}, ${words}`);
   }
   const button = document.getElementById('hand-in');
   if (button) button.disabled = rankers().some(ranker => !ranking.has(ranker.dataset.place));
@@ -45,12 +46,16 @@ document.addEventListener('keydown', event => {
 });
 
 // Another prompt: nothing is ranked yet, and the first answer can be.
-let before = '';
+let before = '', fresh = false;
 new MutationObserver(() => {
   const now = document.querySelector('#asked .asked')?.textContent ?? '';
-  if (now === before) return draw();
-  before = now;
-  ranking.clear();
+  if (now !== before) {
+    before = now;
+    fresh = true;
+    ranking.clear();
+  }
   draw();
-  if (!document.activeElement?.closest('a, #editor')) rankers()[0]?.focus({preventScroll: true});
+  if (!fresh || !rankers().length) return;
+  fresh = false;
+  if (!document.activeElement?.closest('a, #editor')) rankers()[0].focus({preventScroll: true});
 }).observe(document.documentElement, {childList: true, subtree: true});
