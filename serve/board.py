@@ -2,9 +2,9 @@
 
     board(ballots, versions, serving)  →  Board
 
-Everything is computed from standing votes: pure functions, no database. Win rates count blind evidence alone. They come
-from a Bradley–Terry model with ties (Newman 2023, JMLR 24; evalica fits it), so that a version is compared with the base
-also by way of others; intervals resample whole votes, because the pairs of one ranking are one person's one moment.
+Everything is computed from standing votes: pure functions, no database. Win rates count blind evidence alone. They
+come from a Bradley–Terry model with ties (Newman 2023, JMLR 24; evalica fits it), so that a version is compared with
+the base also by way of others; intervals resample whole votes, because the pairs of a ranking are one person's moment.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from datetime import date
 from typing import Any
 
 from serve.feedback.entries import Ballot
-from serve.feedback.statistics import Interval, agreement, win_rate, wilson
-from serve.records import BASE_VERSION, Version
-from serve.web.theme import version_name
+from serve.feedback.statistics import Interval, agreement, wilson, win_rate
+from serve.records import BASE_VERSION, Version, version_name
 
 RESAMPLES = 300
 PRIOR = 0.5

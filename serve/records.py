@@ -187,3 +187,8 @@ def without_oldest(messages: Sequence[Message], dropped: int) -> tuple[Message, 
 def prompt_text(messages: Sequence[Message]) -> str:
     """The last user turn, for lists and logs."""
     return next((m.content for m in reversed(messages) if m.role == "user"), "")
+
+
+def version_name(version: int) -> str:
+    """What people call a version: `version 3`, `version 0 (base)`."""
+    return "version 0 (base)" if version == BASE_VERSION else f"version {version}"

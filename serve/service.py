@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from serve.board import Board, board
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, Unavailable
 from serve.feedback import exchange
@@ -99,6 +100,8 @@ class Service:
         self._live: dict[str, LiveComparison] = {}
         self._writing: dict[LiveAnswers, str] = {}  # → whose it is
         self._switching = threading.Lock()
+        self._board_lock = threading.Lock()
+        self._board: tuple[object, Board] | None = None  # with the state of the record that it is of
         self._latest: object = None
         """Stands for the promotion or rollback that was asked for last."""
         self._closed = False
@@ -471,6 +474,10 @@ class Service:
 
     # ---- versions
 
+    async def board(self) -> Board:
+        """What votes say of versions; computed anew where there is a vote or a version since."""
+        return await asyncio.to_thread(self._judge_versions)
+
     @property
     def serving(self) -> int:
         """The version that serves by the record, which is the truth; the engine follows it."""
@@ -643,6 +650,13 @@ class Service:
             self.store.create_answer(voter, prompt, r.version, r.seed, sampling, dropped=dropped) for r in requests
         ]
         return prompt, [answer.id for answer in answers]
+
+    def _judge_versions(self) -> Board:
+        with self._board_lock:
+            state = self.store.votes_state()
+            if self._board is None or self._board[0] != state:
+                self._board = (state, board(self.store.ballots(), self.store.versions(), self.store.serving()))
+            return self._board[1]
 
     def _forget(self, voter: str) -> None:
         self.store.forget(voter)

@@ -17,7 +17,8 @@ NOW = datetime(2026, 11, 29, tzinfo=UTC)
 
 def ballot(
     number: int, versions: tuple[int, ...], groups: tuple[tuple[int, ...], ...] | None, *, voter: str = "anna",
-    texts: tuple[str, ...] = ("long enough", "short", "third", "fourth"), evidence: bool = True, pair: int | None = None,
+    texts: tuple[str, ...] = ("long enough", "short", "third", "fourth"), evidence: bool = True,
+    pair: int | None = None,
 ) -> Ballot:  # fmt: skip
     """A vote on answers of these versions; `groups` holds their places, best first."""
     answers = tuple(

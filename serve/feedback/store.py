@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from serve.feedback.ballots import Ballots
+from serve.feedback.ballots import Ballots, ballots
 from serve.feedback.comparisons import Comparisons
 from serve.feedback.conversations import Source
 from serve.feedback.database import stamp, utc_now
@@ -57,6 +57,20 @@ __all__ = [
 
 class Store(Comparisons, Voters, Ballots, Runs, Versions):
     """Who asked, what was answered, how people voted, what was learned. Thread-safe; calls return after the commit."""
+
+    def ballots(self) -> list[Ballot]:
+        """Every standing ranking, tie and both_bad, the oldest first."""
+        with self.reading() as db:
+            return list(ballots(db))
+
+    def votes_state(self) -> tuple[int, int, int, int]:
+        """Changes with what the board is made of: votes, withdrawn and forgotten ones, versions, and what serves."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT coalesce(max(rowid), 0), count(*), (SELECT count(*) FROM versions),"
+                " (SELECT number FROM versions WHERE status = 'serving') FROM votes"
+            ).fetchone()
+        return row[0], row[1], row[2], row[3]
 
     def snapshot(self, run_id: int, target: Path) -> SnapshotCounts:
         """Write what this run may learn from to `target`, and note the votes that it learns from as the run's.

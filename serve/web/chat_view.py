@@ -6,8 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from serve.records import Comparison, VoteReceipt
-from serve.web import theme
+from serve.records import Comparison, VoteReceipt, version_name
 from serve.web.talks import Scene
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt) -> str
         "both_bad": "Neither was good enough.",
         "skip": f"Skipped. The talk goes on with {went_on}.",
     }[choice]
-    wrote = " · ".join(f"<b>{name}</b>: {theme.version_name(receipt.revealed[key])}" for key, name in names.items())
+    wrote = " · ".join(f"<b>{name}</b>: {version_name(receipt.revealed[key])}" for key, name in names.items())
     return f"{said} {wrote}"
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import gradio as gr
 
 from serve.errors import HustingsError, InvalidInput
-from serve.records import STAGES, Message, Stage
+from serve.records import STAGES, Message, Stage, version_name
 from serve.service import Service, Training
 from serve.settings import Settings
+from serve.web import board_view, theme
 from serve.web import operator_view as view
-from serve.web import theme
 
 Update = dict[Any, Any]
 """Component → what becomes of it."""
@@ -72,6 +72,16 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             )
             note = gr.HTML(elem_id="note")
             summary = gr.HTML(elem_id="summary")
+
+            gr.HTML(
+                '<h2 class="section">Is it getting better?'
+                "<small>By blind votes: nobody knew who wrote what.</small></h2>"
+            )
+            glance = gr.HTML(elem_id="glance")
+            rates = gr.HTML(elem_id="rates")
+            figures = gr.Plot(show_label=False, container=False, elem_id="figures", visible=False)
+            gr.HTML('<h2 class="section">Can it be trusted?</h2>')
+            trust = gr.HTML(elem_id="trust")
 
             gr.HTML('<h2 class="section">Training</h2>')
             with gr.Column(elem_id="training"):
@@ -129,7 +139,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                         )
         clock = gr.Timer(REFRESH)
 
-        shown = [seen, summary, live, start, cancel, rollback, versions, runs, which, left, right, note]
+        board = [glance, rates, figures, trust]
+        shown = [seen, summary, live, start, cancel, rollback, versions, runs, which, left, right, note, *board]
 
         def show(state: view.State) -> Update:
             return {
@@ -143,14 +154,25 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 runs: view.runs(state),
             }
 
+        async def judged(state: view.State) -> Update:
+            """What votes say of versions: drawn when one of them is new."""
+            found = await service.board()
+            drawn = board_view.figures(found)
+            return {
+                glance: board_view.glance(found),
+                rates: board_view.rates(found, state.versions),
+                figures: gr.update(value=drawn, visible=drawn is not None),
+                trust: board_view.trust(found, state.runs),
+            }
+
         async def arrive(request: gr.Request) -> Update:
             _operators_only(request)
             state = await look()
-            return show(state) | _choices(state)
+            return show(state) | _choices(state) | await judged(state)
 
         def _choices(state: view.State) -> Update:
             """What can be picked: told again only when there is more of it, so that nothing picked is lost."""
-            names = [(theme.version_name(v.number), v.number) for v in state.versions]
+            names = [(version_name(v.number), v.number) for v in state.versions]
             charted = [(f"Run {run.id}", run.id) for run in state.runs if run.metrics]
             return {
                 which: gr.update(choices=charted, value=charted[0][1] if charted else None, visible=bool(charted)),
@@ -163,9 +185,10 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             state = await look()
             if view.signature(state) == before:
                 return {seen: gr.skip()}
+            update = show(state) | await judged(state)
             if view.choices(state) != view.choices_in(before):
-                return show(state) | _choices(state)
-            return show(state) | await drawn(run)
+                return update | _choices(state)
+            return update | await drawn(run)
 
         async def draw(run: int | None, request: gr.Request) -> Update:
             _operators_only(request)
@@ -212,7 +235,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             async def switch() -> str:
                 await service.promote(version, who=WHO, why="promoted by hand")
-                return f"{theme.version_name(version).capitalize()} serves from the next answer on."
+                return f"{version_name(version).capitalize()} serves from the next answer on."
 
             return await act(switch())
 
@@ -221,7 +244,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             async def switch() -> str:
                 version = await service.rollback(who=WHO, why="rolled back by hand")
-                return f"Rolled back: {theme.version_name(version)} serves from the next answer on."
+                return f"Rolled back: {version_name(version)} serves from the next answer on."
 
             return await act(switch())
 
@@ -244,7 +267,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             try:
                 first: Update = {sides: gr.update(visible=True), note: ""}
                 for head, number in zip(heads, (one, other), strict=True):
-                    first[head] = f'<span class="pill">{theme.version_name(int(number))}</span>'
+                    first[head] = f'<span class="pill">{version_name(int(number))}</span>'
                 yield first | theme.answers(panes, writing.drafts)
                 while not writing.done:
                     await asyncio.wait({done}, timeout=TICK)
@@ -287,4 +310,4 @@ def _operators_only(request: gr.Request) -> None:
 def _rollback_button(state: view.State) -> Any:
     if state.previous is None:
         return gr.update(value="Nothing to roll back to", interactive=False)
-    return gr.update(value=f"Roll back to {theme.version_name(state.previous)}", interactive=True)
+    return gr.update(value=f"Roll back to {version_name(state.previous)}", interactive=True)

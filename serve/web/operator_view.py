@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from serve.records import Due, Run, Version
-from serve.web.theme import version_name, when
+from serve.records import Due, Run, Version, version_name
+from serve.web.theme import when
 
 if TYPE_CHECKING:
     from serve.feedback.entries import MetricPoint, Promotion
@@ -138,7 +138,7 @@ def versions(state: State) -> str:
             f"<td>{'–' if version.parent is None else version_name(version.parent).capitalize()}</td>"
             f'<td>{when(version.created)}</td><td class="act">{action}</td></tr>'
         )
-    return _table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", ""), rows)
+    return table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", ""), rows)
 
 
 def runs(state: State) -> str:
@@ -153,7 +153,7 @@ def runs(state: State) -> str:
             f"<td>{'–' if took is None else _span(took)}</td><td>{TRIGGERS[run.trigger]}</td>"
             f'<td class="words">{_outcome(run)}</td></tr>'
         )
-    return _table(("Run", "Status", "Started", "Took", "Started by", "Outcome"), rows)
+    return table(("Run", "Status", "Started", "Took", "Started by", "Outcome"), rows)
 
 
 def curves(points: Sequence[MetricPoint]) -> go.Figure | None:
@@ -243,7 +243,8 @@ def _bar(share: float) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+def table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    """Rows of HTML under their heads."""
     head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
     return f'<div class="list"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 

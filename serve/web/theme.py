@@ -166,8 +166,3 @@ def when(moment: datetime | None) -> str:
     if moment is None:
         return "–"
     return f'<time datetime="{moment.isoformat()}">{moment:%Y-%m-%d %H:%M} UTC</time>'
-
-
-def version_name(version: int) -> str:
-    """What people call a version: `version 3`, `version 0 (base)`."""
-    return "version 0 (base)" if version == 0 else f"version {version}"

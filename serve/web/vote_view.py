@@ -6,8 +6,7 @@ import html
 from collections.abc import Sequence
 
 from serve.limits import MAX_CANDIDATES
-from serve.records import Comparison, Message, VoteReceipt
-from serve.web.theme import version_name
+from serve.records import Comparison, Message, VoteReceipt, version_name
 
 LETTERS = "ABCDEF"
 assert len(LETTERS) == MAX_CANDIDATES

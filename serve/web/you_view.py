@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from serve.web.theme import version_name, when
+from serve.records import version_name
+from serve.web.theme import when
 
 EXCERPT = 90
 """Characters of a prompt."""
