@@ -30,6 +30,8 @@ TABLES = {
     "run_votes",
     "versions",
     "promotions",
+    "exclusions",
+    "deeds",
 }
 
 

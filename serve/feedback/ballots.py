@@ -30,7 +30,7 @@ BALLOTS = """
 SELECT votes.sequence, votes.id AS vote_id, votes.voter_id, verdict, ranking, strength, votes.evidence, votes.source,
     votes.created, prompt_id, candidates.id AS candidate_id, position, shown_text, shown_token_ids,
     answers.id AS answer_id, dropped, text, token_ids, version, finish_reason, max_tokens, temperature
-FROM standing_votes AS votes
+FROM counted_votes AS votes
 JOIN candidates USING (comparison_id)
 JOIN answers ON answers.id = answer_id
 WHERE verdict <> 'skip'
@@ -39,7 +39,7 @@ ORDER BY votes.sequence, position
 
 
 def ballots(db: sqlite3.Connection) -> Iterator[Ballot]:
-    """Every standing ranking, tie and both_bad, the oldest first."""
+    """Every standing ranking, tie and both_bad that is not excluded, the oldest first."""
     prompts: dict[str, tuple[Message, ...]] = {}
     for _, group in itertools.groupby(db.execute(BALLOTS), key=lambda row: row["sequence"]):
         rows = list(group)

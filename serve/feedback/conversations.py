@@ -209,9 +209,9 @@ def reply(db: sqlite3.Connection, conversation_id: str, prompt_id: str, answer_i
     return insert_message(db, conversation_id, prompt_id, Message("assistant", text), answer_id, now)
 
 
-def _like(search: str) -> str:
+def like(search: str) -> str:
     """A pattern for LIKE of what holds these very characters."""
-    return "%" + re.sub(r"([\\%_])", r"\\\1", search) + "%"
+    return "%" + re.sub(r"([\\%_])", r"\\\1", search.strip()) + "%"
 
 
 def move_leaf(db: sqlite3.Connection, conversation_id: str, message_id: str, now: str) -> None:
@@ -326,7 +326,7 @@ class Conversations(Database):
     def conversations(self, voter_id: str, search: str = "", limit: int = 50) -> list[ConversationSummary]:
         """The voter's conversations, the latest first; of a search, those whose title or words hold it."""
         with self.reading() as db:
-            rows = db.execute(TALKS, {"voter": voter_id, "search": _like(search.strip()), "limit": limit}).fetchall()
+            rows = db.execute(TALKS, {"voter": voter_id, "search": like(search), "limit": limit}).fetchall()
         return [ConversationSummary(row["id"], row["title"], moment(row["updated"]), row["votes"]) for row in rows]
 
     def shipped_asked(self, voter_id: str) -> set[str]:

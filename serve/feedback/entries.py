@@ -165,6 +165,30 @@ class Promotion:
 
 
 @dataclass(frozen=True)
+class Exclusion:
+    """A vote, or all votes of a voter, that an operator flagged or excluded."""
+
+    id: str
+    kind: str
+    """`flag` or `exclude`."""
+    voter: str | None
+    """A pseudonym."""
+    vote: str | None
+    reason: str
+    who: str
+    created: datetime
+
+
+@dataclass(frozen=True)
+class Deed:
+    """One line of the log."""
+
+    who: str
+    what: str
+    created: datetime
+
+
+@dataclass(frozen=True)
 class HeadToHead:
     """Blind judgements between two versions."""
 

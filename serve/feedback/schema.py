@@ -8,6 +8,7 @@ voters ─┬─ voter_numbers (pseudonyms)
 runs ─┬─ run_metrics
       ├─ run_votes (which votes a run learned from)
       └─ versions ── promotions (who moved the pointer, and why)
+exclusions (votes and voters that do not count) · deeds (who did what)
 
 Deleting a voter takes along all that the voter gave and what others said about it; a run keeps its number of votes.
 Times are RFC 3339 in UTC with microseconds, so that they sort as text. Lists are JSON.
@@ -264,6 +265,47 @@ INSERT INTO voter_numbers (voter_id) SELECT id FROM voters ORDER BY created, id
 def m004_consent_and_numbers(db: Database) -> None:
     """What voters agreed to, and a pseudonym for each that lasts."""
     for statement in VOTERS.split(";\n"):
+        db.execute(statement)
+
+
+OVERSIGHT = """
+CREATE TABLE exclusions (
+    id TEXT PRIMARY KEY,
+    voter_id TEXT REFERENCES voters(id) ON DELETE CASCADE,
+    vote_id TEXT REFERENCES votes(id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('flag', 'exclude')),
+    reason TEXT NOT NULL,
+    who TEXT NOT NULL,
+    created TEXT NOT NULL,
+    lifted TEXT,
+    CHECK ((voter_id IS NULL) <> (vote_id IS NULL))
+) STRICT;
+CREATE INDEX exclusions_by_voter ON exclusions(voter_id);
+CREATE INDEX exclusions_by_vote ON exclusions(vote_id);
+
+CREATE TABLE deeds (
+    id INTEGER PRIMARY KEY,
+    who TEXT NOT NULL,
+    what TEXT NOT NULL,
+    created TEXT NOT NULL
+) STRICT;
+
+ALTER TABLE versions ADD COLUMN note TEXT;
+
+CREATE VIEW excluded_votes AS
+SELECT votes.id FROM votes JOIN exclusions ON exclusions.vote_id = votes.id OR exclusions.voter_id = votes.voter_id
+WHERE kind = 'exclude' AND lifted IS NULL GROUP BY votes.id;
+
+DROP VIEW training_votes;
+CREATE VIEW counted_votes AS SELECT * FROM standing_votes WHERE id NOT IN (SELECT id FROM excluded_votes);
+CREATE VIEW training_votes AS SELECT * FROM counted_votes WHERE verdict IN ('ranking', 'tie')
+"""
+
+
+@migrations()
+def m005_oversight(db: Database) -> None:
+    """Votes that do not count, notes on versions, and a log of who did what."""
+    for statement in OVERSIGHT.split(";\n"):
         db.execute(statement)
 
 

@@ -1,5 +1,5 @@
 """The record's one door. `Store` is a file (database.py), what it keeps (conversations, comparisons, votes, voters,
-ballots, runs, versions), and the snapshot for a run. All SQL lives in this package.
+ballots, runs, versions, oversight), and the snapshot for a run. All SQL lives in this package.
 
     store = Store.open(DataFolder(Path("feedback.db")))
     prompt = store.record_prompt("anna", [Message("user", "Why is the sea blue?")])
@@ -30,6 +30,7 @@ from serve.feedback.entries import (
     PromptRef,
     SnapshotCounts,
 )
+from serve.feedback.oversight import Oversight
 from serve.feedback.runs import Runs
 from serve.feedback.snapshot import write_snapshot
 from serve.feedback.versions import Versions
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 
-class Store(Comparisons, Voters, Ballots, Runs, Versions):
+class Store(Comparisons, Voters, Ballots, Runs, Versions, Oversight):
     """Who asked, what was answered, how people voted, what was learned. Thread-safe; calls return after the commit."""
 
     def ballots(self) -> list[Ballot]:
@@ -63,14 +64,15 @@ class Store(Comparisons, Voters, Ballots, Runs, Versions):
         with self.reading() as db:
             return list(ballots(db))
 
-    def votes_state(self) -> tuple[int, int, int, int]:
-        """Changes with what the board is made of: votes, withdrawn and forgotten ones, versions, and what serves."""
+    def votes_state(self) -> tuple[int, ...]:
+        """Changes with what the board is made of: votes, also excluded or forgotten ones, versions, and what serves."""
         with self.reading() as db:
             row = db.execute(
                 "SELECT coalesce(max(rowid), 0), count(*), (SELECT count(*) FROM versions),"
-                " (SELECT number FROM versions WHERE status = 'serving') FROM votes"
+                " (SELECT number FROM versions WHERE status = 'serving'), (SELECT count(*) FROM excluded_votes)"
+                " FROM votes"
             ).fetchone()
-        return row[0], row[1], row[2], row[3]
+        return tuple(map(int, row))
 
     def snapshot(self, run_id: int, target: Path) -> SnapshotCounts:
         """Write what this run may learn from to `target`, and note the votes that it learns from as the run's.

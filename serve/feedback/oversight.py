@@ -1,0 +1,237 @@
+"""What operators keep an eye on: votes found again, votes that do not count, and a log of who did what."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from serve.errors import Conflict, InvalidInput, NotFound
+from serve.feedback.ballots import pseudonyms
+from serve.feedback.conversations import like, new_id
+from serve.feedback.database import Database, moment, storable
+from serve.feedback.entries import Deed, Exclusion
+
+Kind = Literal["flag", "exclude"]
+KINDS: tuple[Kind, ...] = ("flag", "exclude")
+LONGEST_NOTE = 2000
+PAGE = 50
+"""Votes found at a time."""
+
+FOUND = """
+SELECT standing_votes.*, messages.content AS prompt, number,
+    EXISTS (SELECT 1 FROM excluded_votes WHERE excluded_votes.id = standing_votes.id) AS excluded,
+    EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL AND kind = 'flag'
+        AND (vote_id = standing_votes.id OR exclusions.voter_id = standing_votes.voter_id)) AS flagged
+FROM standing_votes
+JOIN comparisons ON comparisons.id = comparison_id
+JOIN messages ON messages.id = prompt_id
+JOIN voter_numbers ON voter_numbers.voter_id = standing_votes.voter_id
+WHERE sequence < :before
+    AND (:voter IS NULL OR number = :voter)
+    AND (:verdict IS NULL OR verdict = :verdict)
+    AND (:evidence IS NULL OR standing_votes.evidence = :evidence)
+    AND (:since IS NULL OR standing_votes.created >= :since)
+    AND (:until IS NULL OR standing_votes.created < :until)
+    AND (:version IS NULL OR EXISTS (
+        SELECT 1 FROM candidates JOIN answers ON answers.id = answer_id
+        WHERE candidates.comparison_id = standing_votes.comparison_id AND version = :version))
+    AND (:search = '%%' OR prompt LIKE :search ESCAPE '\\' OR EXISTS (
+        SELECT 1 FROM candidates JOIN answers ON answers.id = answer_id
+        WHERE candidates.comparison_id = standing_votes.comparison_id AND text LIKE :search ESCAPE '\\'))
+    AND (NOT :left_out OR EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL
+        AND (vote_id = standing_votes.id OR exclusions.voter_id = standing_votes.voter_id)))
+ORDER BY sequence DESC LIMIT :limit
+"""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which votes to find; None asks for nothing."""
+
+    voter: int | None = None
+    """A pseudonym's number."""
+    version: int | None = None
+    verdict: str | None = None
+    evidence: bool | None = None
+    text: str = ""
+    since: str | None = None
+    """RFC 3339 in UTC, as it is stored; also a mere date."""
+    until: str | None = None
+    left_out: bool = False
+    """Only what is flagged or excluded."""
+
+
+class Oversight(Database):
+    """Browsing, leaving out, and the log."""
+
+    def find_votes(
+        self, search: Search, *, before: int | None = None, limit: int = PAGE
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Standing votes, newest first, and where the next page begins; voters by their pseudonyms."""
+        with self.reading() as db:
+            rows = db.execute(
+                FOUND,
+                {
+                    **vars(search),
+                    "search": like(search.text),
+                    "before": 2**62 if before is None else before,
+                    "limit": limit + 1,
+                },
+            ).fetchall()
+            found = [
+                {
+                    "id": row["id"],
+                    "voter": f"voter-{row['number']}",
+                    "verdict": row["verdict"],
+                    "ranking": row["ranking"] and json.loads(row["ranking"]),
+                    "strength": row["strength"],
+                    "reasons": json.loads(row["reasons"]),
+                    "evidence": bool(row["evidence"]),
+                    "source": row["source"],
+                    "created": row["created"],
+                    "prompt": row["prompt"],
+                    "answers": _answers(db, row["comparison_id"]),
+                    "excluded": bool(row["excluded"]),
+                    "flagged": bool(row["flagged"]),
+                }
+                for row in rows[:limit]
+            ]
+        return found, rows[limit - 1]["sequence"] if len(rows) > limit else None
+
+    def leave_out(
+        self, *, voter: str | None = None, vote: str | None = None, kind: Kind, reason: str, who: str
+    ) -> Exclusion:
+        """Flag or exclude a vote by its id, or all votes of a voter by the pseudonym. A reason must be given.
+
+        What is excluded is not learned from, counts in no win rate and in no export; what is flagged does, and is
+        marked. Raises InvalidInput, NotFound, Conflict where that is so already.
+        """
+        if kind not in KINDS or (voter is None) == (vote is None):
+            raise InvalidInput("name either a voter or a vote, and whether to flag or to exclude")
+        reason = _note("the reason", reason)
+
+        def work(db: sqlite3.Connection) -> Exclusion:
+            voter_id = None if voter is None else _voter_id(db, voter)
+            if vote is not None and not db.execute("SELECT 1 FROM votes WHERE id = ?", (vote,)).fetchone():
+                raise NotFound("there is no such vote")
+            if db.execute(
+                "SELECT 1 FROM exclusions WHERE lifted IS NULL AND kind = ? AND vote_id IS ? AND voter_id IS ?",
+                (kind, vote, voter_id),
+            ).fetchone():
+                raise Conflict("that is so already; lift it first")
+            key = new_id()
+            db.execute(
+                "INSERT INTO exclusions (id, voter_id, vote_id, kind, reason, who, created)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key, voter_id, vote, kind, reason, who, self._now()),
+            )
+            return next(e for e in _exclusions(db) if e.id == key)
+
+        return self.writing(work)
+
+    def lift(self, exclusion_id: str) -> Exclusion:
+        """Let it count again. Raises NotFound."""
+
+        def work(db: sqlite3.Connection) -> Exclusion:
+            standing = next((e for e in _exclusions(db) if e.id == exclusion_id), None)
+            if standing is None:
+                raise NotFound("there is no such flag or exclusion")
+            db.execute("UPDATE exclusions SET lifted = ? WHERE id = ?", (self._now(), exclusion_id))
+            return standing
+
+        return self.writing(work)
+
+    def exclusions(self) -> list[Exclusion]:
+        """Those that hold, newest first."""
+        with self.reading() as db:
+            return _exclusions(db)
+
+    def touched(self) -> dict[int, int]:
+        """Version → how many votes it learned from that are excluded now."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT version, count(*) AS votes FROM runs JOIN run_votes ON run_id = runs.id"
+                " JOIN excluded_votes ON excluded_votes.id = vote_id WHERE version IS NOT NULL GROUP BY version"
+            )
+            return {row["version"]: row["votes"] for row in rows}
+
+    def note_version(self, number: int, note: str) -> None:
+        """Write something beside a version; an empty text takes it away. Raises NotFound, InvalidInput."""
+        note = note.strip() and _note("the note", note)
+
+        def work(db: sqlite3.Connection) -> None:
+            if not db.execute("UPDATE versions SET note = ? WHERE number = ?", (note or None, number)).rowcount:
+                raise NotFound(f"there is no version {number}")
+
+        self.writing(work)
+
+    def version_notes(self) -> dict[int, str]:
+        """What stands beside versions."""
+        with self.reading() as db:
+            rows = db.execute("SELECT number, note FROM versions WHERE note IS NOT NULL")
+            return {row["number"]: row["note"] for row in rows}
+
+    def log_deed(self, who: str, what: str) -> None:
+        """Append to the log of who did what."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO deeds (who, what, created) VALUES (?, ?, ?)", (who, what, self._now()))
+
+        self.writing(work)
+
+    def deeds(self, limit: int = 200) -> list[Deed]:
+        """The log, newest first: promotions and all else."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT who, what, created FROM deeds"
+                " UNION ALL SELECT who, CASE rolled_back WHEN 1 THEN 'rolled back from version ' ELSE 'promoted over"
+                " version ' END || from_version || ': version ' || to_version || ' serves (' || why || ')', created"
+                " FROM promotions ORDER BY created DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [Deed(row["who"], row["what"], moment(row["created"])) for row in rows]
+
+
+def _answers(db: sqlite3.Connection, comparison_id: str) -> list[dict[str, Any]]:
+    rows = db.execute(
+        "SELECT candidates.id, version, coalesce(shown_text, text) AS text FROM candidates"
+        " JOIN answers ON answers.id = answer_id WHERE comparison_id = ? ORDER BY position",
+        (comparison_id,),
+    )
+    return [dict(row) for row in rows]
+
+
+def _exclusions(db: sqlite3.Connection) -> list[Exclusion]:
+    names = pseudonyms(db)
+    rows: Sequence[sqlite3.Row] = db.execute(
+        "SELECT * FROM exclusions WHERE lifted IS NULL ORDER BY rowid DESC"
+    ).fetchall()
+    return [
+        Exclusion(
+            row["id"],
+            row["kind"],
+            names.get(row["voter_id"]) if row["voter_id"] else None,
+            row["vote_id"],
+            row["reason"],
+            row["who"],
+            moment(row["created"]),
+        )
+        for row in rows
+    ]
+
+
+def _voter_id(db: sqlite3.Connection, pseudonym: str) -> str:
+    found = next((voter_id for voter_id, name in pseudonyms(db).items() if name == pseudonym), None)
+    if found is None:
+        raise NotFound(f"there is no voter called {pseudonym}")
+    return found
+
+
+def _note(what: str, text: str) -> str:
+    text = storable(what, text).strip()
+    if not 1 <= len(text) <= LONGEST_NOTE:
+        raise InvalidInput(f"{what} has 1 to {LONGEST_NOTE} characters, not {len(text)}")
+    return text

@@ -1,0 +1,115 @@
+"""Votes found again, votes that do not count, notes, and the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serve.errors import Conflict, InvalidInput, NotFound
+from serve.feedback.oversight import Search
+from serve.feedback.store import Store
+from tests.scenes import add_versions, compare, prefer, say
+
+
+def found(store: Store, **search: object) -> list[str]:
+    """The prompts of the votes that are found."""
+    return [row["prompt"] for row in store.find_votes(Search(**search))[0]]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def votes(store: Store) -> list[str]:
+    """Three votes by two voters; the last compares versions 1 and 0."""
+    add_versions(store, 1)
+    return [
+        prefer(store, compare(store, prompt="Why is the sea blue?"), 0).id,
+        say(store, compare(store, "ben", "100% of what?"), "tie").id,
+        prefer(store, compare(store, "ben", "And the sky?", versions=(1, 0)), 1).id,
+    ]
+
+
+def test_votes_are_found_by_what_is_known_of_them(store: Store, votes: list[str]) -> None:
+    assert found(store) == ["And the sky?", "100% of what?", "Why is the sea blue?"]
+    assert found(store, voter=2) == ["And the sky?", "100% of what?"]
+    assert found(store, version=1) == ["And the sky?"]
+    assert found(store, verdict="tie") == found(store, text="0% OF") == ["100% of what?"]
+    assert len(found(store, text="Light.")) == 3, "what was answered counts, too"
+    assert found(store, evidence=False) == found(store, until="2026") == found(store, left_out=True) == []
+    assert len(found(store, since="2026-07-04")) == 3
+    first, before = store.find_votes(Search(), limit=2)
+    rest, end = store.find_votes(Search(), before=before, limit=2)
+    assert [row["id"] for row in (*first, *rest)] == votes[::-1] and end is None
+    assert first[0]["voter"] == "voter-2" and [a["version"] for a in first[0]["answers"]] == [1, 0]
+
+
+def test_what_is_excluded_teaches_nothing_and_counts_nowhere_until_it_is_lifted(
+    store: Store, votes: list[str], tmp_path: Path
+) -> None:
+    run = store.create_run("votes", ["reward", "ppo"], {})
+    store.snapshot(run.id, tmp_path / "before.db")
+    version = store.add_version(run=run.id, parent=0, status="staged", report={}, sha256="00")
+    store.update_run(run.id, status="succeeded", version=version.number)
+    assert store.head_to_head(1, 0).losses == 1
+
+    out = store.leave_out(voter="voter-2", kind="exclude", reason="votes at random", who="ada")
+    assert (out.voter, out.vote, out.reason, out.who) == ("voter-2", None, "votes at random", "ada")
+    assert store.standing_votes() == 1 and store.head_to_head(1, 0).losses == 0
+    assert [ballot.vote_id for ballot in store.ballots()] == votes[:1]
+    assert store.touched() == {version.number: 2}
+    assert [row["excluded"] for row in store.find_votes(Search())[0]] == [True, True, False]
+    assert len(store.me("ben")["votes"]) == 2, "they still see what they gave"
+    assert found(store, left_out=True) == ["And the sky?", "100% of what?"]
+
+    store.lift(out.id)
+    assert store.standing_votes() == 3 and store.touched() == {} and store.exclusions() == []
+    store.leave_out(vote=votes[0], kind="exclude", reason="a slip", who="ada")
+    assert store.standing_votes() == 2
+
+
+def test_a_flag_marks_and_changes_nothing(store: Store, votes: list[str]) -> None:
+    store.leave_out(vote=votes[2], kind="flag", reason="look again", who="ada")
+    assert store.standing_votes() == 3
+    assert [row["flagged"] for row in store.find_votes(Search())[0]] == [True, False, False]
+
+
+def test_leaving_out_needs_one_thing_that_exists_and_a_reason(store: Store, votes: list[str]) -> None:
+    for wrong in ({}, {"voter": "voter-1", "vote": votes[0]}, {"vote": votes[0], "reason": " "}):
+        with pytest.raises(InvalidInput):
+            store.leave_out(**{"kind": "exclude", "reason": "so", "who": "ada", **wrong})  # type: ignore[arg-type]
+    for unknown in ({"voter": "voter-9"}, {"vote": "none"}):
+        with pytest.raises(NotFound):
+            store.leave_out(kind="exclude", reason="so", who="ada", **unknown)
+    store.leave_out(vote=votes[0], kind="exclude", reason="so", who="ada")
+    with pytest.raises(Conflict, match="already"):
+        store.leave_out(vote=votes[0], kind="exclude", reason="so", who="ada")
+    with pytest.raises(NotFound):
+        store.lift("none")
+
+
+def test_a_forgotten_voter_takes_exclusions_along(store: Store, votes: list[str]) -> None:
+    store.leave_out(voter="voter-2", kind="exclude", reason="so", who="ada")
+    store.leave_out(vote=votes[1], kind="flag", reason="so", who="ada")
+    store.forget("ben")
+    assert store.exclusions() == []
+
+
+def test_versions_have_notes(store: Store) -> None:
+    add_versions(store, 1)
+    store.note_version(1, "kinder, but longer")
+    assert store.version_notes() == {1: "kinder, but longer"}
+    store.note_version(1, " ")
+    assert store.version_notes() == {}
+    with pytest.raises(NotFound):
+        store.note_version(9, "?")
+    with pytest.raises(InvalidInput):
+        store.note_version(1, "x" * 3000)
+
+
+def test_the_log_tells_who_did_what_promotions_too(store: Store) -> None:
+    add_versions(store, 1)
+    store.log_deed("operator page", "started run 1")
+    store.set_serving(1, who="scheduler", why="it passed the gate")
+    assert [(deed.who, deed.what) for deed in store.deeds()] == [
+        ("scheduler", "promoted over version 0: version 1 serves (it passed the gate)"),
+        ("operator page", "started run 1"),
+    ]
