@@ -164,6 +164,18 @@ class Due:
 
 
 @dataclass(frozen=True)
+class SettingInfo:
+    """A setting of a run, in words."""
+
+    name: str
+    """Dotted, such as `ppo.clip`."""
+    default: Any
+    low: float | None
+    high: float | None
+    words: str
+
+
+@dataclass(frozen=True)
 class Version:
     """An immutable, numbered policy."""
 

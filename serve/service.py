@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import threading
@@ -14,23 +15,26 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve.board import Board, board
 from serve.engine import CandidateRequest, Engine, Generation
-from serve.errors import Conflict, Forbidden, HustingsError, Unavailable
+from serve.errors import Conflict, Forbidden, HustingsError, NotFound, Unavailable
 from serve.feedback import exchange
 from serve.feedback.database import stamp
 from serve.feedback.entries import (
     Consent,
     ConversationSummary,
     ConversationTurn,
+    Exclusion,
     ImportCounts,
     MetricPoint,
     NewCandidate,
     Promotion,
     PromptRef,
 )
+from serve.feedback.oversight import Kind, Search
 from serve.feedback.snapshot import shipped_prompts
 from serve.feedback.store import Store
 from serve.limits import SamplingRequest, check_count, check_messages, check_number, check_seed, check_text, fill_in
 from serve.live import Draft, LiveAnswers, LiveComparison
+from serve.policy.model_card import archive
 from serve.records import (
     BASE_VERSION,
     Comparison,
@@ -40,6 +44,7 @@ from serve.records import (
     Message,
     Run,
     Sampling,
+    SettingInfo,
     Stage,
     Version,
     Vote,
@@ -75,6 +80,9 @@ class Training(Protocol):
 
     def due(self) -> Due:
         """How far the next run is."""
+
+    def settings(self) -> list[SettingInfo]:
+        """What a run can be told, with bounds, in words."""
 
 
 class Service:
@@ -472,6 +480,72 @@ class Service:
         """The comparison that this voter judged where a conversation stands."""
         return await asyncio.to_thread(self.store.judged_last, voter, conversation_id)
 
+    # ---- what operators keep an eye on
+
+    async def find_votes(self, search: Search, *, before: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
+        """A page of standing votes, newest first, and where the next one begins."""
+        return await asyncio.to_thread(self.store.find_votes, search, before=before)
+
+    async def leave_out(
+        self, *, voter: str | None = None, vote: str | None = None, kind: Kind, reason: str, who: str
+    ) -> Exclusion:
+        """Flag or exclude a vote or a voter. Raises InvalidInput, NotFound, Conflict."""
+
+        def work() -> Exclusion:
+            made = self.store.leave_out(voter=voter, vote=vote, kind=kind, reason=reason, who=who)
+            self.store.log_deed(who, f"{'excluded' if kind == 'exclude' else 'flagged'} {_whom(made)}: {made.reason}")
+            return made
+
+        return await asyncio.to_thread(work)
+
+    async def lift(self, exclusion_id: str, *, who: str) -> None:
+        """Let what was flagged or excluded count again. Raises NotFound."""
+
+        def work() -> None:
+            made = self.store.lift(exclusion_id)
+            self.store.log_deed(who, f"lifted the {'exclusion' if made.kind == 'exclude' else 'flag'} of {_whom(made)}")
+
+        await asyncio.to_thread(work)
+
+    async def note_version(self, number: int, note: str, *, who: str) -> None:
+        """Write something beside a version. Raises NotFound, InvalidInput."""
+
+        def work() -> None:
+            self.store.note_version(number, note)
+            self.store.log_deed(who, f"noted of version {number}: {note.strip() or 'nothing any more'}")
+
+        await asyncio.to_thread(work)
+
+    async def adapter(self, number: int) -> bytes:
+        """A published version as a zip file: PEFT's files, the manifest and a card. Raises NotFound, AdapterError."""
+
+        def work() -> bytes:
+            version, folder = self.store.version(number), self._verify(number)
+            if folder is None:
+                raise NotFound("the base has no adapter; every version is one on top of it")
+            return archive(folder, version, self.store.votes_of(number))
+
+        return await asyncio.to_thread(work)
+
+    async def run_log(self, run_id: int, tail: int) -> str:
+        """The last lines of what a run's trainer said. Raises NotFound."""
+
+        def work() -> str:
+            self.store.run(run_id)
+            try:
+                with (self.settings.folder.run(run_id) / "log.txt").open("rb") as log:
+                    log.seek(max(0, log.seek(0, os.SEEK_END) - 200 * tail))
+                    lines = log.read().decode("utf-8", "replace").splitlines()
+            except FileNotFoundError:
+                return ""
+            return "\n".join(lines[-tail:])
+
+        return await asyncio.to_thread(work)
+
+    async def log_deed(self, who: str, what: str) -> None:
+        """Append to the log of who did what."""
+        await asyncio.to_thread(self.store.log_deed, who, what)
+
     # ---- versions
 
     async def board(self) -> Board:
@@ -690,3 +764,7 @@ class Service:
         """Keep hold of it until it is recorded."""
         self._writing[live] = voter
         live.when_done(lambda: self._writing.pop(live))
+
+
+def _whom(made: Exclusion) -> str:
+    return made.voter or f"vote {made.vote}"

@@ -19,7 +19,7 @@ from serve.errors import NotFound, NothingToLearn, PromptTooLong, Unavailable
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import CONFIG, WEIGHTS, Registry
-from serve.records import STAGES, Due, FinishReason, Message, Run, Sampling, Stage
+from serve.records import STAGES, Due, FinishReason, Message, Run, Sampling, SettingInfo, Stage
 from serve.secrets import Secrets
 from serve.service import Service
 from serve.settings import Settings
@@ -137,6 +137,13 @@ class FakeTraining:
     def cancel(self, run_id: int) -> Run:
         """It never began."""
         return self.store.update_run(run_id, status="cancelled")
+
+    def settings(self) -> list[SettingInfo]:
+        """Two."""
+        return [
+            SettingInfo("ppo.updates", 24, 1, 100_000, "Rounds of rollouts and optimisation."),
+            SettingInfo("ppo.whiten", True, None, None, "Whether advantages are brought to one scale."),
+        ]
 
     def due(self) -> Due:
         """By votes alone."""

@@ -30,11 +30,12 @@ from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
-from serve.records import STAGES, Due, Run, RunStatus, Stage, Version
+from serve.records import STAGES, Due, Run, RunStatus, SettingInfo, Stage, Version
 from serve.settings import Settings
 from training.config import TrainingConfig
 from training.process import INTERRUPTED, TrainerProcess, death, locked
 from training.run_folder import MetricsTail, RunFolder
+from training.settings_info import settings_info
 
 _ACTIVE: tuple[RunStatus, ...] = ("queued", "running", "interrupted")
 _LEARNED: tuple[RunStatus, ...] = ("succeeded", "rejected")
@@ -169,6 +170,10 @@ class Scheduler:
                 self._carry_metrics(run)
             log.info("run %d: cancelled", run_id)
             return self._end(run, "cancelled")
+
+    def settings(self) -> list[SettingInfo]:
+        """What a run can be told, with bounds, in words."""
+        return settings_info()
 
     def due(self) -> Due:
         """How far the next run by schedule is."""

@@ -158,6 +158,14 @@ class Oversight(Database):
             )
             return {row["version"]: row["votes"] for row in rows}
 
+    def votes_of(self, version: int) -> int:
+        """How many votes a version learned from."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT count(*) FROM run_votes JOIN versions USING (run_id) WHERE number = ?", (version,)
+            ).fetchone()
+            return int(row[0])
+
     def note_version(self, number: int, note: str) -> None:
         """Write something beside a version; an empty text takes it away. Raises NotFound, InvalidInput."""
         note = note.strip() and _note("the note", note)

@@ -7,13 +7,14 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve.errors import Unauthorized
+from serve.feedback.oversight import Search
 from serve.limits import SamplingRequest, stop_texts
 from serve.live import Delta, End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
@@ -128,6 +129,22 @@ class RunBody(_Body):
     stages: list[Stage] | None = None
     settings: dict[str, Any] | None = None
     force: bool = False
+
+
+class ExclusionBody(_Body):
+    """A vote, or all votes of a voter, that should not count (`exclude`) or be looked at again (`flag`)."""
+
+    kind: Literal["flag", "exclude"] = "exclude"
+    voter: _Text | None = None
+    """A pseudonym, such as `voter-3`."""
+    vote: _Text | None = None
+    reason: Annotated[_Text, Field(max_length=2000)]
+
+
+class VersionNoteBody(_Body):
+    """What stands beside a version; empty takes it away."""
+
+    note: Annotated[_Text, Field(max_length=2000)]
 
 
 class SwitchBody(_Body):
@@ -251,6 +268,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
         run = await asyncio.to_thread(
             training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
         )
+        await service.log_deed(_WHO, f"started run {run.id}")
         return JSONResponse({"id": run.id, "status": run.status}, 202)
 
     @router.get("/runs")
@@ -263,11 +281,75 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.post("/runs/{run_id}/cancel")
     async def cancel(run_id: _PathNumber) -> Response:
-        return JSONResponse(run_json(await asyncio.to_thread(training.cancel, run_id)))
+        run = await asyncio.to_thread(training.cancel, run_id)
+        await service.log_deed(_WHO, f"cancelled run {run_id}")
+        return JSONResponse(run_json(run))
+
+    @router.get("/runs/{run_id}/log")
+    async def run_log(run_id: _PathNumber, tail: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
+        return PlainTextResponse(await service.run_log(run_id, tail))
+
+    @router.get("/settings")
+    async def settings() -> Response:
+        return JSONResponse([plain(asdict(setting)) for setting in await asyncio.to_thread(training.settings)])
+
+    @router.get("/board")
+    async def board() -> Response:
+        return JSONResponse(plain(asdict(await service.board())))
+
+    @router.get("/votes")
+    async def votes(
+        voter: _Number | None = None,
+        version: _Number | None = None,
+        verdict: Literal["ranking", "tie", "both_bad", "skip"] | None = None,
+        evidence: bool | None = None,
+        text: Annotated[str, Query(max_length=500)] = "",
+        since: Annotated[str | None, Query(max_length=40)] = None,
+        until: Annotated[str | None, Query(max_length=40)] = None,
+        left_out: bool = False,
+        before: _Number | None = None,
+    ) -> Response:
+        search = Search(voter, version, verdict, evidence, text, since, until, left_out)
+        found, following = await service.find_votes(search, before=before)
+        return JSONResponse({"votes": found, "before": following})
+
+    @router.get("/exclusions")
+    async def exclusions() -> Response:
+        found = await asyncio.to_thread(service.store.exclusions)
+        return JSONResponse([plain(asdict(exclusion)) for exclusion in found])
+
+    @router.post("/exclusions")
+    async def leave_out(body: ExclusionBody) -> Response:
+        made = await service.leave_out(voter=body.voter, vote=body.vote, kind=body.kind, reason=body.reason, who=_WHO)
+        return JSONResponse(plain(asdict(made)), 201)
+
+    @router.delete("/exclusions/{exclusion_id}")
+    async def lift(exclusion_id: str) -> Response:
+        await service.lift(exclusion_id, who=_WHO)
+        return Response(status_code=204)
+
+    @router.get("/log")
+    async def deeds() -> Response:
+        return JSONResponse([plain(asdict(deed)) for deed in await asyncio.to_thread(service.store.deeds)])
+
+    @router.put("/versions/{number}/note")
+    async def note(number: _PathNumber, body: VersionNoteBody) -> Response:
+        await service.note_version(number, body.note, who=_WHO)
+        return Response(status_code=204)
+
+    @router.get("/versions/{number}/adapter")
+    async def adapter(number: _PathNumber) -> Response:
+        headers = {"Content-Disposition": f'attachment; filename="hustings-v{number}.zip"'}
+        return Response(await service.adapter(number), 200, headers, "application/zip")
 
     @router.get("/versions")
     async def versions() -> Response:
-        versions = [version_json(version) for version in await service.versions()]
+        touched = await asyncio.to_thread(service.store.touched)
+        notes = await asyncio.to_thread(service.store.version_notes)
+        versions = [
+            {**version_json(v), "note": notes.get(v.number), "excluded_votes": touched.get(v.number, 0)}
+            for v in await service.versions()
+        ]
         serving = await asyncio.to_thread(lambda: service.serving)
         return JSONResponse({"serving": serving, "versions": versions})
 
@@ -291,6 +373,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
         request: Request, format: Annotated[str, Query()], reading: Annotated[str, Query(alias="as")] = "whole"
     ) -> Response:
         counts = await service.import_lines(await request.body(), format, reading)
+        await service.log_deed(_WHO, f"imported {format}: {counts.votes} votes, {counts.demonstrations} demonstrations")
         return JSONResponse(asdict(counts), 201)
 
     return router

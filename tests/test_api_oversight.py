@@ -1,0 +1,108 @@
+"""What operators ask the API for beyond runs and versions: votes, exclusions, notes, logs, settings."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.fakes import Web, publish
+from tests.test_api import code, compared, operator, other, ranking, voter, web
+
+__all__ = ["operator", "other", "voter", "web"]
+
+
+def voted(client: TestClient) -> str:
+    """A vote, as its id."""
+    comparison = compared(client)
+    answer = client.post(f"/api/comparisons/{comparison['id']}/vote", json=ranking(comparison))
+    return str(answer.json()["id"])
+
+
+def test_votes_are_found_and_excluded_with_a_reason_and_lifted(
+    web: Web, voter: TestClient, operator: TestClient
+) -> None:
+    vote = voted(voter)
+    (found,) = operator.get("/api/votes", params={"verdict": "ranking", "text": "sea"}).json()["votes"]
+    assert (found["id"], found["voter"], found["excluded"]) == (vote, "voter-1", False)
+    assert operator.get("/api/votes", params={"voter": 2}).json() == {"votes": [], "before": None}
+    assert code(operator.post("/api/exclusions", json={"vote": vote, "reason": ""}), 422) == "invalid_input"
+    made = operator.post("/api/exclusions", json={"vote": vote, "reason": "a slip"})
+    assert made.status_code == 201 and made.json()["kind"] == "exclude"
+    assert web.store.standing_votes() == 0
+    assert code(operator.post("/api/exclusions", json={"vote": vote, "reason": "again"}), 409)
+    assert [e["reason"] for e in operator.get("/api/exclusions").json()] == ["a slip"]
+    assert operator.delete(f"/api/exclusions/{made.json()['id']}").status_code == 204
+    assert web.store.standing_votes() == 1
+    assert [deed["what"] for deed in operator.get("/api/log").json()] == [
+        f"lifted the exclusion of vote {vote}",
+        f"excluded vote {vote}: a slip",
+    ]
+
+
+def test_a_version_has_a_note_and_can_be_taken_away(web: Web, operator: TestClient, tmp_path: Path) -> None:
+    publish(web.registry, tmp_path / "made")
+    assert operator.put("/api/versions/1/note", json={"note": "kinder"}).status_code == 204
+    newest = operator.get("/api/versions").json()["versions"][0]
+    assert (newest["version"], newest["note"], newest["excluded_votes"]) == (1, "kinder", 0)
+    taken = operator.get("/api/versions/1/adapter")
+    with zipfile.ZipFile(io.BytesIO(taken.content)) as file:
+        assert set(file.namelist()) == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "manifest.json",
+            "README.md",
+        }
+    assert code(operator.get("/api/versions/0/adapter"), 404) == "not_found"
+    assert code(operator.put("/api/versions/9/note", json={"note": "?"}), 404) == "not_found"
+
+
+def test_a_runs_log_and_the_settings_can_be_read(web: Web, voter: TestClient, operator: TestClient) -> None:
+    voted(voter)
+    run = operator.post("/api/runs", json={"force": True}).json()["id"]
+    assert operator.get(f"/api/runs/{run}/log").text == ""
+    folder = web.settings.folder.run(run)
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("one\ntwo\nthree\n")
+    assert operator.get(f"/api/runs/{run}/log", params={"tail": 2}).text == "two\nthree"
+    assert code(operator.get("/api/runs/99/log"), 404) == "not_found"
+    names = [setting["name"] for setting in operator.get("/api/settings").json()]
+    assert "ppo.updates" in names
+
+
+def test_the_board_is_json(voter: TestClient, operator: TestClient) -> None:
+    assert "nothing has been learned" in operator.get("/api/board").json()["verdicts"][0]
+    voted(voter)
+    assert list(operator.get("/api/board").json()["votes_by_day"].values()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/votes"),
+        ("GET", "/api/exclusions"),
+        ("POST", "/api/exclusions"),
+        ("DELETE", "/api/exclusions/x"),
+        ("GET", "/api/log"),
+        ("GET", "/api/board"),
+        ("GET", "/api/settings"),
+        ("GET", "/api/runs/1/log"),
+        ("GET", "/api/versions/1/adapter"),
+        ("PUT", "/api/versions/1/note"),
+    ],
+)
+def test_all_of_it_is_for_operators(voter: TestClient, method: str, path: str) -> None:
+    assert code(voter.request(method, path), 401) == "unauthorized"
+
+
+def test_a_voter_takes_everything_home_and_chooses_to_share(voter: TestClient) -> None:
+    voted(voter)
+    mine = voter.get("/api/me/download")
+    assert 'filename="hustings-mine.json"' in mine.headers["content-disposition"]
+    assert len(mine.json()["votes"]) == 1
+    assert voter.post("/api/me/consent", json={"share": True}).status_code == 204
+    assert voter.get("/api/me/download").json()["consent"] == {"given": True, "share": True}
+    assert code(voter.post("/api/me/consent", json={}), 422) == "invalid_input"
