@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from serve.errors import AdapterError, HustingsError, InvalidInput, NotFound, StartupError
 from serve.records import BASE_VERSION, STAGES
-from serve.settings import Settings
+from serve.settings import Settings, nested
 
 if TYPE_CHECKING:  # what is slow to import is imported where it is used
     from serve.client import Client, Result
@@ -307,7 +307,7 @@ async def _in_process(settings: Settings, *, trains: bool) -> AsyncIterator[Clie
 
 
 async def _command(command: str, settings: Settings, options: dict[str, Any]) -> Result:
-    overrides = _nested(options.get("set") or [])  # what was typed is checked before anything is opened
+    overrides = nested(options.get("set") or [])  # what was typed is checked before anything is opened
     content = _read(options["file"]) if command == "import" else b""
     async with connect(settings, trains=command == "train") as client:
         if command == "train":
@@ -362,28 +362,6 @@ def _read(file: str) -> bytes:
     if len(lines) > IMPORT_BYTES:
         raise InvalidInput(f"{file} unpacks to more than {IMPORT_BYTES >> 20} MiB; import it in parts")
     return lines
-
-
-def _nested(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["ppo.updates=20"]` → `{"ppo": {"updates": 20}}`. What is no JSON is taken as text."""
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name:
-            raise InvalidInput(f"--set {assignment}: write it as NAME=VALUE, such as ppo.updates=20")
-        *sections, field = name.split(".")
-        place = settings
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise InvalidInput(f"--set {assignment}: {section} is both a value and a section")
-        try:
-            value = json.loads(text)
-            json.dumps(value, allow_nan=False)  # what no JSON can carry is refused by the server, by its name
-            place[field] = value
-        except ValueError:
-            place[field] = text
-    return settings
 
 
 # ── the command line ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from serve.errors import StartupError
+from serve.errors import InvalidInput, StartupError
 from serve.folder import DataFolder
 
 _FILE = Path("hustings.toml")
@@ -193,3 +193,28 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"there is no setting {name!r}; see serve/settings.py for all of them"
     variable = "HUSTINGS_" + name.upper().replace(".", "__")
     return f"{name} ({variable}): {error['msg'].removeprefix('Value error, ')}"
+
+
+def nested(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["ppo.updates=20"]` → `{"ppo": {"updates": 20}}`. What is no JSON is taken as text.
+
+    Raises InvalidInput naming what is no NAME=VALUE.
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not name:
+            raise InvalidInput(f"{assignment}: write it as NAME=VALUE, such as ppo.updates=20")
+        *sections, field = name.split(".")
+        place = settings
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise InvalidInput(f"{assignment}: {section} is both a value and a section")
+        try:
+            value = json.loads(text)
+            json.dumps(value, allow_nan=False)  # what no JSON can carry is refused by the server, by its name
+            place[field] = value
+        except ValueError:
+            place[field] = text
+    return settings

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 import app
 from serve import doctor
 from serve.client import ApiError, Client, over_socket
-from serve.errors import InvalidInput, PortInUse, StartupError
+from serve.errors import PortInUse, StartupError
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import Registry
@@ -169,17 +169,6 @@ def test_a_command_makes_no_database(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(DataFolder(tmp_path / "none" / "feedback.db"), "status") == 1
     assert "there is no database" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-
-
-def test_settings_given_by_hand_become_nested() -> None:
-    given = ["ppo.updates=20", "ppo.learning_rate=1e-4", "reward.epochs=2", "seed=7"]
-    nested = {"ppo": {"updates": 20, "learning_rate": 1e-4}, "reward": {"epochs": 2}, "seed": 7}
-    assert app._nested(given) == nested
-    assert app._nested(["seed=NaN", "rank=1e999"]) == {"seed": "NaN", "rank": "1e999"}, "no JSON can carry them"
-    with pytest.raises(InvalidInput, match="NAME=VALUE"):
-        app._nested(["ppo.updates"])
-    with pytest.raises(InvalidInput, match="both"):
-        app._nested(["ppo=1", "ppo.updates=2"])
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

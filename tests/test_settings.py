@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import StartupError
-from serve.settings import Settings
+from serve.errors import InvalidInput, StartupError
+from serve.settings import Settings, nested
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +132,13 @@ def test_the_operator_token_stays_out_of_logs_and_errors() -> None:
 
 def test_the_data_folder_follows_the_database(clean_place: Path) -> None:
     assert Settings.load({"db": "data/feedback.db"}).folder.runs == clean_place / "data" / "runs"
+
+
+def test_settings_given_by_hand_become_nested() -> None:
+    given = ["ppo.updates=20", "ppo.learning_rate = 1e-4", "reward.epochs=2", "seed=7"]
+    assert nested(given) == {"ppo": {"updates": 20, "learning_rate": 1e-4}, "reward": {"epochs": 2}, "seed": 7}
+    assert nested(["seed=NaN", "rank=1e999"]) == {"seed": "NaN", "rank": "1e999"}, "no JSON can carry them"
+    with pytest.raises(InvalidInput, match="NAME=VALUE"):
+        nested(["ppo.updates"])
+    with pytest.raises(InvalidInput, match="both"):
+        nested(["ppo=1", "ppo.updates=2"])

@@ -17,8 +17,8 @@ import gradio as gr
 from serve.errors import HustingsError, InvalidInput
 from serve.records import STAGES, Message, Stage, version_name
 from serve.service import Service, Training
-from serve.settings import Settings
-from serve.web import board_view, theme
+from serve.settings import Settings, nested
+from serve.web import board_view, data_tab, data_view, theme
 from serve.web import operator_view as view
 
 Update = dict[Any, Any]
@@ -29,11 +29,23 @@ REFRESH = 2.0
 TICK = 0.07
 """Seconds between two updates of what is being written."""
 WHO = "operator page"
+LOG_LINES = 40
 
-_PROMOTE = """
+_SWITCHES = """
 element.addEventListener('click', event => {
-  const button = event.target.closest('button[data-promote]');
-  if (button) trigger('promote', {version: Number(button.dataset.promote)});
+  const button = event.target.closest('button');
+  if (button?.dataset.promote) trigger('promote', {version: Number(button.dataset.promote)});
+  if (!button?.dataset.note) return;
+  const form = document.createElement('form'), words = document.createElement('input');
+  Object.assign(words, {value: button.dataset.words, maxLength: 2000, ariaLabel: 'The note'});
+  form.append(words);
+  form.addEventListener('submit', e => {
+    e.preventDefault();
+    trigger('note', {version: Number(button.dataset.note), note: words.value});
+  });
+  words.addEventListener('keydown', e => { if (e.key === 'Escape') { form.replaceWith(button); button.focus(); } });
+  button.replaceWith(form);
+  words.focus();
 });
 """
 
@@ -56,6 +68,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 active=store.active_run(),
                 versions=tuple(store.versions()),
                 promotions=tuple(store.promotions()),
+                notes=store.version_notes(),
+                touched=store.touched(),
             )
 
         return await asyncio.to_thread(read)
@@ -71,72 +85,90 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 )
             )
             note = gr.HTML(elem_id="note")
-            summary = gr.HTML(elem_id="summary")
+            with gr.Tabs(elem_id="tabs"):
+                with gr.Tab("Overview", id="overview"):
+                    summary = gr.HTML(elem_id="summary")
 
-            gr.HTML(
-                '<h2 class="section">Is it getting better?'
-                "<small>By blind votes: nobody knew who wrote what.</small></h2>"
-            )
-            glance = gr.HTML(elem_id="glance")
-            rates = gr.HTML(elem_id="rates")
-            figures = gr.Plot(show_label=False, container=False, elem_id="figures", visible=False)
-            gr.HTML('<h2 class="section">Can it be trusted?</h2>')
-            trust = gr.HTML(elem_id="trust")
+                    gr.HTML(theme.section("Is it getting better?", "By blind votes: nobody knew who wrote what."))
+                    glance = gr.HTML(elem_id="glance")
+                    rates = gr.HTML(elem_id="rates")
+                    figures = gr.Plot(show_label=False, container=False, elem_id="figures", visible=False)
+                    gr.HTML(theme.section("Can it be trusted?"))
+                    trust = gr.HTML(elem_id="trust")
 
-            gr.HTML('<h2 class="section">Training</h2>')
-            with gr.Column(elem_id="training"):
-                live = gr.HTML(elem_id="live")
-                with gr.Row(elem_classes="row") as start:
-                    stages = gr.CheckboxGroup(
-                        [("Demonstrations (SFT)", "sft"), ("Reward model", "reward"), ("Policy (PPO)", "ppo")],
-                        value=list(STAGES),
-                        label="Steps",
-                        elem_id="stages",
-                    )
-                    force = gr.Checkbox(
-                        value=False,
-                        label="Even with few votes",
-                        info="The checks before a version serves stay the same.",
-                        elem_id="force",
-                    )
-                    train = gr.Button("Train now", variant="primary", elem_id="train")
-                cancel = gr.Button("Cancel this run", elem_id="cancel", visible=False)
+                    gr.HTML(theme.section("Training"))
+                    with gr.Column(elem_id="training"):
+                        live = gr.HTML(elem_id="live")
+                        with gr.Row(elem_classes="row") as start:
+                            stages = gr.CheckboxGroup(
+                                [("Demonstrations (SFT)", "sft"), ("Reward model", "reward"), ("Policy (PPO)", "ppo")],
+                                value=list(STAGES),
+                                label="Steps",
+                                elem_id="stages",
+                            )
+                            force = gr.Checkbox(
+                                value=False,
+                                label="Even with few votes",
+                                info="The checks before a version serves stay the same.",
+                                elem_id="force",
+                            )
+                            train = gr.Button("Train now", variant="primary", elem_id="train")
+                        with gr.Accordion("Settings of this run", open=False, elem_id="run-settings"):
+                            own = gr.Textbox(
+                                label="Settings, one a line",
+                                placeholder="ppo.updates = 12",
+                                info="As in the table below; what is not named keeps its default.",
+                                lines=2,
+                                max_lines=12,
+                                max_length=4000,
+                                elem_id="own-settings",
+                            )
+                            gr.HTML(data_view.settings(training.settings()))
+                        cancel = gr.Button("Cancel this run", elem_id="cancel", visible=False)
 
-            with gr.Row():
-                gr.HTML('<h2 class="section">Versions<small>Promoting takes effect with the next answer.</small></h2>')
-                rollback = gr.Button("Roll back", size="sm", elem_id="rollback", scale=0, min_width=210)
-            versions = gr.HTML(js_on_load=_PROMOTE, elem_id="versions")
+                    with gr.Row():
+                        gr.HTML(theme.section("Versions", "Promoting takes effect with the next answer."))
+                        rollback = gr.Button("Roll back", size="sm", elem_id="rollback", scale=0, min_width=210)
+                    versions = gr.HTML(js_on_load=_SWITCHES, elem_id="versions")
 
-            gr.HTML('<h2 class="section">Learning curves<small>By step of the run.</small></h2>')
-            which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
-            no_curves = gr.HTML(
-                view.empty("No curves yet. They grow here while a run learns; one that ended within a step has none.")
-            )
-            curves = gr.Plot(show_label=False, container=False, elem_id="curves", visible=False)
-
-            gr.HTML('<h2 class="section">Runs</h2>')
-            runs = gr.HTML(elem_id="runs")
-
-            gr.HTML('<h2 class="section">Side by side<small>The same prompt and seed, two versions.</small></h2>')
-            with gr.Row(elem_id="ask"):
-                prompt = gr.Textbox(
-                    label="Prompt",
-                    placeholder="What should both versions be asked?",
-                    lines=2,
-                    scale=4,
-                    elem_id="prompt",
-                )
-                left = gr.Dropdown(label="Left", choices=[], scale=1, min_width=150, elem_id="left-version")
-                right = gr.Dropdown(label="Right", choices=[], scale=1, min_width=150, elem_id="right-version")
-                compare = gr.Button("Compare", variant="primary", elem_id="compare")
-            with gr.Row(elem_id="sides", visible=False) as sides:
-                heads, panes = [], []
-                for side in ("left", "right"):
-                    with gr.Column(elem_classes="pane"):
-                        heads.append(gr.HTML())
-                        panes.append(
-                            gr.Markdown(elem_id=side, elem_classes="answer", sanitize_html=True, line_breaks=True)
+                    gr.HTML(theme.section("Learning curves", "By step of the run."))
+                    which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
+                    no_curves = gr.HTML(
+                        view.empty(
+                            "No curves yet. They grow here while a run learns; one that ended within a step has none."
                         )
+                    )
+                    curves = gr.Plot(show_label=False, container=False, elem_id="curves", visible=False)
+
+                    log = gr.HTML(elem_id="run-log")
+
+                    gr.HTML(theme.section("Runs"))
+                    runs = gr.HTML(elem_id="runs")
+
+                    gr.HTML(theme.section("Side by side", "The same prompt and seed, two versions."))
+                    with gr.Row(elem_id="ask"):
+                        prompt = gr.Textbox(
+                            label="Prompt",
+                            placeholder="What should both versions be asked?",
+                            lines=2,
+                            scale=4,
+                            elem_id="prompt",
+                        )
+                        left = gr.Dropdown(label="Left", choices=[], scale=1, min_width=150, elem_id="left-version")
+                        right = gr.Dropdown(label="Right", choices=[], scale=1, min_width=150, elem_id="right-version")
+                        compare = gr.Button("Compare", variant="primary", elem_id="compare")
+                    with gr.Row(elem_id="sides", visible=False) as sides:
+                        heads, panes = [], []
+                        for side in ("left", "right"):
+                            with gr.Column(elem_classes="pane"):
+                                heads.append(gr.HTML())
+                                panes.append(
+                                    gr.Markdown(
+                                        elem_id=side, elem_classes="answer", sanitize_html=True, line_breaks=True
+                                    )
+                                )
+                with gr.Tab("Data and log", id="data"):
+                    data_tab.build(page, service, _operators_only)
         clock = gr.Timer(REFRESH)
 
         board = [glance, rates, figures, trust]
@@ -197,19 +229,27 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def drawn(run: int | None) -> Update:
             points = await service.run_metrics(int(run)) if run is not None else []
             figure = view.curves(points)
+            said = await service.run_log(int(run), LOG_LINES) if run is not None else ""
             return {
                 curves: gr.update(value=figure, visible=figure is not None),
                 no_curves: gr.update(visible=figure is None),
+                log: data_view.log(said) if run is not None else "",
             }
 
-        async def start_run(wanted: list[Stage], force: bool, request: gr.Request) -> Update:
+        async def start_run(wanted: list[Stage], force: bool, lines: str, request: gr.Request) -> Update:
             _operators_only(request)
 
             def trigger() -> str:
                 if not wanted:
                     raise InvalidInput("choose at least one step")
                 ordered = [stage for stage in STAGES if stage in wanted]
-                run = training.trigger(stages=ordered, settings=None, force=force, who=WHO)
+                run = training.trigger(
+                    stages=ordered,
+                    settings=nested([line for line in (lines or "").splitlines() if line.strip()]) or None,
+                    force=force,
+                    who=WHO,
+                )
+                service.store.log_deed(WHO, f"started run {run.id}")
                 return f"Run {run.id} has been started."
 
             return await act(asyncio.to_thread(trigger))
@@ -223,6 +263,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             def end() -> str:
                 training.cancel(run)
+                service.store.log_deed(WHO, f"cancelled run {run}")
                 return f"Run {run} has been cancelled."
 
             return await act(asyncio.to_thread(end))
@@ -238,6 +279,18 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 return f"{version_name(version).capitalize()} serves from the next answer on."
 
             return await act(switch())
+
+        async def note_version(event: gr.EventData, request: gr.Request) -> Update:
+            _operators_only(request)
+            version, words = event._data.get("version"), str(event._data.get("note", ""))
+            if not isinstance(version, int):
+                raise gr.Error("There is no such version.")
+
+            async def write() -> str:
+                await service.note_version(version, words, who=WHO)
+                return f"Noted beside {version_name(version)}."
+
+            return await act(write())
 
         async def roll_back(request: gr.Request) -> Update:
             _operators_only(request)
@@ -279,11 +332,12 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, shown, **quick)
-        clock.tick(refresh, [seen, which], [*shown, curves, no_curves], **quick)
-        which.change(draw, which, [curves, no_curves], **quick)
-        train.click(start_run, [stages, force], shown, **quick)
+        clock.tick(refresh, [seen, which], [*shown, curves, no_curves, log], **quick)
+        which.change(draw, which, [curves, no_curves, log], **quick)
+        train.click(start_run, [stages, force, own], shown, **quick)
         cancel.click(cancel_run, None, shown, **quick)
         versions.promote(promote, None, shown, **quick)
+        versions.note(note_version, None, shown, **quick)
         rollback.click(roll_back, None, shown, **quick)
         gr.on(
             [compare.click, prompt.submit],

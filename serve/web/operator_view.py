@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from serve.records import Due, Run, Version, version_name
+from serve.records import BASE_VERSION, Due, Run, Version, version_name
 from serve.web.theme import when
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class State:
     active: Run | None
     versions: tuple[Version, ...]
     promotions: tuple[Promotion, ...]
+    notes: Mapping[int, str] = field(default_factory=dict)
+    """What operators wrote beside versions."""
+    touched: Mapping[int, int] = field(default_factory=dict)
+    """Version → how many of the votes it learned from are excluded now."""
 
 
 def signature(state: State) -> str:
@@ -130,15 +134,30 @@ def versions(state: State) -> str:
     rows = []
     for version in sorted(state.versions, key=lambda v: -v.number):
         serves = version.number == state.serving
-        action = "" if serves else f'<button type="button" data-promote="{version.number}">Promote</button>'
+        number = version.number
+        action = "" if serves else f'<button type="button" data-promote="{number}">Promote</button>'
+        if number != BASE_VERSION:
+            action += f' <a href="/api/versions/{number}/adapter" download>Download</a>'
         rows.append(
             f'<tr class="{"serving" if serves else ""}"><td><b>{version_name(version.number).capitalize()}</b></td>'
             f"<td>{_pill(version.status)}</td><td>{_rate(version.report)}</td>"
             f"<td>{'–' if version.run is None else f'Run {version.run}'}</td>"
             f"<td>{'–' if version.parent is None else version_name(version.parent).capitalize()}</td>"
-            f'<td>{when(version.created)}</td><td class="act">{action}</td></tr>'
+            f'<td>{when(version.created)}</td><td class="words">{_beside(state, number)}</td>'
+            f'<td class="act">{action}</td></tr>'
         )
-    return table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", ""), rows)
+    return table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", "Note", ""), rows)
+
+
+def _beside(state: State, number: int) -> str:
+    """A version's note, to change, and whether votes that it learned from count no more."""
+    words = html.escape(state.notes.get(number, ""))
+    verb = "Change" if words else "Note"
+    note = f'{words} <button type="button" data-note="{number}" data-words="{words}">{verb}</button>'
+    if not state.touched.get(number):
+        return note
+    count = _count(state.touched[number], "excluded vote")
+    return f'<span class="pill bad">learned from {count}</span> {note}'
 
 
 def runs(state: State) -> str:

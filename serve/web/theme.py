@@ -137,6 +137,12 @@ def masthead(motto: str, aside: str = "") -> str:
     )
 
 
+def section(title: str, aside: str = "") -> str:
+    """The head of a part of a page."""
+    small = f"<small>{html.escape(aside)}</small>" if aside else ""
+    return f'<h2 class="section">{html.escape(title)}{small}</h2>'
+
+
 def note(text: str, *, problem: bool = False) -> str:
     """One line for the reader, announced politely; `text` is HTML. Empty text shows nothing."""
     if not text:

@@ -46,14 +46,14 @@ def build(service: Service) -> gr.Blocks:
             gr.HTML(theme.masthead("Yours", '<nav class="aside"><a href="/">Back to the chat</a></nav>'))
             note = gr.HTML(elem_id="note")
             counts = gr.HTML()
-            gr.HTML('<h2 class="section">What your votes did</h2>')
+            gr.HTML(theme.section("What your votes did"))
             votes = gr.HTML(js_on_load=_WITHDRAW, elem_id="my-votes")
-            gr.HTML('<h2 class="section">Take it home</h2>')
+            gr.HTML(theme.section("Take it home"))
             gr.HTML(
                 '<p class="panel">Everything that is kept of you, as one file: '
                 '<a href="/api/me/download" download>hustings-mine.json</a></p>'
             )
-            gr.HTML('<h2 class="section">Delete everything</h2>')
+            gr.HTML(theme.section("Delete everything"))
             gr.HTML(_DELETE)
 
         async def look(voter: str) -> Update:

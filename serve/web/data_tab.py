@@ -1,0 +1,154 @@
+"""The operator page's second tab: what people said, what of it counts, datasets in and out, and the log.
+
+build(page, service, only_operators)    draws it into the page, which is open
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from serve.errors import HustingsError, InvalidInput
+from serve.feedback.oversight import Search
+from serve.service import Service
+from serve.web import data_view, theme
+
+Update = dict[Any, Any]
+"""Component → what becomes of it."""
+
+WHO = "operator page"
+VERDICTS = [("Any", ""), ("A ranking", "ranking"), ("A tie", "tie"), ("Both bad", "both_bad"), ("Skip", "skip")]
+
+_CLICKS = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button?.dataset.lift) trigger('lift', {id: button.dataset.lift});
+  if (!button?.dataset.out) return;
+  const form = document.createElement('form'), reason = document.createElement('input');
+  Object.assign(reason, {required: true, maxLength: 2000, placeholder: 'Why? Then Enter.', ariaLabel: 'The reason'});
+  form.append(reason);
+  form.addEventListener('submit', e => {
+    e.preventDefault();
+    trigger('leave_out', {...JSON.parse(button.dataset.out), kind: button.dataset.kind, reason: reason.value});
+  });
+  reason.addEventListener('keydown', e => { if (e.key === 'Escape') { form.replaceWith(button); button.focus(); } });
+  button.replaceWith(form);
+  reason.focus();
+});
+"""
+
+
+def build(page: gr.Blocks, service: Service, only_operators: Callable[[gr.Request], None]) -> None:
+    """Draw the tab and wire it; every handler asks first whether an operator is asking."""
+    gr.HTML(theme.section("Votes", "Voters are known by numbers."))
+    with gr.Row(elem_id="find", elem_classes="row"):
+        text = gr.Textbox(label="Holds the words", max_length=500, scale=3, min_width=200)
+        voter = gr.Number(label="Voter's number", precision=0, minimum=1, scale=1, min_width=120, value=None)
+        version = gr.Number(label="Version", precision=0, minimum=0, scale=1, min_width=100, value=None)
+        verdict = gr.Dropdown(VERDICTS, value="", label="Said", scale=1, min_width=130)
+        since = gr.Textbox(label="Since (date)", placeholder="2026-01-31", max_length=40, scale=1, min_width=130)
+        blind = gr.Checkbox(value=False, label="Blind ones only")
+        left_out = gr.Checkbox(value=False, label="Flagged or excluded only")
+    found = gr.HTML(js_on_load=_CLICKS, elem_id="found")
+    following = gr.State(None)
+    older = gr.Button("Older ones", size="sm", visible=False, elem_id="older")
+    note = gr.HTML(elem_id="data-note")
+    gr.HTML(theme.section("What does not count, or is marked"))
+    standing = gr.HTML(js_on_load=_CLICKS, elem_id="exclusions")
+    gr.HTML(theme.section("Datasets in", "A file is taken whole or not at all."))
+    gr.HTML(data_view.importer())
+    gr.HTML(theme.section("Datasets out"))
+    gr.HTML(data_view.exports())
+    gr.HTML(theme.section("Who did what"))
+    log = gr.HTML(elem_id="deeds")
+
+    everything = [found, following, older, note, standing, log]
+
+    def search_of(text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool) -> Search:
+        for number, what in ((voter, "a voter's number"), (version, "a version")):
+            if number is not None and not 0 <= number < 2**31:
+                raise InvalidInput(f"{what} is a whole number from 0 on")
+        return Search(
+            voter=None if voter is None else int(voter),
+            version=None if version is None else int(version),
+            verdict=verdict or None,
+            evidence=True if blind else None,
+            text=text or "",
+            since=(since or "").strip() or None,
+            left_out=bool(left_out),
+        )
+
+    async def show(search: Search, before: int | None = None) -> Update:
+        votes, after = await service.find_votes(search, before=before)
+
+        def rest() -> tuple[Any, Any, Any]:
+            store = service.store
+            return store.exclusions(), store.touched(), store.deeds()
+
+        left_out, touched, deeds = await asyncio.to_thread(rest)
+        return {
+            found: data_view.votes(votes),
+            following: after,
+            older: gr.update(visible=after is not None),
+            standing: data_view.exclusions(left_out, touched),
+            log: data_view.deeds(deeds),
+        }
+
+    async def find(
+        text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool, request: gr.Request
+    ) -> Update:
+        only_operators(request)
+        try:
+            wanted = search_of(text, voter, version, verdict, since, blind, left_out)
+            return await show(wanted) | {note: ""}
+        except HustingsError as error:
+            return {note: theme.problem(error)}
+
+    async def go_back(
+        before: int | None, text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
+        request: gr.Request,
+    ) -> Update:  # fmt: skip
+        only_operators(request)
+        return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
+
+    async def leave_out(
+        text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
+        event: gr.EventData, request: gr.Request,
+    ) -> Update:  # fmt: skip
+        only_operators(request)
+        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
+        told = event._data
+        try:
+            made = await service.leave_out(
+                voter=told.get("voter"), vote=told.get("vote"), kind=told.get("kind"), reason=str(told.get("reason")),
+                who=WHO,
+            )  # fmt: skip
+        except HustingsError as error:
+            return await show(wanted) | {note: theme.problem(error)}
+        done = "counts no more" if made.kind == "exclude" else "is marked"
+        return await show(wanted) | {note: theme.note(f"{made.voter or 'The vote'} {done}.".capitalize())}
+
+    async def lift(
+        text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
+        event: gr.EventData, request: gr.Request,
+    ) -> Update:  # fmt: skip
+        only_operators(request)
+        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
+        try:
+            await service.lift(str(event._data.get("id", "")), who=WHO)
+        except HustingsError as error:
+            return {note: theme.problem(error)}
+        return await show(wanted) | {note: theme.note("It counts as any other again.")}
+
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    asked = [text, voter, version, verdict, since, blind, left_out]
+    for field in asked:
+        assert isinstance(field, gr.Textbox | gr.Number | gr.Dropdown | gr.Checkbox)
+        field.change(find, asked, everything, trigger_mode="always_last", **quick)
+    older.click(go_back, [following, *asked], everything, **quick)
+    found.leave_out(leave_out, asked, everything, **quick)
+    standing.lift(lift, asked, everything, **quick)
+    page.load(find, asked, everything, **quick)

@@ -1,0 +1,158 @@
+"""What the operators' data tab draws: votes, what does not count, the log. Pure functions; all text is escaped here."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from serve.feedback.entries import Deed, Exclusion
+from serve.records import SettingInfo, version_name
+from serve.web.operator_view import empty, table
+from serve.web.theme import when
+
+EXCERPT = 110
+
+FORMATS = {
+    "trl": "TRL preference",
+    "hh": "HH",
+    "kto": "KTO",
+    "sft": "Messages (demonstrations)",
+    "arena": "Arena",
+}
+"""What can be imported and exported, in words."""
+
+
+def votes(found: Sequence[Mapping[str, Any]]) -> str:
+    """A page of votes, each to unfold, with ways to flag or exclude it or its voter."""
+    if not found:
+        return empty("No vote is like that.")
+    rows = []
+    for vote in found:
+        marks = "".join(
+            f' <span class="pill {tone}">{name}</span>'
+            for name, tone in (("excluded", "bad"), ("flagged", "busy"))
+            if vote[name]
+        )
+        kind = "blind" if vote["evidence"] else "not blind"
+        rows.append(
+            f"<tr><td>{when(datetime.fromisoformat(vote['created']))}</td><td>{html.escape(vote['voter'])}</td>"
+            f"<td>{_said(vote)}{marks}</td><td>{_unfold(vote)}</td><td>{kind}</td>"
+            f'<td class="act">{_out("vote", vote["id"])}{_out("voter", vote["voter"])}</td></tr>'
+        )
+    return table(("When", "Voter", "Said", "Prompt and answers", "Evidence", ""), rows)
+
+
+def _said(vote: Mapping[str, Any]) -> str:
+    if vote["verdict"] != "ranking":
+        return {"tie": "tie", "both_bad": "both bad", "skip": "skip"}[vote["verdict"]]
+    letters = {answer["id"]: "ABCDEF"[place] for place, answer in enumerate(vote["answers"])}
+    order = " &gt; ".join("=".join(letters[key] for key in group) for group in vote["ranking"])
+    strength = f", {vote['strength']}/5" if vote["strength"] else ""
+    return order + strength + "".join(f' <span class="pill">{html.escape(reason)}</span>' for reason in vote["reasons"])
+
+
+def _unfold(vote: Mapping[str, Any]) -> str:
+    words = " ".join(vote["prompt"].split())
+    head = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
+    answers = "".join(
+        f"<p><b>{'ABCDEF'[place]}</b> ({'imported' if a['version'] is None else version_name(a['version'])}) "
+        f"{html.escape(a['text'])}</p>"
+        for place, a in enumerate(vote["answers"])
+    )
+    return f"<details><summary>{head}</summary><p>{html.escape(vote['prompt'])}</p>{answers}</details>"
+
+
+def _out(what: str, key: str) -> str:
+    target = html.escape(json.dumps({what: key}))
+    return (
+        f'<button type="button" data-out="{target}" data-kind="flag" aria-label="Flag this {what}">Flag {what}</button>'
+        f'<button type="button" data-out="{target}" data-kind="exclude" aria-label="Exclude this {what}">'
+        f"Exclude {what}</button>"
+    )
+
+
+def exclusions(standing: Sequence[Exclusion], touched: Mapping[int, int]) -> str:
+    """What does not count or is marked, why, and which versions learned from it."""
+    if not standing:
+        return empty("Everything counts. What you flag or exclude is listed here, with the reason.")
+    rows = [
+        f"<tr><td>{'Excluded' if each.kind == 'exclude' else 'Flagged'}</td>"
+        f"<td>{html.escape(each.voter or f'vote {each.vote}')}</td><td class='words'>{html.escape(each.reason)}</td>"
+        f"<td>{html.escape(each.who)}</td><td>{when(each.created)}</td>"
+        f'<td class="act"><button type="button" data-lift="{html.escape(each.id)}">Lift</button></td></tr>'
+        for each in standing
+    ]
+    marked = ", ".join(
+        f"{version_name(version)} from {votes} excluded vote{'s' * (votes != 1)}" for version, votes in touched.items()
+    )
+    warning = (
+        f'<p class="soft">Learned before they were excluded: {marked}. The next run does without.</p>' if marked else ""
+    )
+    return table(("", "Whom", "Why", "By", "Since", ""), rows) + warning
+
+
+def deeds(log: Sequence[Deed]) -> str:
+    """Who did what."""
+    if not log:
+        return empty("Nothing has been done yet. Runs, promotions, imports and exclusions are noted here.")
+    rows = [
+        f"<tr><td>{when(deed.created)}</td><td>{html.escape(deed.who)}</td>"
+        f'<td class="words">{html.escape(deed.what)}</td></tr>'
+        for deed in log
+    ]
+    return table(("When", "Who", "What"), rows)
+
+
+def exports() -> str:
+    """A link for each format."""
+    links = " · ".join(f'<a href="/api/export?format={key}" download>{name}</a>' for key, name in FORMATS.items())
+    return f'<p class="panel">{links}</p>'
+
+
+def importer() -> str:
+    """The form that sends a file to the API: only whole files are taken."""
+    options = "".join(f'<option value="{key}">{name}</option>' for key, name in FORMATS.items())
+    return (
+        '<form id="import" class="panel"><div class="row">'
+        f'<label>Format <select name="format">{options}</select></label>'
+        '<label>Read as <select name="as"><option value="whole">what it is</option>'
+        '<option value="demonstrations">demonstrations of the best answers</option>'
+        '<option value="turns">the same, with earlier turns</option></select></label>'
+        '<label>File (JSON lines, 64 MB at most) <input type="file" name="file" accept=".jsonl,.json" required></label>'
+        '<button type="submit">Import</button></div><p id="imported" role="status"></p></form>'
+    )
+
+
+def settings(known: Sequence[SettingInfo]) -> str:
+    """Every setting of a run with its default and bounds."""
+    rows = [
+        f"<tr><td><code>{html.escape(each.name)}</code></td><td>{_plain(each.default)}</td><td>{_bounds(each)}</td>"
+        f'<td class="words">{html.escape(each.words)}</td></tr>'
+        for each in known
+    ]
+    return table(("Setting", "Default", "Bounds", "What it does"), rows)
+
+
+def _bounds(setting: SettingInfo) -> str:
+    if setting.low is None or setting.high is None:
+        return "on or off" if isinstance(setting.default, bool) else "–"
+    return f"{setting.low:,g} to {setting.high:,g}"
+
+
+def _plain(value: Any) -> str:
+    words = {None: "none", True: "on", False: "off"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return html.escape(f"{value:,g}" if isinstance(value, int | float) else str(value))
+
+
+def log(text: str) -> str:
+    """The last lines of a run's log."""
+    return (
+        f'<pre class="log" tabindex="0">{html.escape(text)}</pre>'
+        if text
+        else empty("This run has not said anything yet.")
+    )

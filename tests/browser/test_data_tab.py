@@ -1,0 +1,96 @@
+"""The operators' second tab: votes found, left out and counted again, datasets in and out, and the log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.browser.conftest import TOKEN, Site
+from tests.scenes import compare, prefer, say
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def data(site: Site, person: BrowserContext) -> Page:
+    """Three votes by two voters, and the tab that shows them."""
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    prefer(site.store, compare(site.store, "anna", "Why is the sea blue?"), 0)
+    say(site.store, compare(site.store, "ben", "And the <b>sky</b>?"), "tie")
+    prefer(site.store, compare(site.store, "ben", "What is jazz?"), 1)
+    page = person.new_page()
+    page.goto(site.url + "/login")
+    page.get_by_label("Operator token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("tab", name="Data and log").click()
+    expect(page.locator("#found tbody tr")).to_have_count(3)
+    return page
+
+
+def test_votes_are_found_unfolded_excluded_and_counted_again(data: Page, site: Site) -> None:
+    page = data
+    rows = page.locator("#found tbody tr")
+    expect(rows.nth(1)).to_contain_text("And the <b>sky</b>?")
+    page.get_by_label("Holds the words").press_sequentially("jazz")
+    expect(rows).to_have_count(1)
+    rows.first.locator("summary").click()
+    expect(rows.first).to_contain_text("A (version 0 (base)) Light.")
+
+    rows.first.get_by_role("button", name="Exclude this voter").click()
+    page.get_by_label("The reason").fill("votes at random")
+    page.keyboard.press("Enter")
+    expect(page.locator("#data-note")).to_contain_text("counts no more")
+    expect(rows.first).to_contain_text("excluded")
+    assert site.store.standing_votes() == 1
+    expect(page.locator("#exclusions")).to_contain_text("votes at random")
+    expect(page.locator("#deeds")).to_contain_text("votes at random")
+
+    page.get_by_role("button", name="Lift").click()
+    expect(page.locator("#exclusions")).to_contain_text("Everything counts.")
+    assert site.store.standing_votes() == 3
+
+
+def test_a_dataset_comes_in_whole_or_not_at_all_and_goes_out(data: Page, site: Site, tmp_path: Path) -> None:
+    page = data
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text(json.dumps(row) + "\n")
+    bad.write_text(json.dumps(row | {"messages": row["messages"][:1]}) + "\n")
+    page.locator("#import select[name=format]").select_option("sft")
+    before = site.store.demonstrations_count()
+    for file, told in ((bad, "Nothing was imported: line 1"), (good, "Imported: 0 votes, 1 demonstrations")):
+        page.locator("#import input[type=file]").set_input_files(file)
+        page.locator("#import").get_by_role("button", name="Import").click()
+        expect(page.locator("#imported")).to_contain_text(told)
+    assert site.store.demonstrations_count() == before + 1
+    with page.expect_download() as download:
+        page.get_by_role("link", name="TRL preference").click()
+    assert len(download.value.path().read_text().splitlines()) == 2
+
+
+def test_a_run_takes_settings_and_a_version_a_note(data: Page, site: Site) -> None:
+    page = data
+    page.get_by_role("tab", name="Overview").click()
+    page.get_by_role("button", name="Settings of this run").click()
+    expect(page.locator("#run-settings")).to_contain_text("Rounds of rollouts and optimisation.")
+    page.get_by_label("Settings, one a line").fill("ppo.updates 12")
+    page.get_by_role("button", name="Train now").click()
+    expect(page.locator("#note")).to_contain_text("NAME=VALUE")
+    page.get_by_label("Settings, one a line").fill("ppo.updates = 12\nseed = 7")
+    page.get_by_role("button", name="Train now").click()
+    expect(page.locator("#note")).to_contain_text("has been started")
+    assert site.training.asked[-1]["settings"] == {"ppo": {"updates": 12}, "seed": 7}
+    page.get_by_role("button", name="Cancel this run").click()
+    expect(page.get_by_role("button", name="Train now")).to_be_visible()
+
+    version = page.get_by_role("row", name="Version 1")
+    version.get_by_role("button", name="Note").click()
+    page.get_by_label("The note").fill("kinder, but longer")
+    page.keyboard.press("Enter")
+    expect(version).to_contain_text("kinder, but longer")
+    with page.expect_download() as download:
+        version.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "hustings-v1.zip"
