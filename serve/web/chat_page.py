@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from serve.errors import HustingsError, PromptTooLong, Unauthorized
+from serve.errors import HustingsError, NotFound, PromptTooLong
 from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Judgement, Message, Verdict
 from serve.service import Service
 from serve.truncation import Truncation
-from serve.web import chat_view, theme
+from serve.web import chat_view, named, theme
 from serve.web.chat_view import Choice
 from serve.web.talks import AskMe, Scene, Talks, shown
+from serve.web.visitor import view_of, voter_of
 
 if TYPE_CHECKING:
     from serve.settings import Settings
@@ -30,14 +32,6 @@ if TYPE_CHECKING:
 Update = dict[Any, Any]
 """Component → what becomes of it."""
 
-TICK = 0.07
-"""Seconds between two updates of what is being written: about 14 a second."""
-LATEX: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "$", "right": "$", "display": False},
-    {"left": "\\(", "right": "\\)", "display": False},
-    {"left": "\\[", "right": "\\]", "display": True},
-]
 EXAMPLES = (
     "Explain compound interest to a teenager.",
     "Write a kind note to a neighbour about loud music.",
@@ -175,7 +169,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 autoscroll=False,
                 buttons=["copy"],
                 editable="user",
-                latex_delimiters=LATEX,
+                latex_delimiters=theme.LATEX,
                 sanitize_html=True,
                 allow_tags=False,
                 placeholder=WELCOME,
@@ -191,7 +185,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                             gr.Markdown(
                                 elem_id=f"answer-{name.lower()}",
                                 elem_classes="answer",
-                                latex_delimiters=LATEX,
+                                latex_delimiters=theme.LATEX,
                                 sanitize_html=True,
                                 line_breaks=True,
                             )
@@ -327,7 +321,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             scene = await talks.scene(voter, place)
             try:
                 while not live.done:
-                    await asyncio.wait({done}, timeout=TICK)
+                    await asyncio.wait({done}, timeout=theme.TICK)
                     in_line = live.place
                     now = in_line, [(draft.text, draft.finish_reason) for draft in live.drafts]
                     if watching.get(view) is not token:
@@ -474,9 +468,13 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return {note: theme.problem(error)}
 
         async def arrive(request: gr.Request) -> Update:
-            """A page that opens: the latest conversation, with its open comparison."""
+            """A page that opens: the conversation that its address names, or the latest, with its open comparison."""
             try:
                 voter = voter_of(request)
+                named = request.query_params.get("talk")
+                with suppress(NotFound):
+                    if named:
+                        return await open_talk(voter, named)
                 return await open_talk(voter, await talks.latest(voter))
             except HustingsError as error:
                 return {note: theme.problem(error)}
@@ -669,22 +667,10 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         talk_list.pick(pick, search, everything, **turning).then(resume, here, everything, **slow)
         new_chat.click(fresh, None, everything, **turning).then(None, js=_BACK_TO_TYPING)
 
+        named.register(service)
+
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page
-
-
-def voter_of(request: gr.Request) -> str:
-    """Whoever the signed cookie names; never the session hash, which the browser chooses. Raises Unauthorized."""
-    state = request.request.scope.get("state", {}) if request.request else {}
-    voter = state.get("voter")
-    if not isinstance(voter, str):
-        raise Unauthorized("This browser has no cookie of ours yet. Allow cookies, and reload the page.")
-    return voter
-
-
-def view_of(request: gr.Request) -> tuple[str, str | None]:
-    """Whose page, and which of them: only to know which page has turned away, never who is asking."""
-    return voter_of(request), request.session_hash
 
 
 def _chosen(vote: Any, choice: Choice) -> Any:

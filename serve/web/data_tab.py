@@ -6,7 +6,6 @@ build(page, service, only_operators)    draws it into the page, which is open
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -15,6 +14,7 @@ from serve.errors import HustingsError, InvalidInput
 from serve.feedback.oversight import Search
 from serve.service import Service
 from serve.web import data_view, theme
+from serve.web.visitor import operators_only
 
 Update = dict[Any, Any]
 """Component → what becomes of it."""
@@ -41,7 +41,7 @@ element.addEventListener('click', event => {
 """
 
 
-def build(page: gr.Blocks, service: Service, only_operators: Callable[[gr.Request], None]) -> None:
+def build(page: gr.Blocks, service: Service) -> None:
     """Draw the tab and wire it; every handler asks first whether an operator is asking."""
     gr.HTML(theme.section("Votes", "Voters are known by numbers."))
     with gr.Row(elem_id="find", elem_classes="row"):
@@ -100,7 +100,7 @@ def build(page: gr.Blocks, service: Service, only_operators: Callable[[gr.Reques
     async def find(
         text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool, request: gr.Request
     ) -> Update:
-        only_operators(request)
+        operators_only(request)
         try:
             wanted = search_of(text, voter, version, verdict, since, blind, left_out)
             return await show(wanted) | {note: ""}
@@ -111,14 +111,14 @@ def build(page: gr.Blocks, service: Service, only_operators: Callable[[gr.Reques
         before: int | None, text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
         request: gr.Request,
     ) -> Update:  # fmt: skip
-        only_operators(request)
+        operators_only(request)
         return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
 
     async def leave_out(
         text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
-        only_operators(request)
+        operators_only(request)
         wanted = search_of(text, voter, version, verdict, since, blind, left_out)
         told = event._data
         try:
@@ -135,7 +135,7 @@ def build(page: gr.Blocks, service: Service, only_operators: Callable[[gr.Reques
         text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
-        only_operators(request)
+        operators_only(request)
         wanted = search_of(text, voter, version, verdict, since, blind, left_out)
         try:
             await service.lift(str(event._data.get("id", "")), who=WHO)

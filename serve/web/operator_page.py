@@ -20,14 +20,13 @@ from serve.service import Service, Training
 from serve.settings import Settings, nested
 from serve.web import board_view, data_tab, data_view, theme
 from serve.web import operator_view as view
+from serve.web.visitor import operators_only
 
 Update = dict[Any, Any]
 """Component → what becomes of it."""
 
 REFRESH = 2.0
 """Seconds between two looks at the record."""
-TICK = 0.07
-"""Seconds between two updates of what is being written."""
 WHO = "operator page"
 LOG_LINES = 40
 
@@ -168,7 +167,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                                     )
                                 )
                 with gr.Tab("Data and log", id="data"):
-                    data_tab.build(page, service, _operators_only)
+                    data_tab.build(page, service)
         clock = gr.Timer(REFRESH)
 
         board = [glance, rates, figures, trust]
@@ -198,7 +197,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             }
 
         async def arrive(request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
             state = await look()
             return show(state) | _choices(state) | await judged(state)
 
@@ -213,7 +212,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             }
 
         async def refresh(before: str, run: int | None, request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
             state = await look()
             if view.signature(state) == before:
                 return {seen: gr.skip()}
@@ -223,7 +222,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return update | await drawn(run)
 
         async def draw(run: int | None, request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
             return await drawn(run)
 
         async def drawn(run: int | None) -> Update:
@@ -237,7 +236,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             }
 
         async def start_run(wanted: list[Stage], force: bool, lines: str, request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
 
             def trigger() -> str:
                 if not wanted:
@@ -255,7 +254,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return await act(asyncio.to_thread(trigger))
 
         async def cancel_run(request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
             state = await look()
             if state.active is None:
                 return show(state)
@@ -269,7 +268,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return await act(asyncio.to_thread(end))
 
         async def promote(event: gr.EventData, request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
             version = event._data.get("version")
             if not isinstance(version, int):
                 raise gr.Error("There is no such version.")
@@ -281,7 +280,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return await act(switch())
 
         async def note_version(event: gr.EventData, request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
             version, words = event._data.get("version"), str(event._data.get("note", ""))
             if not isinstance(version, int):
                 raise gr.Error("There is no such version.")
@@ -293,7 +292,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return await act(write())
 
         async def roll_back(request: gr.Request) -> Update:
-            _operators_only(request)
+            operators_only(request)
 
             async def switch() -> str:
                 version = await service.rollback(who=WHO, why="rolled back by hand")
@@ -310,7 +309,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return show(await look()) | {note: said}
 
         async def answer_both(text: str, one: int, other: int, request: gr.Request) -> AsyncIterator[Update]:
-            _operators_only(request)
+            operators_only(request)
             try:
                 writing = await service.side_by_side([Message("user", text)], (int(one), int(other)))
             except HustingsError as error:
@@ -323,7 +322,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     first[head] = f'<span class="pill">{version_name(int(number))}</span>'
                 yield first | theme.answers(panes, writing.drafts)
                 while not writing.done:
-                    await asyncio.wait({done}, timeout=TICK)
+                    await asyncio.wait({done}, timeout=theme.TICK)
                     yield theme.answers(panes, writing.drafts)
                 if writing.error:
                     yield {note: theme.problem(writing.error)}
@@ -352,13 +351,6 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page
-
-
-def _operators_only(request: gr.Request) -> None:
-    """Raises `gr.Error` unless the layer around the pages found an operator's session or token."""
-    state = request.request.scope.get("state", {}) if request.request else {}
-    if state.get("operator") is not True:
-        raise gr.Error("Your session is over. Log in again at /login.")
 
 
 def _rollback_button(state: view.State) -> Any:

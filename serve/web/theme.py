@@ -49,6 +49,15 @@ _BALLOT = gr.themes.Color(
     c950="#08211b",
 )
 
+TICK = 0.07
+"""Seconds between two updates of what is being written: about 14 a second."""
+LATEX: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+    {"left": "\\[", "right": "\\]", "display": True},
+]
+"""Where formulas begin and end; one dollar alone is a price."""
+
 MARK = (
     '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round"'
     ' stroke-linejoin="round" aria-hidden="true"><path d="M3 13h18v7.2a.8.8 0 0 1-.8.8H3.8a.8.8 0 0 1-.8-.8z"/>'

@@ -22,7 +22,7 @@ from serve.records import Comparison, Judgement
 from serve.service import Service
 from serve.settings import Settings
 from serve.web import theme, vote_view
-from serve.web.chat_page import LATEX, TICK, view_of, voter_of
+from serve.web.visitor import view_of, voter_of
 
 Update = dict[Any, Any]
 """Component → what becomes of it."""
@@ -75,7 +75,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                             gr.Markdown(
                                 elem_id=f"answer-{place}",
                                 elem_classes="answer",
-                                latex_delimiters=LATEX,
+                                latex_delimiters=theme.LATEX,
                                 sanitize_html=True,
                                 line_breaks=True,
                             )
@@ -153,7 +153,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             finished = asyncio.ensure_future(found.wait())
             before: object = None
             while not found.done:
-                await asyncio.wait({finished}, timeout=TICK)
+                await asyncio.wait({finished}, timeout=theme.TICK)
                 if watching.get(view) is not token:
                     return
                 shown = found.shown

@@ -14,7 +14,7 @@ import gradio as gr
 from serve.errors import HustingsError, NotFound
 from serve.service import Service
 from serve.web import theme, you_view
-from serve.web.chat_page import voter_of
+from serve.web.visitor import voter_of
 
 Update = dict[Any, Any]
 """Component → what becomes of it."""

@@ -6,12 +6,12 @@ import re
 from datetime import timedelta
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from serve.engine import CandidateRequest
 from serve.feedback.store import Store
 from serve.records import Comparison, Message, Sampling
-from tests.browser.conftest import Site, breathe, say
+from tests.browser.conftest import Site, breathe, open_chat, say
 
 pytestmark = pytest.mark.browser
 
@@ -549,3 +549,67 @@ def test_settings_of_ones_own_are_used_kept_and_no_evidence(newcomer: Page, site
     chat.reload()
     chat.get_by_role("button", name="How it answers").click()
     expect(chat.get_by_label("number input for Longest answer (tokens)")).to_have_value("32")
+
+
+def test_the_address_names_the_talk_for_a_second_tab_and_the_back_button(newcomer: Page, site: Site) -> None:
+    chat = newcomer
+    say(chat, "How do I bake bread?")
+    asked(chat)
+    first = chat.url
+    assert "?talk=" in first
+    chat.click("#new-chat")
+    expect(chat.locator("#history .user")).to_have_count(0)
+    say(chat, QUESTION)
+    asked(chat)
+    other = chat.context.new_page()
+    other.goto(first)
+    expect(other.locator("#history .user")).to_contain_text("bake bread")
+    chat.go_back()
+    chat.go_back()
+    expect(chat.locator("#history .user")).to_contain_text("bake bread")
+    other.goto(site.url + "/?talk=somebody-elses")
+    expect(other.locator("#history .user")).to_contain_text(QUESTION)
+
+
+def test_what_is_typed_outlives_a_reload_and_is_gone_once_it_is_sent(newcomer: Page, site: Site) -> None:
+    chat = newcomer
+    chat.locator("#box textarea").fill("Half a thou")
+    chat.wait_for_timeout(900)
+    chat.reload()
+    expect(chat.locator("#box textarea")).to_have_value("Half a thou")
+    chat.locator("#box textarea").press("Enter")
+    asked(chat)
+    assert last_comparison(site.store).messages[-1].content == "Half a thou"
+    chat.wait_for_timeout(900)
+    chat.reload()
+    expect(chat.locator("#arena")).to_be_visible()
+    expect(chat.locator("#box textarea")).to_have_value("")
+
+
+def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    page = context.new_page()
+    try:
+        open_chat(page, site)
+        say(page, QUESTION)
+        asked(page)
+        a, b = (page.locator(f"#answer-{name}").bounding_box() for name in "ab")
+        assert a is not None and b is not None and b["y"] > a["y"] + a["height"] - 1
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, "nothing sticks out"
+        page.locator("#vote-b").tap()
+        expect(page.locator("#note")).to_contain_text("You chose B.")
+    finally:
+        context.close()
+
+
+def test_code_can_be_copied_and_prices_are_no_formulas(chat: Page, site: Site) -> None:
+    words = ["From $3000 to $4000 ", "is $$a^2$$ more.\n\n", "```python\nprint(1)\n```\n"]
+    site.engine.script = lambda version, seed, prompt: [f"{seed}: ", *words]
+    say(chat, QUESTION)
+    asked(chat)
+    expect(chat.locator("#answer-a")).to_contain_text("From $3000 to $4000 is")
+    expect(chat.locator("#answer-a .katex").first).to_be_visible()
+    expect(chat.locator("#answer-a button[title*=opy], #answer-a .copy_code_button").first).to_be_attached()
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_contain_text("From $3000 to $4000 is")

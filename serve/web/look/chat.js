@@ -41,6 +41,34 @@ document.addEventListener('click', event => {
   if (to) document.querySelector(`#branches [data-to="${CSS.escape(to)}"]`)?.click();
 });
 
+// The address names the talk, so that a reload, a second tab and the back button find it again.
+let here;
+new MutationObserver(() => {
+  const now = document.querySelector('#branches [data-here]')?.dataset.here;
+  if (now === undefined || now === here) return;
+  const address = now ? `?talk=${encodeURIComponent(now)}` : location.pathname;
+  if (location.search !== address && address !== location.pathname + location.search)
+    history[here === undefined ? 'replaceState' : 'pushState'](null, '', address);
+  here = now;
+}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-here']});
+addEventListener('popstate', () => location.reload());
+
+// What is typed outlives the page: Gradio loads it anew when the connection was lost.
+const DRAFT = 'hustings-draft';
+let typed = null;
+setInterval(() => {
+  const box = document.querySelector('#box textarea');
+  if (!box) return;
+  if (typed === null) {
+    const kept = localStorage.getItem(DRAFT);
+    if (kept && !box.value) {
+      box.value = kept;
+      box.dispatchEvent(new Event('input', {bubbles: true}));
+    }
+  } else if (box.value !== typed) localStorage.setItem(DRAFT, box.value);
+  typed = box.value;
+}, 400);
+
 // What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
 new MutationObserver(() => {
   document.querySelector('#box .submit-button')?.setAttribute('aria-label', 'Send');

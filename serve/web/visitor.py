@@ -1,0 +1,28 @@
+"""Who is behind a call of Gradio's: the layer around the pages has found out, and put it into the request's state."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from serve.errors import Unauthorized
+
+
+def voter_of(request: gr.Request) -> str:
+    """Whoever the signed cookie names; never the session hash, which the browser chooses. Raises Unauthorized."""
+    state = request.request.scope.get("state", {}) if request.request else {}
+    voter = state.get("voter")
+    if not isinstance(voter, str):
+        raise Unauthorized("This browser has no cookie of ours yet. Allow cookies, and reload the page.")
+    return voter
+
+
+def view_of(request: gr.Request) -> tuple[str, str | None]:
+    """Whose page, and which of them: only to know which page has turned away, never who is asking."""
+    return voter_of(request), request.session_hash
+
+
+def operators_only(request: gr.Request) -> None:
+    """Raises `gr.Error` unless the layer around the pages found an operator's session or token."""
+    state = request.request.scope.get("state", {}) if request.request else {}
+    if state.get("operator") is not True:
+        raise gr.Error("Your session is over. Log in again at /login.")

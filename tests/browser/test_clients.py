@@ -1,0 +1,43 @@
+"""Stock clients of other projects, untouched, against the running server."""
+
+from __future__ import annotations
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from openai import OpenAI
+
+from tests.browser.conftest import Site
+from tests.browser.test_chat_page import last_comparison
+
+pytestmark = pytest.mark.browser
+
+
+def test_gradio_client_is_one_voter_who_compares_and_votes_by_name(site: Site) -> None:
+    client = Client(site.url, verbose=False, analytics_enabled=False)
+    assert "v0 says" in client.predict("Why is the sky blue?", api_name="/chat")
+    asked = client.predict("And the sea?", api_name="/compare")
+    best = asked["candidates"][1]["id"]
+    told = client.predict(asked["id"], best, api_name="/vote")
+    assert told["revealed"] == {candidate["id"]: 0 for candidate in asked["candidates"]}
+    comparison = last_comparison(site.store)
+    assert comparison.vote is not None and comparison.vote.judgement.ranking == (
+        (best,),
+        (asked["candidates"][0]["id"],),
+    )
+    with pytest.raises(AppError, match="you have voted on this"):
+        client.predict(asked["id"], "tie", api_name="/vote")
+    assert len(client.predict(api_name="/next_to_judge")["candidates"]) >= 2
+    assert site.store.me(comparison.voter_id)["counts"]["conversations"] == 2, "one voter asked both"
+    other = Client(site.url, verbose=False, analytics_enabled=False)
+    with pytest.raises(AppError, match="no such comparison of yours"):
+        other.predict(asked["id"], "tie", api_name="/vote")
+
+
+def test_the_stock_openai_client_streams(site: Site) -> None:
+    client = OpenAI(base_url=site.url + "/v1", api_key="anything")
+    stream = client.chat.completions.create(
+        model="hustings", messages=[{"role": "user", "content": "Hello?"}], stream=True
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 2 and "Hello?" in "".join(pieces)
