@@ -616,9 +616,9 @@ class Service:
         """The curves of a run."""
         return await asyncio.to_thread(self.store.run_metrics, run_id, name)
 
-    def export(self, format: str) -> Iterator[str]:
+    def export(self, format: str, style: str = "conversational") -> Iterator[str]:
         """The record as JSON lines. Raises InvalidInput for a format that there is not."""
-        return exchange.export(self.store, format)
+        return exchange.export(self.store, format, style)
 
     async def import_lines(self, lines: bytes, format: str, reading: str) -> ImportCounts:
         """Take JSON lines in, all or none; returns counts. Raises InvalidInput with the line."""

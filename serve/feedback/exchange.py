@@ -33,6 +33,9 @@ Reading = Literal["whole", "demonstrations", "turns"]
 """What an import makes of its rows: what they are, demonstrations of what is ranked first, or of earlier turns too."""
 READINGS: tuple[Reading, ...] = get_args(Reading)
 
+STYLES = ("conversational", "plain")
+"""Of exports: lists of messages, or texts."""
+
 Row = dict[str, Any]
 Item = NewBallot | NewDemonstration
 Talk = tuple[Message, ...]
@@ -41,13 +44,18 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 ARENA_TIES = {"tie": "tie", "tie (bothbad)": "both_bad", "both_bad": "both_bad", "bothbad": "both_bad"}
 
 
-def export(store: Store, format: str) -> Iterator[str]:
+def export(store: Store, format: str, style: str = "conversational") -> Iterator[str]:
     """The record's standing votes (or, for sft, its demonstrations) as lines that end in a newline.
 
-    The lines are of one moment, however slowly they are taken. Raises InvalidInput for an unknown format, at once.
+    In the style `plain` prompts and answers of trl, kto and sft are texts: of several turns with HH's marks, and sft
+    as prompt and completion. The lines are of one moment, however slowly they are taken. Raises InvalidInput for an
+    unknown format or style, at once.
     """
     rows = _EXPORTS[_known(format)]
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(store))
+    if style not in STYLES:
+        raise InvalidInput(f"style is one of {', '.join(STYLES)}")
+    shape = _in_words if style == "plain" else _as_it_is
+    return (json.dumps(shape(row), ensure_ascii=False) + "\n" for row in rows(store))
 
 
 def import_lines(
@@ -185,6 +193,29 @@ def _plain(messages: Iterable[Message]) -> list[dict[str, str]]:
 
 def _said(answer: BallotAnswer) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": answer.text}]
+
+
+def _as_it_is(row: Row) -> Row:
+    return row
+
+
+def _in_words(row: Row) -> Row:
+    """Lists of messages as text; what has none stays."""
+    if "messages" in row:
+        *prompt, answer = row["messages"]
+        row = {"prompt": prompt, "completion": [answer]}
+    if not isinstance(row.get("prompt"), list):
+        return row
+    answers = {name: value[0]["content"] for name, value in row.items() if name != "prompt" and isinstance(value, list)}
+    return row | {"prompt": _asked(row["prompt"])} | answers
+
+
+def _asked(prompt: list[dict[str, str]]) -> str:
+    """A prompt of one turn is its words; of several they stand under HH's marks, up to where the answer begins."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    *before, last = (Message(m["role"], m["content"]) for m in prompt)  # type: ignore[arg-type]
+    return _hh((*before, last), "").rstrip(" ")
 
 
 def _model(answer: BallotAnswer) -> str:

@@ -364,9 +364,10 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse({"serving": await service.rollback(who=_WHO, why=why)})
 
     @router.get("/export")
-    async def export(format: Annotated[str, Query()]) -> Response:
+    async def export(format: Annotated[str, Query()], style: Annotated[str, Query()] = "conversational") -> Response:
+        lines = service.export(format, style)  # refuses what it does not know before anything is sent
         headers = {"Content-Disposition": f'attachment; filename="hustings-{format}.jsonl"'}
-        return StreamingResponse(service.export(format), 200, headers, "application/x-ndjson")
+        return StreamingResponse(lines, 200, headers, "application/x-ndjson")
 
     @router.post("/import")
     async def import_lines(
