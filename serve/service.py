@@ -63,6 +63,9 @@ log = logging.getLogger(__name__)
 SOMETIMES = 0.3
 """Share of turns that ask for a vote when the voter said "sometimes"."""
 
+REPEATED, APART = 0.1, 20
+"""Share of what is judged in the queue that its voter judged before, so many judgements ago at least."""
+
 RANKED = 4
 """Answers to a shipped prompt that somebody ranks; InstructGPT's labelers had 4 to 9."""
 
@@ -396,8 +399,13 @@ class Service:
     async def next_to_judge(self, voter: str) -> Comparison | LiveComparison | None:
         """What is next in the queue; where nothing is, several answers to a shipped prompt, as they are written.
 
-        None when this voter has judged everything. Raises Unavailable.
+        Now and then it is a pair that the voter judged before, with sides swapped. None when this voter has judged
+        everything. Raises Unavailable.
         """
+        if self._rng.random() < REPEATED:
+            again = await asyncio.to_thread(self.store.repeat, voter, APART)
+            if again is not None:
+                return again
         waiting = await self.next_in_queue(voter)
         if waiting is not None:
             return self.live(waiting.id, voter) or waiting

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from serve.board import sayings
 from serve.errors import (
     InvalidInput,
     NotFound,
@@ -203,3 +204,22 @@ def test_the_last_word_of_a_talk_is_known_until_something_is_said_after_it(store
     assert store.judged_last("anna", talk) is not None
     store.add_demonstration("anna", comparison.messages, "It is the light.", conversation_id=talk)
     assert store.judged_last("anna", talk) is None, "the talk goes on with other words"
+
+
+def test_a_pair_is_shown_again_with_sides_swapped_once_and_is_no_evidence(store: Store) -> None:
+    first = compare(store)
+    prefer(store, first, 0)
+    assert store.repeat("anna", apart=2) is None, "too soon"
+    for _ in range(2):
+        prefer(store, compare(store), 0)
+    again = store.repeat("anna", apart=2)
+    assert again is not None and again.id != first.id
+    assert [c.answer.id for c in again.candidates] == [c.answer.id for c in first.candidates][::-1]
+    assert store.repeat("anna", apart=2) == again, "until it is voted on"
+    prefer(store, again, 1)
+    vote = store.comparison(again.id, "anna").vote
+    assert vote is not None and not vote.evidence
+    assert store.repeat("anna", apart=3) is None, "once is enough"
+    assert store.repeat("ben", apart=0) is None
+    _, same = sayings(store.ballots())
+    assert same == [[first.candidates[0].answer.id] * 2], "anna said the same of both"

@@ -41,6 +41,25 @@ WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
 ORDER BY random() LIMIT 1
 """
 
+REPEATABLE = """
+SELECT comparisons.id, prompt_id FROM comparisons
+JOIN standing_votes ON comparison_id = comparisons.id AND verdict IN ('ranking', 'tie')
+WHERE comparisons.voter_id = :voter AND repeats IS NULL
+    AND NOT EXISTS (SELECT 1 FROM comparisons AS again WHERE again.repeats = comparisons.id)
+    AND 2 = (SELECT count(*) FROM candidates WHERE candidates.comparison_id = comparisons.id)
+    AND :apart <= (SELECT count(*) FROM standing_votes AS later
+        WHERE later.voter_id = :voter AND later.sequence > standing_votes.sequence AND later.verdict <> 'skip')
+ORDER BY random() LIMIT 1
+"""
+
+OPEN_REPEAT = (
+    COMPARISON
+    + """
+WHERE comparisons.voter_id = ? AND repeats IS NOT NULL AND expires > ?
+    AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id) LIMIT 1
+"""
+)
+
 JUDGED_LAST = (
     COMPARISON
     + """
@@ -175,6 +194,27 @@ class Comparisons(Votes):
                 probability=pair["probability"],
             )
             return _load(db, comparison_id, voter_id, now)
+
+        return self.writing(work)
+
+    def repeat(self, voter_id: str, apart: int) -> Comparison | None:
+        """A pair that this voter judged at least `apart` judgements ago, once more, with sides swapped.
+
+        It measures how surely people judge, and is no evidence, for they have seen who wrote what. The same comes back
+        until it is voted on. None where there is no such pair.
+        """
+
+        def work(db: sqlite3.Connection) -> Comparison | None:
+            now = self._clock()
+            if waiting := db.execute(OPEN_REPEAT, (voter_id, stamp(now))).fetchone():
+                return _load(db, waiting["id"], voter_id, now)
+            pair = db.execute(REPEATABLE, {"voter": voter_id, "apart": apart}).fetchone()
+            if pair is None:
+                return None
+            answers = [row["id"] for row in db.execute(CANDIDATES, (pair["id"],))]
+            again = insert_comparison(db, voter_id, pair["prompt_id"], answers[::-1], now)
+            db.execute("UPDATE comparisons SET repeats = ? WHERE id = ?", (pair["id"], again))
+            return _load(db, again, voter_id, now)
 
         return self.writing(work)
 

@@ -309,6 +309,13 @@ def m005_oversight(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m006_repeats(db: Database) -> None:
+    """A pair that its voter is shown again, with sides swapped: which one it repeats."""
+    db.execute("ALTER TABLE comparisons ADD COLUMN repeats TEXT REFERENCES comparisons(id) ON DELETE SET NULL")
+    db.execute("CREATE INDEX comparisons_by_repeated ON comparisons(repeats)")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to today's schema; each migration is applied whole or not at all.
 

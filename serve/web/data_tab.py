@@ -46,8 +46,8 @@ def build(page: gr.Blocks, service: Service) -> None:
     gr.HTML(theme.section("Votes", "Voters are known by numbers."))
     with gr.Row(elem_id="find", elem_classes="row"):
         text = gr.Textbox(label="Holds the words", max_length=500, scale=3, min_width=200)
-        voter = gr.Number(label="Voter's number", precision=0, minimum=1, scale=1, min_width=120, value=None)
-        version = gr.Number(label="Version", precision=0, minimum=0, scale=1, min_width=100, value=None)
+        voter = gr.Textbox(label="Voter's number", max_length=10, scale=1, min_width=120)
+        version = gr.Textbox(label="Version", max_length=10, scale=1, min_width=100)
         verdict = gr.Dropdown(VERDICTS, value="", label="Said", scale=1, min_width=130)
         since = gr.Textbox(label="Since (date)", placeholder="2026-01-31", max_length=40, scale=1, min_width=130)
         blind = gr.Checkbox(value=False, label="Blind ones only")
@@ -67,13 +67,10 @@ def build(page: gr.Blocks, service: Service) -> None:
 
     everything = [found, following, older, note, standing, log]
 
-    def search_of(text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool) -> Search:
-        for number, what in ((voter, "a voter's number"), (version, "a version")):
-            if number is not None and not 0 <= number < 2**31:
-                raise InvalidInput(f"{what} is a whole number from 0 on")
+    def search_of(text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool) -> Search:
         return Search(
-            voter=None if voter is None else int(voter),
-            version=None if version is None else int(version),
+            voter=_number(voter, "a voter's number"),
+            version=_number(version, "a version"),
             verdict=verdict or None,
             evidence=True if blind else None,
             text=text or "",
@@ -98,7 +95,7 @@ def build(page: gr.Blocks, service: Service) -> None:
         }
 
     async def find(
-        text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool, request: gr.Request
+        text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool, request: gr.Request
     ) -> Update:
         operators_only(request)
         try:
@@ -108,14 +105,14 @@ def build(page: gr.Blocks, service: Service) -> None:
             return {note: theme.problem(error)}
 
     async def go_back(
-        before: int | None, text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
+        before: int | None, text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
         return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
 
     async def leave_out(
-        text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
+        text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
@@ -132,7 +129,7 @@ def build(page: gr.Blocks, service: Service) -> None:
         return await show(wanted) | {note: theme.note(f"{made.voter or 'The vote'} {done}.".capitalize())}
 
     async def lift(
-        text: str, voter: Any, version: Any, verdict: str, since: str, blind: bool, left_out: bool,
+        text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
@@ -146,9 +143,19 @@ def build(page: gr.Blocks, service: Service) -> None:
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     asked = [text, voter, version, verdict, since, blind, left_out]
     for field in asked:
-        assert isinstance(field, gr.Textbox | gr.Number | gr.Dropdown | gr.Checkbox)
+        assert isinstance(field, gr.Textbox | gr.Dropdown | gr.Checkbox)
         field.change(find, asked, everything, trigger_mode="always_last", **quick)
     older.click(go_back, [following, *asked], everything, **quick)
     found.leave_out(leave_out, asked, everything, **quick)
     standing.lift(lift, asked, everything, **quick)
     page.load(find, asked, everything, **quick)
+
+
+def _number(text: str | None, what: str) -> int | None:
+    """A whole number, or nothing. Raises InvalidInput."""
+    text = (text or "").strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise InvalidInput(f"{what} is a whole number, not “{text}”")
+    return int(text)

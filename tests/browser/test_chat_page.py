@@ -427,7 +427,7 @@ def test_a_talk_that_one_left_is_written_to_its_end_unseen(chat: Page, site: Sit
 def test_on_a_phone_the_side_panel_starts_closed(site: Site, person: BrowserContext) -> None:
     page = person.new_page()
     page.set_viewport_size({"width": 390, "height": 800})
-    page.goto(site.url)
+    open_chat(page, site)
     expect(page.locator("#side")).not_to_have_class(re.compile("open"))
     page.get_by_role("button", name="Toggle Sidebar").click()
     page.get_by_role("button", name="New chat").click()

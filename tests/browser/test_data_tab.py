@@ -86,7 +86,7 @@ def test_a_run_takes_settings_and_a_version_a_note(data: Page, site: Site) -> No
     page.get_by_role("button", name="Cancel this run").click()
     expect(page.get_by_role("button", name="Train now")).to_be_visible()
 
-    version = page.get_by_role("row", name="Version 1")
+    version = page.locator("#versions").get_by_role("row", name="Version 1")
     version.get_by_role("button", name="Note").click()
     page.get_by_label("The note").fill("kinder, but longer")
     page.keyboard.press("Enter")
