@@ -212,7 +212,7 @@ def main() -> None:
         page.goto(url)
         expect(page.locator("#talk-list")).to_contain_text("Your conversations")
         send(page, SKY)
-        expect(page.locator("#note")).to_contain_text("Which answer is better?")
+        expect(page.locator("#note")).to_contain_text("Which is better?")
         page.click("#vote-a" if "Sunlight" in page.locator("#answer-a").inner_text() else "#vote-b")
         expect(page.locator("#arena")).to_be_hidden()
         engine.hold = 34
@@ -223,7 +223,7 @@ def main() -> None:
         page.screenshot(path=IMAGES / "chat.png")
 
         engine.hold = None
-        expect(page.locator("#note")).to_contain_text("Which answer is better?")
+        expect(page.locator("#note")).to_contain_text("Which is better?")
         page.keyboard.press("Escape")
         page.keyboard.press("1" if "scattered" in text_of(page, "a") else "2")
         expect(page.locator("#note")).to_contain_text("You chose")

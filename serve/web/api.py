@@ -157,11 +157,14 @@ def create(service: Service, training: Training, secrets: Secrets) -> FastAPI:
     """The application to mount at `/api`."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     faults.install(app)
-    app.include_router(_voters(service))
-    app.include_router(_judges(service))
-    app.include_router(_operators(service, training))
-    app.include_router(_sessions(secrets))
+    for router in routers(service, training, secrets):
+        app.include_router(router)
     return app
+
+
+def routers(service: Service, training: Training, secrets: Secrets) -> list[APIRouter]:
+    """The calls, by who may make them: voters, a comparison's voter, operators, anybody."""
+    return [_voters(service), _judges(service), _operators(service, training), _sessions(secrets)]
 
 
 def _voters(service: Service) -> APIRouter:
@@ -169,6 +172,7 @@ def _voters(service: Service) -> APIRouter:
 
     @router.post("/comparisons")
     async def compare(request: Request, body: ComparisonBody) -> Response:
+        """Answers to a prompt, blind: JSON once all are written, or events (`Accept: text/event-stream`)."""
         live = await service.compare(
             request.state.voter,
             [message.record() for message in body.messages],
@@ -190,16 +194,19 @@ def _voters(service: Service) -> APIRouter:
 
     @router.get("/queue/next")
     async def next_in_queue(request: Request) -> Response:
+        """A pair that somebody else shared, to judge; 204 where none waits."""
         comparison = await service.next_in_queue(request.state.voter)
         return Response(status_code=204) if comparison is None else JSONResponse(comparison_json(comparison))
 
     @router.delete("/votes/{vote_id}")
     async def withdraw(request: Request, vote_id: str) -> Response:
+        """Take a vote back; another may follow, no longer as evidence."""
         await service.withdraw(request.state.voter, vote_id)
         return Response(status_code=204)
 
     @router.patch("/votes/{vote_id}")
-    async def note(request: Request, vote_id: str, body: NoteBody) -> Response:
+    async def note_vote(request: Request, vote_id: str, body: NoteBody) -> Response:
+        """Say afterwards how much better it was, or why; what is left out stays."""
         vote = await service.note_vote(request.state.voter, vote_id, strength=body.strength, reasons=body.reasons)
         return JSONResponse(
             {"id": vote.id, "strength": vote.judgement.strength, "reasons": list(vote.judgement.reasons)}
@@ -207,26 +214,31 @@ def _voters(service: Service) -> APIRouter:
 
     @router.post("/demonstrations")
     async def demonstrate(request: Request, body: DemonstrationBody) -> Response:
+        """Keep an answer that a person wrote: an example to learn from."""
         messages = [message.record() for message in body.messages]
         demonstration = await service.demonstrate(request.state.voter, messages, body.answer)
         return JSONResponse({"id": demonstration.id}, 201)
 
     @router.get("/me")
     async def me(request: Request) -> Response:
+        """What I gave, and what it trained."""
         return JSONResponse(plain(await service.me(request.state.voter)))
 
     @router.get("/me/download")
     async def download(request: Request) -> Response:
+        """Everything that is kept of me, as a file."""
         headers = {"Content-Disposition": 'attachment; filename="hustings-mine.json"'}
         return JSONResponse(plain(await service.everything_of(request.state.voter)), headers=headers)
 
     @router.post("/me/consent")
     async def consent(request: Request, body: ConsentBody) -> Response:
+        """Whether my prompts may be shown to other voters; without it the earlier ones are not either."""
         await service.give_consent(request.state.voter, body.share)
         return Response(status_code=204)
 
     @router.delete("/me")
     async def forget(request: Request) -> Response:
+        """Delete everything of mine, also from the copies of ended runs."""
         await service.forget(request.state.voter)
         response = Response(status_code=204)
         forget_voter(response, request)
@@ -243,6 +255,7 @@ def _judges(service: Service) -> APIRouter:
 
     @router.get("/comparisons/{comparison_id}")
     async def comparison(request: Request, comparison_id: str) -> Response:
+        """A comparison as it stands."""
         return JSONResponse(comparison_json(await service.comparison(comparison_id, request.state.voter)))
 
     @router.post("/comparisons/{comparison_id}/vote")
@@ -252,6 +265,7 @@ def _judges(service: Service) -> APIRouter:
         body: VoteBody,
         idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
     ) -> Response:
+        """Judge it: a ranking of all candidates, best group first, or a verdict. Tells who wrote what."""
         receipt = await service.vote(request.state.voter, comparison_id, body.record(), idempotency_key=idempotency_key)
         answer = {"id": receipt.id, "revealed": receipt.revealed, "continues_with": receipt.continues_with}
         return JSONResponse(answer, 201)
@@ -264,6 +278,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.post("/runs")
     async def trigger(body: Annotated[RunBody | None, Body()] = None) -> Response:
+        """Start a run; 409 while one is on, or where there is nothing to learn from."""
         body = body or RunBody()
         run = await asyncio.to_thread(
             training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
@@ -273,28 +288,34 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.get("/runs")
     async def runs() -> Response:
+        """All runs, newest first."""
         return JSONResponse([run_json(run) for run in await service.runs()])
 
     @router.get("/runs/{run_id}")
     async def run(run_id: _PathNumber) -> Response:
+        """One run."""
         return JSONResponse(run_json(await service.run(run_id)))
 
     @router.post("/runs/{run_id}/cancel")
     async def cancel(run_id: _PathNumber) -> Response:
+        """End a run."""
         run = await asyncio.to_thread(training.cancel, run_id)
         await service.log_deed(_WHO, f"cancelled run {run_id}")
         return JSONResponse(run_json(run))
 
     @router.get("/runs/{run_id}/log")
     async def run_log(run_id: _PathNumber, tail: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
+        """The last lines of what a run said, as text."""
         return PlainTextResponse(await service.run_log(run_id, tail))
 
     @router.get("/settings")
     async def settings() -> Response:
+        """Every setting of a run: its default, its bounds and what it does."""
         return JSONResponse([plain(asdict(setting)) for setting in await asyncio.to_thread(training.settings)])
 
     @router.get("/board")
     async def board() -> Response:
+        """Is it getting better, and can it be trusted? Figures from blind votes."""
         return JSONResponse(plain(asdict(await service.board())))
 
     @router.get("/votes")
@@ -309,41 +330,49 @@ def _operators(service: Service, training: Training) -> APIRouter:
         left_out: bool = False,
         before: _Number | None = None,
     ) -> Response:
+        """Standing votes, newest first; `before` of one page asks for the next."""
         search = Search(voter, version, verdict, evidence, text, since, until, left_out)
         found, following = await service.find_votes(search, before=before)
         return JSONResponse({"votes": found, "before": following})
 
     @router.get("/exclusions")
     async def exclusions() -> Response:
+        """Votes and voters that are flagged or excluded."""
         found = await asyncio.to_thread(service.store.exclusions)
         return JSONResponse([plain(asdict(exclusion)) for exclusion in found])
 
     @router.post("/exclusions")
     async def leave_out(body: ExclusionBody) -> Response:
+        """Flag or exclude a vote, or all votes of a voter, with a reason."""
         made = await service.leave_out(voter=body.voter, vote=body.vote, kind=body.kind, reason=body.reason, who=_WHO)
         return JSONResponse(plain(asdict(made)), 201)
 
     @router.delete("/exclusions/{exclusion_id}")
     async def lift(exclusion_id: str) -> Response:
+        """Let it count again."""
         await service.lift(exclusion_id, who=_WHO)
         return Response(status_code=204)
 
     @router.get("/log")
     async def deeds() -> Response:
+        """Who did what, newest first."""
         return JSONResponse([plain(asdict(deed)) for deed in await asyncio.to_thread(service.store.deeds)])
 
     @router.put("/versions/{number}/note")
     async def note(number: _PathNumber, body: VersionNoteBody) -> Response:
+        """Write something beside a version; an empty note takes it away."""
         await service.note_version(number, body.note, who=_WHO)
         return Response(status_code=204)
 
     @router.get("/versions/{number}/adapter")
     async def adapter(number: _PathNumber) -> Response:
+        """A version as a zip file: PEFT's files, the manifest and a card."""
         headers = {"Content-Disposition": f'attachment; filename="hustings-v{number}.zip"'}
         return Response(await service.adapter(number), 200, headers, "application/zip")
 
     @router.get("/versions")
     async def versions() -> Response:
+        """All versions, and which one serves."""
         touched = await asyncio.to_thread(service.store.touched)
         notes = await asyncio.to_thread(service.store.version_notes)
         versions = [
@@ -355,16 +384,19 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.post("/versions/{number}/promote")
     async def promote(number: _PathNumber, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+        """Make a version serve from the next answer on."""
         why = (body or SwitchBody()).why
         return JSONResponse({"serving": await service.promote(number, who=_WHO, why=why)})
 
     @router.post("/rollback")
     async def rollback(body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+        """Return to the version that served before."""
         why = (body or SwitchBody()).why
         return JSONResponse({"serving": await service.rollback(who=_WHO, why=why)})
 
     @router.get("/export")
     async def export(format: Annotated[str, Query()], style: Annotated[str, Query()] = "conversational") -> Response:
+        """The record as JSON lines, in one of the formats; `style` is `conversational` or `plain`."""
         lines = service.export(format, style)  # refuses what it does not know before anything is sent
         headers = {"Content-Disposition": f'attachment; filename="hustings-{format}.jsonl"'}
         return StreamingResponse(lines, 200, headers, "application/x-ndjson")
@@ -373,6 +405,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
     async def import_lines(
         request: Request, format: Annotated[str, Query()], reading: Annotated[str, Query(alias="as")] = "whole"
     ) -> Response:
+        """Take in a dataset, whole or not at all; `as` says what its rows become."""
         counts = await service.import_lines(await request.body(), format, reading)
         await service.log_deed(_WHO, f"imported {format}: {counts.votes} votes, {counts.demonstrations} demonstrations")
         return JSONResponse(asdict(counts), 201)
@@ -385,6 +418,7 @@ def _sessions(secrets: Secrets) -> APIRouter:
 
     @router.post("/login")
     async def login(request: Request, body: LoginBody) -> Response:
+        """A session for the operator pages."""
         if not await is_right(secrets, body.token):
             raise Unauthorized("this is not the operator token; the server printed it when it first started")
         response = JSONResponse({"operator": True})
@@ -393,6 +427,7 @@ def _sessions(secrets: Secrets) -> APIRouter:
 
     @router.post("/logout")
     async def logout(request: Request) -> Response:
+        """End it."""
         response = JSONResponse({"operator": False})
         end_session(response, request)
         return response

@@ -44,7 +44,7 @@ WELCOME = (
 )
 
 KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
-ASK = f"Which answer is better? {KEYS}"
+ASK = f"Both answers are there. Which is better? {KEYS}"
 CONSENT = (
     "<h2>Before you begin</h2><p>What you write and how you vote is kept on this server, and the assistant learns from "
     'it; you can see, download and delete it at any time under <a href="/you">Yours</a>. May other voters be shown '

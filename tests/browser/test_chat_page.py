@@ -32,7 +32,7 @@ def verdict_of(comparison: Comparison) -> str | None:
 
 def asked(page: Page) -> None:
     """Both answers are complete and wait for a vote."""
-    expect(page.locator("#note")).to_contain_text("Which answer is better?")
+    expect(page.locator("#note")).to_contain_text("Which is better?")
 
 
 def test_two_answers_stream_side_by_side_and_a_click_chooses_one(chat: Page, site: Site) -> None:
@@ -613,3 +613,22 @@ def test_code_can_be_copied_and_prices_are_no_formulas(chat: Page, site: Site) -
     expect(chat.locator("#answer-a button[title*=opy], #answer-a .copy_code_button").first).to_be_attached()
     chat.click("#vote-a")
     expect(chat.locator("#history .bot")).to_contain_text("From $3000 to $4000 is")
+
+
+def test_completion_is_announced_once_and_what_streams_is_not(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#answer-a")).to_contain_text("v0 says")
+    live = "#arena [aria-live]:not([aria-live=off]), #arena [role=status], #arena [role=log]"
+    expect(chat.locator(live)).to_have_count(0)
+    assert "better" not in chat.locator("#said-status").inner_text()
+    chat.evaluate("""() => {
+      window.told = [];
+      new MutationObserver(() => window.told.push(document.getElementById('said-status').textContent))
+        .observe(document.getElementById('said-status'), {childList: true});
+    }""")
+    site.engine.hold = None
+    asked(chat)
+    chat.wait_for_timeout(500)
+    told = chat.evaluate("window.told")
+    assert [words.startswith("Both answers are there.") for words in told] == [True]

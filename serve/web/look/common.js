@@ -7,3 +7,23 @@ const showTimes = () => document.querySelectorAll('time[datetime]:not([data-show
   time.dataset.shown = '';
 });
 new MutationObserver(showTimes).observe(document.documentElement, {childList: true, subtree: true});
+
+// What a page has to say is read out once, by regions that are there from the beginning.
+const regions = Object.fromEntries([['status', 'polite'], ['alert', 'assertive']].map(([role, live]) => {
+  const region = document.createElement('div');
+  Object.assign(region, {id: `said-${role}`, className: 'unseen', role, ariaLive: live});
+  return [role, region];
+}));
+let said = '';
+addEventListener('DOMContentLoaded', () => {
+  document.body.append(...Object.values(regions));
+  new MutationObserver(() => {
+    const notes = [...document.querySelectorAll('#note .note, #data-note .note')];
+    const now = notes.map(note => note.textContent).join(' ');
+    if (now === said) return;
+    said = now;
+    const role = notes.some(note => note.classList.contains('problem')) ? 'alert' : 'status';
+    regions[role === 'alert' ? 'status' : 'alert'].textContent = '';
+    regions[role].textContent = now;
+  }).observe(document.body, {childList: true, subtree: true, characterData: true});
+});
