@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps -r
 
-.PHONY: run install test check slow faults bench crowd gpu screenshots peers peers-trl peers-engines lock
+.PHONY: run install test check slow faults bench crowd gpu ecosystem screenshots peers peers-trl peers-engines lock
 
 run: .venv/.installed
 	@exec $(BIN)/python app.py $(ARGS)
@@ -22,6 +22,11 @@ check: .venv/.installed-dev
 
 slow faults bench crowd gpu: .venv/.installed-dev
 	$(BIN)/python -m pytest -m $@ $(ARGS)
+
+# Trains with TRL 1.16 on what Hustings exports.
+ecosystem: .venv/.installed-dev
+	@test -x .peers/trl-reward/bin/python || $(MAKE) --no-print-directory peers-trl
+	$(BIN)/python -m pytest -m ecosystem $(ARGS)
 
 screenshots: .venv/.installed-dev
 	$(BIN)/python docs/screenshots.py

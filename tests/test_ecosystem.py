@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from serve.feedback.exchange import FORMATS, STYLES, export, import_lines
 from serve.feedback.store import Store
 from tests.scenes import assistant, compare, prefer, say, user
 
+TRL = Path(__file__).parents[1] / ".peers" / "trl-reward" / "bin" / "python"
 COLUMNS = {
     "trl": {"prompt", "chosen", "rejected"},
     "hh": {"chosen", "rejected"},
@@ -42,11 +45,25 @@ def test_every_export_loads_in_datasets(format: str, style: str, voted: Store, t
 
 
 def test_plain_prompts_of_several_turns_stand_under_hhs_marks(voted: Store) -> None:
-    import json
-
     rows = [json.loads(line) for line in export(voted, "trl", "plain")]
     assert [row["prompt"] for row in rows] == [
         "Why is the sea blue?",
         "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:",
     ]
     assert import_lines(voted, "".join(export(voted, "trl", "plain")), "trl").votes == 2, "and they come in again"
+
+
+@pytest.mark.ecosystem
+def test_exports_train_in_trl(voted: Store, tiny_model: Path, tmp_path: Path) -> None:
+    """RewardTrainer, DPOTrainer, KTOTrainer and SFTTrainer, two steps each, on both styles."""
+    assert TRL.exists(), "`make peers-trl` makes the environment"
+    (tmp_path / "plain").mkdir()
+    for format in ("trl", "kto", "sft"):
+        (tmp_path / f"{format}.jsonl").write_text("".join(export(voted, format)) * 4)
+        (tmp_path / "plain" / f"{format}.jsonl").write_text("".join(export(voted, format, "plain")) * 4)
+    script = Path(__file__).parent / "trl_trainers.py"
+    done = subprocess.run(
+        [str(TRL), str(script), str(tiny_model), str(tmp_path)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("loss") == 8
