@@ -29,7 +29,7 @@ ecosystem: .venv/.installed-dev
 	$(BIN)/python -m pytest -m ecosystem $(ARGS)
 
 screenshots: .venv/.installed-dev
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python -m docs.screenshots
 
 # What the benchmarks compare with, each in an environment of its own. TRL 1.12 is the last one with PPO.
 peers: peers-trl peers-engines

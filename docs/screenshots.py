@@ -1,4 +1,7 @@
-"""Makes the pictures of the pages: `python -m docs.screenshots` writes docs/images/{chat,vote,operator}.png.
+"""Makes the pictures of the pages.
+
+    python -m docs.screenshots                  those of README and guides, into docs/images
+    python -m docs.screenshots --all FOLDER     every page in every state, light, dark and on a phone, to look at
 
 The real server, pages and store on a fresh data folder. Only the model is scripted and the past (votes, runs, versions)
 made up, so that the pictures say the same every time. Needs Chromium (`apt-get install chromium`).
@@ -6,17 +9,21 @@ made up, so that the pictures say the same every time. Needs Chromium (`apt-get 
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve.feedback.entries import NewCandidate
 from serve.feedback.store import Store
@@ -84,8 +91,9 @@ class Clock:
 
 def speak(version: int, seed: int, prompt: str) -> list[str]:
     """The script, a word a token."""
-    base, later = SCRIPT[prompt]
-    return [f"{word} " for word in (later if version else base).split(" ")]
+    base, later = SCRIPT.get(prompt, SCRIPT[EGG])
+    words = (later if version else base).split(" ")
+    return [f"{word} " for word in words[: len(words) - seed % 4 if prompt not in SCRIPT else None]]
 
 
 def vote(store: Store, number: int) -> None:
@@ -185,14 +193,31 @@ def send(page: Page, text: str) -> None:
     page.locator("#box textarea").press("Enter")
 
 
-def main() -> None:
-    """Make the three pictures."""
-    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": {"width": 1240, "height": 800}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1240, "height": 800}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True},
+}
+
+
+@dataclass
+class Site:
+    """The running server with a past."""
+
+    url: str
+    engine: FakeEngine
+
+
+@contextmanager
+def serving(*, empty: bool) -> Iterator[Site]:
+    """The server on a fresh folder, with three days behind it or none."""
+    with tempfile.TemporaryDirectory() as temporary:
         clock = Clock()
         folder = DataFolder(Path(temporary) / "feedback.db")
         store = Store.open(folder, clock=clock)
         registry = Registry(folder, store, base_hash=None)
-        past(store, registry, clock, folder)
+        if not empty:
+            past(store, registry, clock, folder)
         settings = Settings(db=folder.db, compare_share=1.0)
         service = Service(store=store, engine=None, registry=registry, settings=settings, rng=random.Random(5))
         engine = FakeEngine(speak)
@@ -203,48 +228,117 @@ def main() -> None:
         thread.start()
         while not server.started:
             time.sleep(0.05)
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1240, "height": 800}, device_scale_factor=1.5)
-        expect.set_options(timeout=30_000)
-        IMAGES.mkdir(exist_ok=True)
-
-        page.goto(url)
-        expect(page.locator("#talk-list")).to_contain_text("Your conversations")
-        send(page, SKY)
-        expect(page.locator("#note")).to_contain_text("Which is better?")
-        page.click("#vote-a" if "Sunlight" in page.locator("#answer-a").inner_text() else "#vote-b")
-        expect(page.locator("#arena")).to_be_hidden()
-        engine.hold = 34
-        send(page, SUNSET)
-        expect(page.locator("#answer-b")).to_contain_text("in the evening" if "air" in text_of(page, "a") else "air")
-        page.mouse.move(0, 0)
-        page.wait_for_timeout(400)
-        page.screenshot(path=IMAGES / "chat.png")
-
-        engine.hold = None
-        expect(page.locator("#note")).to_contain_text("Which is better?")
-        page.keyboard.press("Escape")
-        page.keyboard.press("1" if "scattered" in text_of(page, "a") else "2")
-        expect(page.locator("#note")).to_contain_text("You chose")
-        page.wait_for_timeout(400)
-        page.screenshot(path=IMAGES / "vote.png")
-
-        page.goto(url + "/login")
-        page.get_by_label("Operator token").fill(TOKEN)
-        page.get_by_role("button", name="Log in").click()
-        expect(page.locator("#curves .js-plotly-plot")).to_be_visible()
-        page.locator("#prompt textarea").fill(EGG)
-        page.get_by_role("button", name="Compare").click()
-        expect(page.locator("#right")).to_contain_text("cold water.")
-        page.mouse.move(0, 0)
-        page.wait_for_timeout(800)
-        page.screenshot(path=IMAGES / "operator.png", full_page=True)
-
-        chromium.close()
+        yield Site(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine)
         server.should_exit = True
         thread.join(10)
         store.close()
+
+
+def walk(page: Page, site: Site) -> Iterator[str]:
+    """Through all pages; each state that is worth a picture by its name."""
+    page.goto(site.url)
+    expect(page.locator("#consent")).to_be_visible()
+    yield "newcomer"
+    page.click("#private")
+    expect(page.locator("#box textarea")).to_be_visible()
+    yield "empty"
+    send(page, SKY)
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+    page.click("#vote-a" if "Sunlight" in text_of(page, "a") else "#vote-b")
+    expect(page.locator("#arena")).to_be_hidden()
+    site.engine.hold = 34
+    send(page, SUNSET)
+    expect(page.locator("#answer-b")).to_contain_text("in the evening" if "air" in text_of(page, "a") else "air")
+    yield "chat"
+    site.engine.hold = None
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+    yield "choose"
+    page.keyboard.press("Escape")
+    page.keyboard.press("1" if "scattered" in text_of(page, "a") else "2")
+    expect(page.locator("#note")).to_contain_text("You chose")
+    yield "vote"
+    site.engine.full = True
+    send(page, EGG)
+    expect(page.locator("#note .problem")).to_be_visible()
+    yield "error"
+    site.engine.full = False
+
+    page.goto(site.url + "/vote")
+    expect(page.locator(".ranker:visible").first).to_be_visible()
+    expect(page.locator("#note")).to_contain_text("Which is best?")
+    for key in ("2", "j", "1"):
+        page.keyboard.press(key)
+    yield "rank"
+    page.goto(site.url + "/you")
+    expect(page.locator("#my-votes tbody tr").first).to_be_visible()
+    yield "yours"
+
+    page.goto(site.url + "/login")
+    yield "login"
+    page.get_by_label("Operator token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#glance p").first).to_be_visible()
+    page.wait_for_timeout(1500)
+    yield "operator"
+    page.get_by_role("tab", name="Data and log").click()
+    expect(page.locator("#found tbody tr").first).to_be_visible()
+    yield "data"
+
+
+def walk_empty(page: Page, site: Site) -> Iterator[str]:
+    """The pages before anything has happened."""
+    page.goto(site.url + "/you")
+    expect(page.locator("#my-votes .empty")).to_be_visible()
+    yield "yours-empty"
+    page.goto(site.url + "/login")
+    page.get_by_label("Operator token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#glance p").first).to_be_visible()
+    yield "operator-empty"
+    page.get_by_role("tab", name="Data and log").click()
+    yield "data-empty"
+
+
+SHOWN = ("chat", "vote", "rank", "yours", "operator", "data")
+"""The pictures of README and guides."""
+TALL = ("yours", "operator", "data", "yours-empty", "operator-empty", "data-empty")
+"""Taken whole, not only what fits the window."""
+
+
+def shoot(chromium: Browser, look: str, target: Path, wanted: tuple[str, ...] | None) -> None:
+    """Pictures of what is wanted, or of everything."""
+    for empty, steps in ((False, walk), (True, walk_empty)):
+        if empty and wanted:
+            continue
+        with serving(empty=empty) as site:
+            context = chromium.new_context(**LOOKS[look], device_scale_factor=1.5)
+            context.set_default_timeout(30_000)
+            page = context.new_page()
+            for name in steps(page, site):
+                if wanted is None or name in wanted:
+                    page.mouse.move(0, 0)
+                    page.wait_for_timeout(500)
+                    file = f"{name}.png" if wanted else f"{name}-{look}.png"
+                    page.screenshot(path=target / file, full_page=name in TALL)
+            context.close()
+
+
+def main() -> None:
+    """Make them."""
+    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--all", type=Path, default=None, metavar="FOLDER")
+    parser.add_argument("--look", choices=sorted(LOOKS), default=None, help="only this one of all")
+    options = parser.parse_args()
+    expect.set_options(timeout=30_000)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        if options.all is None:
+            shoot(chromium, "light", IMAGES, SHOWN)
+        else:
+            options.all.mkdir(parents=True, exist_ok=True)
+            for look in [options.look] if options.look else LOOKS:
+                shoot(chromium, look, options.all, None)
+        chromium.close()
 
 
 def text_of(page: Page, pane: str) -> str:
