@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import random
@@ -66,6 +67,9 @@ SOMETIMES = 0.3
 REPEATED, APART = 0.1, 20
 """Share of what is judged in the queue that its voter judged before, so many judgements ago at least."""
 
+FIXED = 12
+"""Prompts on which operators compare two versions."""
+
 RANKED = 4
 """Answers to a shipped prompt that somebody ranks; InstructGPT's labelers had 4 to 9."""
 
@@ -86,6 +90,9 @@ class Training(Protocol):
 
     def settings(self) -> list[SettingInfo]:
         """What a run can be told, with bounds, in words."""
+
+    def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float] | None:
+        """What the newest reward model says of answers to messages; None where there is none. Raises Unavailable."""
 
 
 class Service:
@@ -291,6 +298,24 @@ class Service:
         )
         self._follow(live, voter)
         return live
+
+    async def on_fixed_prompts(self, version: int) -> list[tuple[str, str]]:
+        """A version's answers to prompts that are always the same, with the same seeds: (prompt, answer).
+
+        For operators; nothing is recorded. Raises NotFound, AdapterError, Unavailable.
+        """
+        await asyncio.to_thread(self._load, version)
+        wanted = fill_in(None, self.settings)
+        asked = []
+        for seed, messages in enumerate(fixed_prompts()):
+            prompt = await self._read(messages, wanted, "disabled")
+            generation = self.engine.submit(prompt.token_ids, [CandidateRequest(version, seed)], wanted)
+            asked.append((messages[-1].content, generation))
+        found = []
+        for text, generation in asked:
+            (out,) = await asyncio.to_thread(generation.result)
+            found.append((text, out.text))
+        return found
 
     async def side_by_side(
         self,
@@ -772,6 +797,15 @@ class Service:
         """Keep hold of it until it is recorded."""
         self._writing[live] = voter
         live.when_done(lambda: self._writing.pop(live))
+
+
+def fixed_prompts() -> list[tuple[Message, ...]]:
+    """Some of the shipped prompts, always the same: those whose hashes come first."""
+
+    def order(messages: tuple[Message, ...]) -> str:
+        return hashlib.sha256(messages[-1].content.encode()).hexdigest()
+
+    return sorted(shipped_prompts(), key=order)[:FIXED]
 
 
 def _whom(made: Exclusion) -> str:

@@ -145,6 +145,10 @@ class FakeTraining:
             SettingInfo("ppo.whiten", True, None, None, "Whether advantages are brought to one scale."),
         ]
 
+    def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float] | None:
+        """The length."""
+        return [float(len(answer)) for _, answer in items]
+
     def due(self) -> Due:
         """By votes alone."""
         return Due(self.store.votes_since_last_run(), 50, None, None)

@@ -2,8 +2,8 @@
 
     trl_trainers.py MODEL EXPORTS
 
-EXPORTS holds trl.jsonl, kto.jsonl and sft.jsonl, conversational, and the same under plain/. Two steps each; a loss that is
-no number ends it.
+EXPORTS holds trl.jsonl, kto.jsonl and sft.jsonl, conversational, and the same under plain/. Two steps each; a loss that
+is no number ends it.
 """
 
 from __future__ import annotations

@@ -62,11 +62,16 @@ class Judges:
     untrained: Scorer
     """Its LoRA is still at zero; it holds the features' mean and standard deviation."""
 
-    def score(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
-        """Mean score over the folds, of each answer, less the reward model's caution: (B,)."""
+    def each(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
+        """Every fold's score of each answer, less the reward model's caution: (B, K)."""
         raw = self.untrained.all_features(states, sequences, micro_batch_tokens)
         features = (raw - self.untrained.mean) / self.untrained.std
-        return (features @ self.heads.T).mean(-1) - self.untrained.caution * doubt(features, self.untrained.known)
+        caution = self.untrained.caution * doubt(features, self.untrained.known)
+        return features @ self.heads.T - caution[:, None]
+
+    def score(self, states: FrozenStates, sequences: Sequences, micro_batch_tokens: int) -> Tensor:
+        """Their mean: (B,)."""
+        return self.each(states, sequences, micro_batch_tokens).mean(-1)
 
 
 @dataclass(frozen=True)

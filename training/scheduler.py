@@ -30,9 +30,10 @@ from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
-from serve.records import STAGES, Due, Run, RunStatus, SettingInfo, Stage, Version
+from serve.records import STAGES, Due, Message, Run, RunStatus, SettingInfo, Stage, Version
 from serve.settings import Settings
 from training.config import TrainingConfig
+from training.judging import has_judges, judge
 from training.process import INTERRUPTED, TrainerProcess, death, locked
 from training.run_folder import MetricsTail, RunFolder
 from training.settings_info import settings_info
@@ -174,6 +175,15 @@ class Scheduler:
     def settings(self) -> list[SettingInfo]:
         """What a run can be told, with bounds, in words."""
         return settings_info()
+
+    def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float] | None:
+        """What the newest reward model says of answers to messages; None where no run has left one.
+
+        Blocks for as long as a model takes to load. Raises Unavailable.
+        """
+        folders = (RunFolder(self._folder.run(run.id)) for run in self._store.runs())
+        newest = next((folder for folder in folders if has_judges(folder)), None)
+        return None if newest is None else [found.score for found in judge(newest.path, items)]
 
     def due(self) -> Due:
         """How far the next run by schedule is."""

@@ -16,7 +16,7 @@ import gradio as gr
 
 from serve.errors import HustingsError, InvalidInput
 from serve.records import STAGES, Message, Stage, version_name
-from serve.service import Service, Training
+from serve.service import FIXED, Service, Training
 from serve.settings import Settings, nested
 from serve.web import board_view, data_tab, data_view, theme
 from serve.web import operator_view as view
@@ -156,6 +156,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                         left = gr.Dropdown(label="Left", choices=[], scale=1, min_width=150, elem_id="left-version")
                         right = gr.Dropdown(label="Right", choices=[], scale=1, min_width=150, elem_id="right-version")
                         compare = gr.Button("Compare", variant="primary", elem_id="compare")
+                        on_all = gr.Button(f"On {FIXED} fixed prompts", elem_id="compare-all")
+                    all_of = gr.HTML(elem_id="all-of")
                     with gr.Row(elem_id="sides", visible=False) as sides:
                         heads, panes = [], []
                         for side in ("left", "right"):
@@ -329,6 +331,19 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             finally:
                 writing.cancel()  # whoever leaves the page no longer waits for it
 
+        async def compare_all(one: int, other: int, request: gr.Request) -> AsyncIterator[Update]:
+            operators_only(request)
+            try:
+                yield {
+                    note: theme.note("Both versions are answering, then the reward model reads them: about a minute.")
+                }
+                left_, right_ = [await service.on_fixed_prompts(int(version)) for version in (one, other)]
+                items = [((Message("user", prompt),), answer) for prompt, answer in (*left_, *right_)]
+                scores = await asyncio.to_thread(training.score, items)
+                yield {note: "", all_of: view.compared((int(one), int(other)), left_, right_, scores)}
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, shown, **quick)
         clock.tick(refresh, [seen, which], [*shown, curves, no_curves, log], **quick)
@@ -338,6 +353,14 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         versions.promote(promote, None, shown, **quick)
         versions.note(note_version, None, shown, **quick)
         rollback.click(roll_back, None, shown, **quick)
+        on_all.click(
+            compare_all,
+            [left, right],
+            [note, all_of],
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_id="generation",
+        )
         gr.on(
             [compare.click, prompt.submit],
             answer_both,

@@ -212,6 +212,28 @@ def curves(points: Sequence[MetricPoint]) -> go.Figure | None:
     return figure
 
 
+def compared(
+    versions: tuple[int, int],
+    left: Sequence[tuple[str, str]],
+    right: Sequence[tuple[str, str]],
+    scores: Sequence[float] | None,
+) -> str:
+    """Two versions' answers to the same prompts, with what the newest reward model says of each, if there is one."""
+    count = len(left)
+    rows = []
+    for i, ((prompt, one), (_, other)) in enumerate(zip(left, right, strict=True)):
+        told = (f"{scores[i]:.2f}", f"{scores[count + i]:.2f}") if scores else ("–", "–")
+        better = scores is not None and scores[i] != scores[count + i]
+        first = better and scores is not None and scores[i] > scores[count + i]
+        marks = ("<b>", "</b>", "", "") if first else ("", "", "<b>", "</b>") if better else ("", "", "", "")
+        rows.append(
+            f"<tr><td>{html.escape(prompt)}</td><td>{html.escape(one)}</td><td>{marks[0]}{told[0]}{marks[1]}</td>"
+            f"<td>{html.escape(other)}</td><td>{marks[2]}{told[1]}{marks[3]}</td></tr>"
+        )
+    names = [version_name(version).capitalize() for version in versions]
+    return table(("Prompt", names[0], "Score", names[1], "Score"), rows)
+
+
 def empty(words: str, *, framed: bool = True) -> str:
     """What to do where there is nothing yet; `words` is HTML."""
     return f'<div class="{"empty" if framed else "note"}"><span>{words}</span></div>'
