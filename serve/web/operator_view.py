@@ -81,7 +81,8 @@ def summary(state: State) -> str:
         '<div class="cards">'
         f'<div class="card" id="serving"><h2>Serving now</h2><div class="figure">{name}</div><p>{since}</p></div>'
         f'<div class="card" id="new-votes"><h2>New votes since the last run</h2><div class="figure">{due.new_votes}'
-        f" <small>of {due.min_new_votes}</small></div>{_bar(share)}<p>{votes}</p><p>{all_told}</p></div>"
+        f" <small>of {due.min_new_votes}</small></div>{_bar(share, 'Votes until a run')}<p>{votes}</p>"
+        f"<p>{all_told}</p></div>"
         f'<div class="card" id="next-run"><h2>Next run</h2>{_next_run(state, missing)}</div></div>'
     )
 
@@ -125,7 +126,7 @@ def live(state: State) -> str:
     )
     return (
         f'<div class="run-now" role="group" aria-label="Run {run.id}"><div class="head"><b>Run {run.id}: {doing}</b>'
-        f"<span>{run.progress:.0%}{left}</span></div>{_bar(run.progress)}<ol class='steps'>{steps}</ol></div>"
+        f"<span>{run.progress:.0%}{left}</span></div>{_bar(run.progress, 'Progress')}<ol class='steps'>{steps}</ol></div>"
     )
 
 
@@ -277,10 +278,10 @@ def _pill(status: str) -> str:
     return f'<span class="pill {TONES.get(status, "")}">{html.escape(status.replace("_", " "))}</span>'
 
 
-def _bar(share: float) -> str:
+def _bar(share: float, of: str) -> str:
     return (
-        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * share:.0f}">'
-        f'<i style="width:{100 * share:.1f}%"></i></div>'
+        f'<div class="bar" role="progressbar" aria-label="{of}" aria-valuemin="0" aria-valuemax="100"'
+        f' aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
     )
 
 
