@@ -4,7 +4,7 @@
 
 Everything is computed from standing votes: pure functions, no database. Win rates count blind evidence alone. They
 come from a Bradley–Terry model with ties (Newman 2023, JMLR 24; evalica fits it), so that a version is compared with
-the base also by way of others; intervals resample whole votes, because the pairs of a ranking are one person's moment.
+the base also by way of others; intervals weigh whole votes anew, as the pairs of a ranking are one person's moment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serve.feedback.entries import Ballot
 from serve.feedback.statistics import Interval, agreement, wilson, win_rate
 from serve.records import BASE_VERSION, Version, version_name
 
-RESAMPLES = 300
+DRAWS = 300
 PRIOR = 0.5
 """Wins and ties that every two versions which met have before a vote (as Jeffreys): by 3 votes no rate is 0 or 1."""
 SURE = 400
@@ -104,22 +104,29 @@ def meetings(ballot: Ballot) -> list[Met]:
     return found
 
 
-def over_base(met: Sequence[Met], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[int, Interval]:
-    """Of each version that votes connect with the base: its share of decided votes over it, with a 95% interval."""
+def over_base(met: Sequence[Met], *, draws: int = DRAWS, seed: int = 0) -> dict[int, Interval]:
+    """Of each version that votes connect with the base: its share of decided votes over it, with a 95% interval.
+
+    A Bayesian bootstrap (Rubin 1981): each draw weighs every vote anew, the prior ones too. With two versions and no
+    ties that is the Beta posterior under Jeffreys' prior.
+    """
     joined = connected(met)
     met = [meeting for meeting in met if meeting.first in joined]
     if not met:
         return {}
-    votes: dict[str, list[Met]] = defaultdict(list)
-    for meeting in met:
-        votes[meeting.vote].append(meeting)
-    by_vote = list(votes.values())
-    best, rng = _fit(met, joined), random.Random(seed)
-    drawn = [_fit([m for vote in rng.choices(by_vote, k=len(by_vote)) for m in vote], joined) for _ in range(resamples)]
+    pairs = sorted({(min(m.first, m.second), max(m.first, m.second)) for m in met})
+    known = [Met("", *pair, won) for pair in pairs for won in (1.0, 0.0, 0.5)]
+    every, rng = [*met, *known], random.Random(seed)
+    best = _fit(every, [1.0] * len(met) + [PRIOR] * len(known), joined)
+    drawn = []
+    for _ in range(draws):
+        of_vote: dict[str, float] = {m.vote: rng.gammavariate(1.0, 1.0) for m in met}
+        weights = [of_vote[m.vote] for m in met] + [rng.gammavariate(PRIOR, 1.0) for _ in known]
+        drawn.append(_fit(every, weights, joined))
     found = {}
     for version in joined - {BASE_VERSION}:
         rates = sorted(rate[version] for rate in drawn)
-        low, high = (rates[math.floor(share * (resamples - 1))] for share in (0.025, 0.975))
+        low, high = (rates[math.floor(share * (draws - 1))] for share in (0.025, 0.975))
         found[version] = Interval(best[version], min(low, best[version]), max(high, best[version]))
     return found
 
@@ -138,22 +145,16 @@ def connected(met: Iterable[Met]) -> set[int]:
     return joined
 
 
-def _fit(met: Sequence[Met], joined: Collection[int]) -> dict[int, float]:
-    """Each version's share of decided votes over the base."""
+def _fit(met: Sequence[Met], weights: Sequence[float], joined: Collection[int]) -> dict[int, float]:
+    """Each version's share of decided votes over the base, of weighted meetings."""
     import evalica  # brings SciPy, which the rest of the server does without
 
-    pairs = sorted({(min(m.first, m.second), max(m.first, m.second)) for m in met})
-    known = [Met("", *pair, won) for pair in pairs for won in (1.0, 0.0, 0.5)]
     names = {1.0: evalica.Winner.X, 0.0: evalica.Winner.Y, 0.5: evalica.Winner.Draw}
-    every = [*met, *known]
     scores = evalica.newman(
-        [m.first for m in every],
-        [m.second for m in every],
-        [names[m.won] for m in every],
-        weights=[1.0] * len(met) + [PRIOR] * len(known),
+        [m.first for m in met], [m.second for m in met], [names[m.won] for m in met], weights=weights
     ).scores
-    base = float(scores.get(BASE_VERSION, 1.0))
-    return {v: float(scores[v]) / (float(scores[v]) + base) if v in scores else 0.5 for v in joined}
+    base = float(scores[BASE_VERSION])
+    return {version: float(scores[version]) / (float(scores[version]) + base) for version in joined}
 
 
 def _rated(version: Version, met: Sequence[Met], over: Interval | None) -> Rated:

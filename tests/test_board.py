@@ -56,6 +56,8 @@ def test_with_two_versions_the_model_says_what_counting_says() -> None:
     assert found.value == pytest.approx(30.5 / 41, abs=0.002), "half a win each way is known before any vote"
     expected = win_rate(30, 10)
     assert found.low == pytest.approx(expected.low, abs=0.05) and found.high == pytest.approx(expected.high, abs=0.05)
+    few = over_base([m for b in votes(2, 0) for m in meetings(b)])[1]
+    assert few.low < 0.45 and few.value == pytest.approx(2.5 / 3, abs=0.01), "two votes for it show nothing"
 
 
 def test_a_version_is_compared_with_the_base_by_way_of_others() -> None:

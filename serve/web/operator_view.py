@@ -126,7 +126,8 @@ def live(state: State) -> str:
     )
     return (
         f'<div class="run-now" role="group" aria-label="Run {run.id}"><div class="head"><b>Run {run.id}: {doing}</b>'
-        f"<span>{run.progress:.0%}{left}</span></div>{_bar(run.progress, 'Progress')}<ol class='steps'>{steps}</ol></div>"
+        f"<span>{run.progress:.0%}{left}</span></div>{_bar(run.progress, 'Progress')}"
+        f"<ol class='steps'>{steps}</ol></div>"
     )
 
 
