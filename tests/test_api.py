@@ -562,7 +562,8 @@ def test_versions_are_promoted_and_rolled_back(web: Web, operator: TestClient, t
     listed = operator.get("/api/versions").json()
     assert listed["serving"] == 1
     assert {version["version"]: version["status"] for version in listed["versions"]} == {0: "retired", 1: "serving"}
-    assert {"version", "status", "run", "parent", "created", "report"} == set(listed["versions"][0])
+    kept = {"version", "status", "run", "parent", "created", "report"}
+    assert kept | {"note", "excluded_votes"} == set(listed["versions"][0])
     assert operator.post("/api/rollback", json={"why": "too terse"}).json() == {"serving": 0}
     assert web.store.promotions()[0].why == "too terse"
     assert code(operator.post("/api/versions/7/promote"), 404) == "not_found"

@@ -223,3 +223,25 @@ def test_a_pair_is_shown_again_with_sides_swapped_once_and_is_no_evidence(store:
     assert store.repeat("ben", apart=0) is None
     _, same = sayings(store.ballots())
     assert same == [[first.candidates[0].answer.id] * 2], "anna said the same of both"
+
+
+def test_the_queue_asks_first_about_what_the_fold_models_differ_on(store: Store) -> None:
+    shared = [compare(store, "anna", f"Question {i}?", share=True) for i in range(3)]
+    compare(store, "anna", "Not shared.")
+    run = store.create_run("votes", ["reward"], {})
+    pairs = store.undoubted(run.id, 10)
+    assert {pair.messages[-1].content for pair in pairs} == {"Question 0?", "Question 1?", "Question 2?"}
+    assert (pairs[0].first_text, pairs[0].second_text) == ("Light.", "Water.")
+    doubts = {"Question 0?": 0.1, "Question 1?": 2.0, "Question 2?": 0.5}
+    store.set_doubts(run.id, [(pair.first, pair.second, doubts[pair.messages[-1].content]) for pair in pairs])
+    assert store.undoubted(run.id, 10) == []
+    asked = []
+    for _ in shared:
+        waiting = store.next_in_queue("ben")
+        assert waiting is not None
+        asked.append(waiting.messages[-1].content)
+        prefer(store, waiting, 0)
+    assert asked == ["Question 1?", "Question 2?", "Question 0?"]
+    store.forget("anna")
+    store.set_doubts(run.id, [(pair.first, pair.second, 1.0) for pair in pairs])
+    assert store.next_in_queue("carl") is None

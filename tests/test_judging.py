@@ -9,7 +9,7 @@ import pytest
 from serve.errors import Unavailable
 from serve.records import Message
 from tests.run_scenes import LENIENT, write_run, write_snapshot
-from training.judging import has_judges, judge
+from training.judging import Judging, doubt_of, has_judges
 from training.run import execute
 from training.run_folder import RunFolder
 
@@ -19,11 +19,16 @@ def test_a_runs_reward_model_judges_answers_that_nobody_voted_on(tiny_model: Pat
     folder = write_run(tmp_path, tiny_model, stages=("reward",), settings=LENIENT)
     assert not has_judges(RunFolder(folder))
     with pytest.raises(Unavailable, match="did not answer"):
-        judge(folder, [((Message("user", "question 3?"),), "aamanana")])
+        Judging().ask(folder, [((Message("user", "question 3?"),), "aamanana")])
     assert execute(folder)["status"] == "succeeded"
     assert has_judges(RunFolder(folder))
     asked = (Message("user", "what of these?"),)
-    better, worse = judge(folder, [(asked, "aamananama"), (asked, "zzmznznzmz")])
+    judging = Judging()
+    better, worse = judging.ask(folder, [(asked, "aamananama"), (asked, "zzmznznzmz")])
     assert better.score > worse.score, "votes preferred answers made of a"
     assert len(better.folds) == len(worse.folds) == 3
     assert all(a > z for a, z in zip(better.folds, worse.folds, strict=True))
+    assert doubt_of(better, worse) > 0
+    judging.close()
+    with pytest.raises(Unavailable, match="stopping"):
+        judging.ask(folder, [(asked, "a")])

@@ -32,6 +32,7 @@ TABLES = {
     "promotions",
     "exclusions",
     "deeds",
+    "doubts",
 }
 
 

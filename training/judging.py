@@ -3,15 +3,17 @@
     python -m training.judging runs/0007 < ITEMS.json > SCORES.json
 
 ITEMS is a list of {"messages": [{"role", "content"}, …], "answer": text}. A process of its own: the server never loads
-a reward model. `judge` starts it and waits.
+a reward model. `Judging` starts it and waits.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,26 +44,53 @@ def has_judges(folder: RunFolder) -> bool:
     return (folder.path / "reward" / "report.json").is_file()
 
 
-def judge(folder: Path, items: Sequence[tuple[Sequence[Message], str]], timeout: float = TIMEOUT) -> list[Judged]:
-    """Ask the reward model that a run left. Raises Unavailable when it cannot answer."""
-    asked = [
-        {"messages": [{"role": m.role, "content": m.content} for m in messages], "answer": answer}
-        for messages, answer in items
-    ]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "training.judging", str(folder)],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=Path(__file__).resolve().parents[1],
-            check=True,
-        )
-        found = json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
-        raise Unavailable(f"the reward model of {folder.name} did not answer ({error}); try again later") from error
-    return [Judged(row["score"], tuple(row["folds"])) for row in found]
+class Judging:
+    """Asks reward models, one after another, each in a process that ends with its answer or with `close`."""
+
+    def __init__(self) -> None:
+        self._one = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = False
+
+    def ask(
+        self, folder: Path, items: Sequence[tuple[Sequence[Message], str]], timeout: float = TIMEOUT
+    ) -> list[Judged]:
+        """What the reward model that a run left says. Blocks. Raises Unavailable when it cannot answer."""
+        asked = [
+            {"messages": [{"role": m.role, "content": m.content} for m in messages], "answer": answer}
+            for messages, answer in items
+        ]
+        with self._one:
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "training.judging", str(folder)],
+                stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).resolve().parents[1],
+            )  # fmt: skip
+            try:
+                out, said = self._process.communicate(json.dumps(asked), timeout)
+                if self._process.returncode:
+                    raise ValueError(said.strip().rpartition("\n")[2] or f"exit code {self._process.returncode}")
+                return [Judged(row["score"], tuple(row["folds"])) for row in json.loads(out)]
+            except (subprocess.TimeoutExpired, ValueError) as error:
+                raise Unavailable(f"the reward model of run {folder.name} did not answer: {error}") from error
+            finally:
+                self._process.kill()
+                self._process.communicate()
+                self._process = None
+
+    def close(self) -> None:
+        """End the process that is at work; nothing is asked any more. Idempotent."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+
+def doubt_of(first: Judged, second: Judged) -> float:
+    """How far the fold models differ about two answers: the standard deviation of their score differences."""
+    return statistics.pstdev(a - b for a, b in zip(first.folds, second.folds, strict=True))
 
 
 def main(folder: RunFolder, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:

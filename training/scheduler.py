@@ -33,7 +33,7 @@ from serve.policy.base import ModelFolder
 from serve.records import STAGES, Due, Message, Run, RunStatus, SettingInfo, Stage, Version
 from serve.settings import Settings
 from training.config import TrainingConfig
-from training.judging import has_judges, judge
+from training.judging import Judging, doubt_of, has_judges
 from training.process import INTERRUPTED, TrainerProcess, death, locked
 from training.run_folder import MetricsTail, RunFolder
 from training.settings_info import settings_info
@@ -42,6 +42,8 @@ _ACTIVE: tuple[RunStatus, ...] = ("queued", "running", "interrupted")
 _LEARNED: tuple[RunStatus, ...] = ("succeeded", "rejected")
 _RETRY = {"failed": timedelta(minutes=5), "cancelled": timedelta(hours=1)}
 """How long the schedule waits after a run that came to nothing; doubled for each further one in a row."""
+DOUBTED = 100
+"""Pairs of the queue that fold models read after each run."""
 _LONGEST_RETRY = timedelta(days=1)
 _CANARY_ALPHA = 0.05
 """Chance that a canary no better or worse than the serving version is taken for one."""
@@ -88,6 +90,7 @@ class Scheduler:
         """Held while a run's process and status change together, never while `promote` is called."""
         self._trainer: TrainerProcess | None = None
         self._metrics: MetricsTail | None = None
+        self._judging = Judging()
         self._stopping = False
         self._complained: datetime | None = None
 
@@ -115,6 +118,7 @@ class Scheduler:
         from a thread that `promote` does not wait for.
         """
         self._stopping = True
+        self._judging.close()
         if self._clockwork.running:
             self._clockwork.shutdown(wait=False)
         with self._changing:
@@ -183,7 +187,7 @@ class Scheduler:
         """
         folders = (RunFolder(self._folder.run(run.id)) for run in self._store.runs())
         newest = next((folder for folder in folders if has_judges(folder)), None)
-        return None if newest is None else [found.score for found in judge(newest.path, items)]
+        return None if newest is None else [found.score for found in self._judging.ask(newest.path, items)]
 
     def due(self) -> Due:
         """How far the next run by schedule is."""
@@ -336,6 +340,20 @@ class Scheduler:
         with self._changing:
             self._end(run, status, version=version.number, report=report, error=problem)
 
+    def _doubt(self, run: Run) -> None:
+        """Let a run's fold models read the pairs that wait in the queue; those they differ about most come first."""
+        folder = RunFolder(self._folder.run(run.id))
+        if not has_judges(folder):
+            return
+        try:
+            pairs = self._store.undoubted(run.id, DOUBTED)
+            items = [(pair.messages, text) for pair in pairs for text in (pair.first_text, pair.second_text)]
+            judged = self._judging.ask(folder.path, items) if items else []
+            both = zip(pairs, judged[::2], judged[1::2], strict=True)
+            self._store.set_doubts(run.id, [(pair.first, pair.second, doubt_of(a, b)) for pair, a, b in both])
+        except Unavailable as error:
+            log.info("run %d: the queue stays as it was: %s", run.id, error)
+
     def _complain(self, problem: str, level: int = logging.ERROR) -> None:
         """Log what every tick meets again, at most once a minute."""
         now = self._clock()
@@ -381,6 +399,8 @@ class Scheduler:
     ) -> Run:
         log.info("run %d: %s%s", run.id, status, f" ({error})" if error else "")
         learned: dict[str, Any] = {"progress": 1.0} if status in _LEARNED else {}
+        if learned:
+            threading.Thread(target=self._doubt, args=(run,), daemon=True).start()
         return self._store.update_run(
             run.id,
             status=status,

@@ -11,14 +11,13 @@ from typing import Literal
 from serve.errors import InvalidInput, NotFound
 from serve.feedback.conversations import answer_from, ensure_voter, insert_answer, new_id, path_messages, require_prompt
 from serve.feedback.database import moment, stamp
-from serve.feedback.entries import NewCandidate, PromptRef
+from serve.feedback.entries import NewCandidate, PromptRef, SharedPair
 from serve.feedback.votes import CANDIDATES, COMPARISON, Votes, skip_open_comparisons, standing_vote
 from serve.records import Answer, Candidate, Comparison, Sampling
 
 OPEN_FOR = timedelta(hours=24)
 
-QUEUE = """
-SELECT first.answer_id AS first_id, second.answer_id AS second_id, comparisons.prompt_id, evidence, probability
+SHARED_PAIRS = """
 FROM messages AS prompts
 JOIN conversations ON conversations.id = prompts.conversation_id
 JOIN comparisons ON comparisons.prompt_id = prompts.id
@@ -26,11 +25,18 @@ JOIN candidates AS first ON first.comparison_id = comparisons.id
 JOIN candidates AS second ON second.comparison_id = comparisons.id AND second.position > first.position
 JOIN answers AS a ON a.id = first.answer_id
 JOIN answers AS b ON b.id = second.answer_id
+LEFT JOIN doubts ON doubts.first = a.id AND doubts.second = b.id
 WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
-    AND conversations.voter_id <> :voter
     AND a.version IS NOT NULL AND b.version IS NOT NULL
     AND a.finish_reason IN ('stop', 'length') AND b.finish_reason IN ('stop', 'length')
     AND a.text <> b.text
+"""
+
+QUEUE = (
+    "SELECT first.answer_id AS first_id, second.answer_id AS second_id, comparisons.prompt_id, evidence, probability"
+    + SHARED_PAIRS
+    + """
+    AND conversations.voter_id <> :voter
     AND NOT EXISTS (
         SELECT 1 FROM comparisons AS mine
         JOIN candidates AS x ON x.comparison_id = mine.id AND x.answer_id = a.id
@@ -38,8 +44,18 @@ WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
         JOIN votes ON votes.comparison_id = mine.id
         WHERE mine.voter_id = :voter
     )
-ORDER BY random() LIMIT 1
+ORDER BY doubt DESC NULLS LAST, random() LIMIT 1
 """
+)
+
+UNDOUBTED = (
+    "SELECT DISTINCT a.id AS first_id, b.id AS second_id, a.prompt_id, a.text AS first_text, b.text AS second_text"
+    + SHARED_PAIRS
+    + """
+    AND (doubts.run_id IS NULL OR doubts.run_id < :run)
+ORDER BY a.created DESC LIMIT :limit
+"""
+)
 
 REPEATABLE = """
 SELECT comparisons.id, prompt_id FROM comparisons
@@ -165,8 +181,9 @@ class Comparisons(Votes):
         """Two stored answers to a prompt that somebody else shared, for this voter to judge.
 
         Prompts that were shipped or imported count as shared, but only answers that a version of ours wrote are shown.
-        The same comparison comes back until it is voted on, also one of this voter's own on a shipped prompt. Whether
-        it is evidence is as it was where the answers were first compared. None when there is nothing left.
+        The pair on which the newest fold models differ most comes first. The same comparison comes back until it is
+        voted on, also one of this voter's own on a shipped prompt. Whether it is evidence is as it was where the
+        answers were first compared. None when there is nothing left.
         """
         with self.reading() as db:
             waiting = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
@@ -217,6 +234,34 @@ class Comparisons(Votes):
             return _load(db, again, voter_id, now)
 
         return self.writing(work)
+
+    def undoubted(self, run_id: int, limit: int) -> list[SharedPair]:
+        """Shared pairs that the fold models of this run, or of a later one, have not read yet; the newest first."""
+        with self.reading() as db:
+            rows = db.execute(UNDOUBTED, {"run": run_id, "limit": limit}).fetchall()
+            return [
+                SharedPair(
+                    row["first_id"],
+                    row["second_id"],
+                    path_messages(db, row["prompt_id"]),
+                    row["first_text"],
+                    row["second_text"],
+                )
+                for row in rows
+            ]
+
+    def set_doubts(self, run_id: int, doubts: Sequence[tuple[str, str, float]]) -> None:
+        """Note how far a run's fold models differ about pairs of answers: the queue asks about the widest first."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT INTO doubts (first, second, doubt, run_id) SELECT ?, ?, ?, ? WHERE 2 ="
+                " (SELECT count(*) FROM answers WHERE id IN (?, ?))"  # their voter may have been forgotten since
+                " ON CONFLICT DO UPDATE SET doubt = excluded.doubt, run_id = excluded.run_id",
+                [(first, second, doubt, run_id, first, second) for first, second, doubt in doubts],
+            )
+
+        self.writing(work)
 
 
 def insert_comparison(

@@ -35,6 +35,17 @@ class ConversationTurn:
 
 
 @dataclass(frozen=True)
+class SharedPair:
+    """Two answers to one prompt that other voters may judge."""
+
+    first: str
+    second: str
+    messages: tuple[Message, ...]
+    first_text: str
+    second_text: str
+
+
+@dataclass(frozen=True)
 class Consent:
     """What a voter agreed to."""
 

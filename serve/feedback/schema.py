@@ -316,6 +316,20 @@ def m006_repeats(db: Database) -> None:
     db.execute("CREATE INDEX comparisons_by_repeated ON comparisons(repeats)")
 
 
+@migrations()
+def m007_doubts(db: Database) -> None:
+    """How far the fold models of a run differ about two answers: what people should judge next."""
+    db.execute(
+        "CREATE TABLE doubts ("
+        " first TEXT NOT NULL REFERENCES answers(id) ON DELETE CASCADE,"
+        " second TEXT NOT NULL REFERENCES answers(id) ON DELETE CASCADE,"
+        " doubt REAL NOT NULL, run_id INTEGER NOT NULL REFERENCES runs(id), PRIMARY KEY (first, second)"
+        ") STRICT, WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX doubts_by_second ON doubts(second)")
+    db.execute("CREATE INDEX doubts_by_run ON doubts(run_id)")
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to today's schema; each migration is applied whole or not at all.
 
