@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from serve.errors import HustingsError, NotFound, PromptTooLong
+from serve.errors import AlreadyVoted, Expired, HustingsError, NotFound, PromptTooLong
 from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Judgement, Message, Verdict
@@ -449,6 +449,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 receipt = await service.vote(voter, comparison_id, _judgement(choice, comparison))
                 scene = await talks.scene(voter, place)
                 return show(scene, {note: theme.note(chat_view.outcome(choice, comparison, receipt))})
+            except (AlreadyVoted, Expired) as error:  # in another tab, by a second click, or a day too late
+                return show(await talks.scene(voter, place), {note: theme.problem(error)})
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
