@@ -112,9 +112,9 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                                 elem_id="force",
                             )
                             train = gr.Button("Train now", variant="primary", elem_id="train")
-                with gr.Accordion("When runs start, and what then", open=False, elem_id="schedule"):
-                    gr.HTML(data_view.schedule(settings))
-                with gr.Accordion("Settings of this run", open=False, elem_id="run-settings"):
+                        with gr.Accordion("When runs start, and what then", open=False, elem_id="schedule"):
+                            gr.HTML(data_view.schedule(settings))
+                        with gr.Accordion("Settings of this run", open=False, elem_id="run-settings"):
                             own = gr.Textbox(
                                 label="Settings, one a line",
                                 placeholder="ppo.updates = 12",
