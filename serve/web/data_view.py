@@ -151,11 +151,10 @@ def schedule(settings: Settings) -> str:
     """When runs start by themselves, and how to change it."""
     rows = [
         f"<tr><td><code>{name}</code></td><td>{html.escape(str(getattr(settings, name)))}</td>"
-        f'<td class="words">{words} Set it with <code>HUSTINGS_{name.upper()}</code>, in hustings.toml, or as a flag, and '
-        "start anew.</td></tr>"
+        f'<td class="words">{words}</td><td><code>HUSTINGS_{name.upper()}</code></td></tr>'
         for name, words in SCHEDULE.items()
     ]
-    return table(("Setting", "Now", "What it does"), rows)
+    return table(("Setting", "Now", "What it does", "Set by, at the next start"), rows)
 
 
 def _bounds(setting: SettingInfo) -> str:
