@@ -1,4 +1,4 @@
-"""The whole loop in a browser, on the real server with a tiny model: consent, votes by keyboard, a run, a swap, back."""
+"""The whole loop in a browser, on the real server with a tiny model: consent, votes, a run, a swap, and back."""
 
 from __future__ import annotations
 
