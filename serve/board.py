@@ -9,6 +9,7 @@ the base also by way of others; intervals weigh whole votes anew, as the pairs o
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter, defaultdict
@@ -91,16 +92,23 @@ def board(ballots: Iterable[Ballot], versions: Sequence[Version], serving: int) 
 
 
 def meetings(ballot: Ballot) -> list[Met]:
-    """Every two answers of different versions in a blind vote; none where it ranks nothing."""
+    """Every two versions in a blind vote, by one answer of each; none where it ranks nothing.
+
+    Of several answers of a version those count whose ids come first, which is by chance: a vote is one moment of one
+    person, however many answers it ranks.
+    """
     if not ballot.evidence or ballot.groups is None:
         return []
     rank = {index: place for place, group in enumerate(ballot.groups) for index in group}
+    first: dict[int, int] = {}
+    for index in sorted(rank, key=lambda index: ballot.answers[index].id):
+        version = ballot.answers[index].version
+        if version is not None:
+            first.setdefault(version, index)
     found = []
-    for i, a in enumerate(ballot.answers):
-        for j, b in enumerate(ballot.answers[i + 1 :], start=i + 1):
-            if a.version is not None and b.version is not None and a.version != b.version:
-                won = 0.5 if rank[i] == rank[j] else float(rank[i] < rank[j])
-                found.append(Met(ballot.vote_id, a.version, b.version, won))
+    for version, other in itertools.combinations(first, 2):
+        a, b = rank[first[version]], rank[first[other]]
+        found.append(Met(ballot.vote_id, version, other, 0.5 if a == b else float(a < b)))
     return found
 
 
@@ -233,9 +241,9 @@ def preferred_first(cast: Sequence[Ballot]) -> list[bool]:
 
 
 def preferred_longer(cast: Sequence[Ballot]) -> list[bool]:
-    """Of each decided pair of unequal length: whether the longer answer was preferred."""
-    lengths = [(len(winner.text), len(loser.text)) for ballot in cast for winner, loser in _decided(ballot)]
-    return [won > lost for won, lost in lengths if won != lost]
+    """Of each decided pair of unequal length, seen to the end: whether the longer answer was preferred."""
+    pairs = [pair for ballot in cast for pair in _decided(ballot) if not any(answer.partial for answer in pair)]
+    return [len(winner.text) > len(loser.text) for winner, loser in pairs if len(winner.text) != len(loser.text)]
 
 
 def _decided(ballot: Ballot) -> list[tuple[Any, Any]]:

@@ -405,16 +405,29 @@ class Service:
         return await asyncio.to_thread(self.store.note_vote, vote_id, voter, strength=strength, reasons=reasons)
 
     async def demonstrate(
-        self, voter: str, messages: Sequence[Message], answer: str, *, conversation_id: str | None = None
+        self,
+        voter: str,
+        messages: Sequence[Message],
+        answer: str,
+        *,
+        conversation_id: str | None = None,
+        comparison_id: str | None = None,
     ) -> Demonstration:
         """Keep an answer written or edited by a person; in a conversation it is the history from here on.
+
+        For a comparison of somebody else's prompt it goes when that prompt does.
 
         Raises InvalidInput, NotFound.
         """
         check_messages(messages)
         check_text(answer, "the answer")
         return await asyncio.to_thread(
-            self.store.add_demonstration, voter, messages, answer, conversation_id=conversation_id
+            self.store.add_demonstration,
+            voter,
+            messages,
+            answer,
+            conversation_id=conversation_id,
+            comparison_id=comparison_id,
         )
 
     async def next_in_queue(self, voter: str) -> Comparison | None:
@@ -438,7 +451,9 @@ class Service:
         fresh = [messages for messages in shipped_prompts() if messages[-1].content not in asked]
         if not fresh:
             return None
-        return await self.compare(voter, self._rng.choice(fresh), k=RANKED, shipped=True)
+        return await self.compare(
+            voter, self._rng.choice(fresh), k=max(2, min(RANKED, self.settings.batch_rows)), shipped=True
+        )
 
     async def judged(self, voter: str, since: datetime) -> tuple[int, int]:
         """How many comparisons a voter has judged: in all, and since a time."""
@@ -489,8 +504,8 @@ class Service:
         for live in [live for live in self._writing if live.conversation_id == conversation_id]:
             live.cancel()
             await live.wait()
-        await asyncio.to_thread(self.store.delete_conversation, conversation_id, voter)
-        await asyncio.to_thread(self._delete_copies)
+        begun = await asyncio.to_thread(self.store.delete_conversation, conversation_id, voter)
+        await asyncio.to_thread(self._delete_copies, begun)
 
     async def branches(self, voter: str, conversation_id: str) -> dict[str, tuple[str, ...]]:
         """Of each message where a conversation stands: the ids of all in its place. Raises NotFound."""
@@ -766,18 +781,23 @@ class Service:
             return self._board[1]
 
     def _forget(self, voter: str) -> None:
-        self.store.forget(voter)
-        self._delete_copies()
+        begun = self.store.forget(voter)
+        if begun is not None:
+            self._delete_copies(begun)
 
-    def _delete_copies(self) -> None:
-        """What was deleted leaves the copies that runs learned from, too; a run that is on needs its own."""
-        active = self.store.active_run()
-        kept = None if active is None else self.settings.folder.run(active.id)
-        for copy in self.settings.folder.runs.glob("*/snapshot.db"):
-            if copy.parent == kept:
-                log.warning("%s stays while its run goes on; it holds what was just forgotten", copy)
-            else:
-                copy.unlink(missing_ok=True)
+    def _delete_copies(self, begun: datetime) -> None:
+        """What was deleted leaves the copies of runs that came after it began, too: what they learned from, and what
+        they asked the policy. A run that is on needs its own.
+        """
+        for run in self.store.runs():
+            if run.created < begun:
+                continue
+            for name in ("snapshot.db", "rollouts.jsonl"):
+                copy = self.settings.folder.run(run.id) / name
+                if run.finished is None and copy.exists():
+                    log.warning("%s stays while its run goes on; it holds what was just forgotten", copy)
+                else:
+                    copy.unlink(missing_ok=True)
 
     async def _record(self, draft: Draft) -> None:
         self.counts["tokens"] += len(draft.deltas)

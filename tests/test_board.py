@@ -46,8 +46,10 @@ def test_only_blind_votes_between_versions_are_evidence() -> None:
     assert [(m.first, m.second, m.won) for m in meetings(ballot(1, (2, 0), SECOND))] == [(2, 0, 0.0)]
     assert meetings(ballot(1, (2, 2), FIRST)) == meetings(ballot(1, (2, 0), FIRST, evidence=False)) == []
     assert meetings(ballot(1, (2, 0), None)) == []
-    four = meetings(ballot(1, (1, 0, 0, 1), ((1,), (0, 2), (3,))))
-    assert [(m.first, m.second, m.won) for m in four] == [(1, 0, 0.0), (1, 0, 0.5), (0, 1, 1.0), (0, 1, 1.0)]
+    four = meetings(ballot(1, (1, 0, 0, 2), ((1,), (0, 2), (3,))))
+    assert [(m.first, m.second, m.won) for m in four] == [(1, 0, 0.0), (1, 2, 1.0), (0, 2, 1.0)], (
+        "one a pair of versions"
+    )
 
 
 def test_with_two_versions_the_model_says_what_counting_says() -> None:

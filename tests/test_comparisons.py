@@ -245,3 +245,43 @@ def test_the_queue_asks_first_about_what_the_fold_models_differ_on(store: Store)
     store.forget("anna")
     store.set_doubts(run.id, [(pair.first, pair.second, 1.0) for pair in pairs])
     assert store.next_in_queue("carl") is None
+
+
+def test_a_repeat_of_a_talks_pair_leaves_the_talk_as_it_is(store: Store) -> None:
+    first = compare(store)
+    prefer(store, first, 0)
+    again = store.repeat("anna", apart=0)
+    assert again is not None
+    assert store.open_comparison("anna", first.conversation_id) is None, "it is no question of the chat"
+    receipt = prefer(store, again, 0)
+    assert receipt.continues_with is None
+    assert _texts(store, first.conversation_id) == ["Why is the sea blue?", "Light."]
+    judged = store.judged_last("anna", first.conversation_id)
+    assert judged is not None and judged.id == first.id, "undo in the chat means the first"
+    store.withdraw_vote(receipt.id, "anna")
+    assert _texts(store, first.conversation_id) == ["Why is the sea blue?", "Light."]
+
+
+def test_what_is_no_longer_shared_is_shown_to_nobody_in_no_way(store: Store) -> None:
+    store.give_consent("anna", share=True)
+    compare(store, "anna", "A secret?", share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    compare(store, "anna", "Another?", share=True)
+    prefer(store, waiting, 0)
+    assert store.next_in_queue("ben") is not None
+    store.give_consent("anna", share=False)
+    assert store.next_in_queue("ben") is None and store.repeat("ben", apart=0) is None
+    (vote,) = store.me("ben")["votes"]
+    assert vote["prompt"] is None
+
+
+def test_a_demonstration_for_somebody_elses_prompt_goes_with_it(store: Store) -> None:
+    compare(store, "anna", "A secret?", share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    store.add_demonstration("ben", waiting.messages, "Mine.", comparison_id=waiting.id)
+    own = compare(store, "ben", "My own?")
+    store.add_demonstration("ben", own.messages, "Mine, too.", comparison_id=own.id)
+    store.forget("anna")
+    assert store.demonstrations_count() == 1

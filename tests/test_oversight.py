@@ -9,7 +9,7 @@ import pytest
 from serve.errors import Conflict, InvalidInput, NotFound
 from serve.feedback.oversight import Search
 from serve.feedback.store import Store
-from tests.scenes import add_versions, compare, prefer, say
+from tests.scenes import add_versions, compare, prefer, say, user
 
 
 def found(store: Store, **search: object) -> list[str]:
@@ -113,3 +113,20 @@ def test_the_log_tells_who_did_what_promotions_too(store: Store) -> None:
         ("scheduler", "promoted over version 0: version 1 serves (it passed the gate)"),
         ("operator page", "started run 1"),
     ]
+
+
+def test_an_excluded_voters_demonstrations_teach_nothing(store: Store, votes: list[str]) -> None:
+    store.add_demonstration("ben", [user("Say it.")], "Buy now!")
+    store.leave_out(voter="voter-2", kind="exclude", reason="advertises", who="ada")
+    assert store.demonstrations_count() == 0
+    store.lift(store.exclusions()[0].id)
+    assert store.demonstrations_count() == 1
+
+
+def test_an_excluded_vote_does_not_come_back_by_casting_it_anew(store: Store) -> None:
+    comparison = compare(store)
+    vote = prefer(store, comparison, 0).id
+    store.leave_out(vote=vote, kind="exclude", reason="a slip", who="ada")
+    store.withdraw_vote(vote, "anna")
+    prefer(store, comparison, 1)
+    assert store.standing_votes() == 0

@@ -325,3 +325,19 @@ def test_head_to_head_counts_blind_votes_between_two_versions(store: Store) -> N
     prefer(store, compare(store, versions=(0, 0)), 0)
     assert store.head_to_head(1, 0) == HeadToHead(wins=2, losses=1, ties=1)
     assert store.head_to_head(0, 1) == HeadToHead(wins=1, losses=2, ties=1)
+
+
+def test_a_ranking_of_several_answers_counts_once_between_two_versions(store: Store) -> None:
+    """Three pairs of one person's one moment are no three votes: a canary would be promoted by three rankings."""
+    add_versions(store, 1)
+    comparison = compare(store, texts=("a", "b", "c", "d"), versions=(1, 0, 0, 0))
+    store.add_vote(comparison.id, "anna", ranking(comparison, [0], [1], [2], [3]))
+    assert store.head_to_head(1, 0) == HeadToHead(1, 0, 0)
+
+
+def test_withdrawing_a_vote_that_cannot_be_cast_anew_leaves_the_talk(store: Store, clock: Clock) -> None:
+    comparison = compare(store)
+    receipt = prefer(store, comparison, 0)
+    clock.pass_by(hours=25)
+    store.withdraw_vote(receipt.id, "anna")
+    assert _texts(store, comparison.conversation_id)[-1] == "Light."

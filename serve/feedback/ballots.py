@@ -67,8 +67,8 @@ def ballots(db: sqlite3.Connection) -> Iterator[Ballot]:
 
 
 def demonstrations(db: sqlite3.Connection) -> Iterator[tuple[str, tuple[Message, ...], str]]:
-    """Every demonstration, the oldest first: voter id, messages, answer."""
-    for row in db.execute("SELECT * FROM demonstrations ORDER BY rowid"):
+    """Every demonstration of voters who are not excluded, the oldest first: voter id, messages, answer."""
+    for row in db.execute("SELECT * FROM counted_demonstrations ORDER BY sequence"):
         messages = tuple(Message(m["role"], m["content"]) for m in json.loads(row["messages"]))
         yield row["voter_id"], messages, row["answer"]
 

@@ -60,7 +60,10 @@ ORDER BY a.created DESC LIMIT :limit
 REPEATABLE = """
 SELECT comparisons.id, prompt_id FROM comparisons
 JOIN standing_votes ON comparison_id = comparisons.id AND verdict IN ('ranking', 'tie')
+JOIN messages ON messages.id = prompt_id
+JOIN conversations ON conversations.id = conversation_id
 WHERE comparisons.voter_id = :voter AND repeats IS NULL
+    AND (conversations.voter_id = :voter OR messages.share OR conversations.source <> 'voter')
     AND NOT EXISTS (SELECT 1 FROM comparisons AS again WHERE again.repeats = comparisons.id)
     AND 2 = (SELECT count(*) FROM candidates WHERE candidates.comparison_id = comparisons.id)
     AND :apart <= (SELECT count(*) FROM standing_votes AS later
@@ -72,6 +75,7 @@ OPEN_REPEAT = (
     COMPARISON
     + """
 WHERE comparisons.voter_id = ? AND repeats IS NOT NULL AND expires > ?
+    AND (owner_id = comparisons.voter_id OR messages.share OR conversations.source <> 'voter')
     AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id) LIMIT 1
 """
 )
@@ -80,7 +84,7 @@ JUDGED_LAST = (
     COMPARISON
     + """
 JOIN standing_votes ON standing_votes.comparison_id = comparisons.id AND standing_votes.source = 'voter'
-WHERE comparisons.voter_id = ? AND conversation_id = ? AND (leaf_id = prompt_id OR leaf_id IN (
+WHERE comparisons.voter_id = ? AND conversation_id = ? AND repeats IS NULL AND (leaf_id = prompt_id OR leaf_id IN (
     SELECT reply.id FROM messages AS reply JOIN candidates ON candidates.answer_id = reply.answer_id
     WHERE reply.parent_id = prompt_id AND candidates.comparison_id = comparisons.id
 ))
@@ -91,8 +95,10 @@ ORDER BY standing_votes.sequence DESC LIMIT 1
 OPEN_IN_QUEUE = (
     COMPARISON
     + """
-WHERE comparisons.voter_id = ? AND (owner_id <> comparisons.voter_id OR conversations.source = 'shipped')
-    AND expires > ?
+WHERE comparisons.voter_id = ? AND repeats IS NULL AND expires > ? AND (
+    conversations.source = 'shipped'
+    OR owner_id <> comparisons.voter_id AND (messages.share OR conversations.source = 'imported')
+)
     AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id)
 ORDER BY comparisons.created LIMIT 1
 """
@@ -164,6 +170,7 @@ class Comparisons(Votes):
         with self.reading() as db:
             row = db.execute(
                 COMPARISON + "WHERE comparisons.voter_id = ? AND conversation_id = ? AND prompt_id = leaf_id"
+                " AND repeats IS NULL"
                 " AND expires > ? AND NOT EXISTS"
                 " (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id)"
                 " ORDER BY comparisons.rowid DESC LIMIT 1",

@@ -7,6 +7,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
 from serve.errors import InvalidInput, NotFound
@@ -351,15 +352,20 @@ class Conversations(Database):
 
         self.writing(work)
 
-    def delete_conversation(self, conversation_id: str, voter_id: str) -> None:
-        """Delete all branches, with the votes on them. Runs keep how many votes they had. Raises NotFound."""
+    def delete_conversation(self, conversation_id: str, voter_id: str) -> datetime:
+        """Delete all branches, with the votes on them; returns when it had begun. Runs keep how many votes they had.
 
-        def work(db: sqlite3.Connection) -> None:
+        Raises NotFound.
+        """
+
+        def work(db: sqlite3.Connection) -> datetime:
             require_conversation(db, voter_id, conversation_id)
-            db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+            row = db.execute("DELETE FROM conversations WHERE id = ? RETURNING created", (conversation_id,)).fetchone()
+            return moment(row["created"])
 
-        self.writing(work)
+        begun = self.writing(work)
         self.checkpoint()  # the write-ahead log still holds the deleted pages
+        return begun
 
     def branches(self, conversation_id: str, voter_id: str) -> dict[str, tuple[str, ...]]:
         """Of each message where the talk stands: all that stand in its place, itself included, the oldest first.

@@ -292,8 +292,12 @@ CREATE TABLE deeds (
 
 ALTER TABLE versions ADD COLUMN note TEXT;
 
+-- An excluded vote stays so when it is withdrawn and cast anew: what is excluded is what was said of that comparison.
 CREATE VIEW excluded_votes AS
-SELECT votes.id FROM votes JOIN exclusions ON exclusions.vote_id = votes.id OR exclusions.voter_id = votes.voter_id
+SELECT votes.id FROM votes
+JOIN exclusions ON exclusions.voter_id = votes.voter_id OR votes.comparison_id IN (
+    SELECT comparison_id FROM votes AS named WHERE named.id = exclusions.vote_id
+)
 WHERE kind = 'exclude' AND lifted IS NULL GROUP BY votes.id;
 
 DROP VIEW training_votes;
@@ -328,6 +332,18 @@ def m007_doubts(db: Database) -> None:
     )
     db.execute("CREATE INDEX doubts_by_second ON doubts(second)")
     db.execute("CREATE INDEX doubts_by_run ON doubts(run_id)")
+
+
+@migrations()
+def m008_demonstrations_of_others_prompts(db: Database) -> None:
+    """A demonstration for somebody else's prompt goes with that prompt."""
+    db.execute("ALTER TABLE demonstrations ADD COLUMN prompt_id TEXT REFERENCES messages(id) ON DELETE CASCADE")
+    db.execute("CREATE INDEX demonstrations_by_prompt ON demonstrations(prompt_id)")
+    db.execute(
+        "CREATE VIEW counted_demonstrations AS SELECT rowid AS sequence, * FROM demonstrations"
+        " WHERE NOT EXISTS (SELECT 1 FROM exclusions WHERE exclusions.voter_id = demonstrations.voter_id"
+        " AND kind = 'exclude' AND lifted IS NULL)"
+    )
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -64,15 +64,16 @@ class Store(Comparisons, Voters, Ballots, Runs, Versions, Oversight):
         with self.reading() as db:
             return list(ballots(db))
 
-    def votes_state(self) -> tuple[int, ...]:
+    def votes_state(self) -> tuple[object, ...]:
         """Changes with what the board is made of: votes, also excluded or forgotten ones, versions, and what serves."""
         with self.reading() as db:
             row = db.execute(
-                "SELECT coalesce(max(rowid), 0), count(*), (SELECT count(*) FROM versions),"
-                " (SELECT number FROM versions WHERE status = 'serving'), (SELECT count(*) FROM excluded_votes)"
-                " FROM votes"
+                "SELECT count(*), max(created), (SELECT count(*) FROM versions),"
+                " (SELECT number FROM versions WHERE status = 'serving'), (SELECT max(updated) FROM vote_notes),"
+                " (SELECT max(created) FROM exclusions), (SELECT max(lifted) FROM exclusions),"
+                " (SELECT count(*) FROM exclusions) FROM votes"
             ).fetchone()
-        return tuple(map(int, row))
+        return tuple(row)
 
     def snapshot(self, run_id: int, target: Path) -> SnapshotCounts:
         """Write what this run may learn from to `target`, and note the votes that it learns from as the run's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from serve.errors import InvalidInput
@@ -21,7 +22,9 @@ from serve.feedback.entries import Consent
 from serve.records import Demonstration, Message
 
 MY_VOTES = """
-SELECT standing_votes.*, messages.content AS prompt, conversation_id, conversations.voter_id AS owner_id
+SELECT standing_votes.*, conversation_id,
+    CASE WHEN conversations.voter_id = standing_votes.voter_id OR messages.share OR conversations.source <> 'voter'
+        THEN messages.content END AS prompt, conversations.voter_id AS owner_id
 FROM standing_votes
 JOIN comparisons ON comparisons.id = comparison_id
 JOIN messages ON messages.id = prompt_id
@@ -64,10 +67,12 @@ class Voters(Database):
         *,
         source: str = "voter",
         conversation_id: str | None = None,
+        comparison_id: str | None = None,
     ) -> Demonstration:
         """Store an answer that a person wrote; in a conversation it is the history from here on.
 
-        Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
+        For the prompt of a comparison that somebody else asked, it lasts as long as that prompt. Raises InvalidInput
+        when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
         """
         check_prompt(messages)
         if not storable("the answer", answer).strip():
@@ -78,6 +83,13 @@ class Voters(Database):
             ensure_voter(db, voter_id, now)
             demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
             insert_demonstration(db, voter_id, demonstration, source, now)
+            if comparison_id is not None:
+                db.execute(
+                    "UPDATE demonstrations SET prompt_id = (SELECT prompt_id FROM comparisons JOIN messages"
+                    " ON messages.id = prompt_id JOIN conversations ON conversations.id = conversation_id"
+                    " WHERE comparisons.id = ? AND conversations.voter_id <> ?) WHERE id = ?",
+                    (comparison_id, voter_id, demonstration.id),
+                )
             if conversation_id is not None:
                 reply = Message("assistant", answer)
                 require_conversation(db, voter_id, conversation_id)
@@ -116,7 +128,7 @@ class Voters(Database):
     def demonstrations_count(self) -> int:
         """Demonstrations that a run would learn from."""
         with self.reading() as db:
-            return int(db.execute("SELECT count(*) FROM demonstrations").fetchone()[0])
+            return int(db.execute("SELECT count(*) FROM counted_demonstrations").fetchone()[0])
 
     def me(self, voter_id: str) -> dict[str, Any]:
         """What this voter gave, as JSON: `counts`, `votes` (each with the runs it `trained`), `demonstrations`.
@@ -187,15 +199,20 @@ class Voters(Database):
             "demonstrations": written,
         }
 
-    def forget(self, voter_id: str) -> None:
-        """Delete all that this voter wrote and said, and what others said of it. Runs keep how many votes they had."""
+    def forget(self, voter_id: str) -> datetime | None:
+        """Delete all that this voter wrote and said, and what others said of it. Runs keep how many votes they had.
 
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM voters WHERE id = ?", (voter_id,))
+        Returns when the voter had begun; None where there was nothing.
+        """
 
-        self.writing(work)
+        def work(db: sqlite3.Connection) -> datetime | None:
+            row = db.execute("DELETE FROM voters WHERE id = ? RETURNING created", (voter_id,)).fetchone()
+            return None if row is None else moment(row["created"])
+
+        begun = self.writing(work)
         # The write-ahead log still holds the deleted pages: move it into the file, where they are overwritten.
         self.checkpoint()
+        return begun
 
 
 def insert_demonstration(

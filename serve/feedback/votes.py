@@ -93,6 +93,7 @@ def skip_open_comparisons(
     came_by = path(db, new_prompt)
     for comparison in db.execute(
         COMPARISON + "WHERE conversation_id = ? AND comparisons.voter_id = ? AND owner_id = comparisons.voter_id"
+        " AND repeats IS NULL"
         " AND expires > ? AND NOT EXISTS (SELECT 1 FROM standing_votes s WHERE s.comparison_id = comparisons.id)",
         (conversation_id, voter_id, now),
     ).fetchall():
@@ -160,7 +161,7 @@ class Votes(Conversations):
             _keep_shown(db, candidates, shown or {})
             if judgement.ranking is not None or judgement.verdict == "tie":
                 _check_finished(candidates, shown or {})
-            mine = comparison["owner_id"] == voter_id
+            mine = comparison["owner_id"] == voter_id and comparison["repeats"] is None
             continues_with = _continuation(judgement, candidates) if mine else None
             evidence = comparison["evidence"] and not _revealed_before(db, comparison_id, voter_id)
             vote_id = insert_vote(
@@ -185,8 +186,8 @@ class Votes(Conversations):
     def withdraw_vote(self, vote_id: str, voter_id: str) -> str:
         """Undo a vote with a row that supersedes it; the comparison, whose id is returned, may be voted on again.
 
-        That vote is no evidence then. Where the talk still stands at the answer that was chosen, it goes back to the
-        prompt.
+        That vote is no evidence then. Where the talk still stands at the answer that was chosen, and another may be, it
+        goes back to the prompt.
         Raises NotFound, and Conflict when the vote no longer stands.
         """
 
@@ -201,8 +202,9 @@ class Votes(Conversations):
             if went_on := db.execute(
                 "SELECT conversation_id, prompt_id FROM comparisons JOIN messages ON parent_id = prompt_id"
                 " JOIN conversations ON leaf_id = messages.id"
-                " WHERE comparisons.id = ? AND messages.answer_id IN (SELECT answer_id FROM candidates WHERE id = ?)",
-                (vote["comparison_id"], vote["continues_with"]),
+                " WHERE comparisons.id = ? AND expires > ?"
+                " AND messages.answer_id IN (SELECT answer_id FROM candidates WHERE id = ?)",
+                (vote["comparison_id"], now, vote["continues_with"]),
             ).fetchone():
                 move_leaf(db, went_on["conversation_id"], went_on["prompt_id"], now)
             return str(vote["comparison_id"])
@@ -258,16 +260,24 @@ class Votes(Conversations):
         return self._count("SELECT count(*) FROM training_votes")
 
     def head_to_head(self, version: int, other: int) -> HeadToHead:
-        """Evidence between two versions: standing blind rankings and ties of their answers to one prompt."""
+        """Evidence between two versions: standing blind rankings and ties of their answers to one prompt.
+
+        A vote counts once, also where it ranks several answers of theirs: by the two whose ids come first, which is by
+        chance. Else a few people's moments would pass for many.
+        """
         wins = losses = ties = 0
+        counted: set[str] = set()
         with self.reading() as db:
             for row in db.execute(
-                "SELECT ranking, x.id AS ours, y.id AS theirs FROM training_votes"
+                "SELECT training_votes.id AS vote, ranking, x.id AS ours, y.id AS theirs FROM training_votes"
                 " JOIN candidates AS x USING (comparison_id) JOIN answers AS a ON a.id = x.answer_id AND a.version = ?"
                 " JOIN candidates AS y USING (comparison_id) JOIN answers AS b ON b.id = y.answer_id AND b.version = ?"
-                " WHERE evidence AND x.id <> y.id",
+                " WHERE evidence AND x.id <> y.id ORDER BY x.id, y.id",
                 (version, other),
             ):
+                if row["vote"] in counted:
+                    continue
+                counted.add(row["vote"])
                 groups: list[list[str]] = json.loads(row["ranking"] or "[]")
                 rank = {candidate: i for i, group in enumerate(groups) for candidate in group}
                 ours, theirs = rank.get(row["ours"], 0), rank.get(row["theirs"], 0)

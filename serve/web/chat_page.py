@@ -147,8 +147,12 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     elem_id="system",
                 )
                 warmth = gr.Slider(0, 2, manner[0], step=0.05, label="Variety (temperature)", elem_id="temperature")
-                top_p = gr.Slider(0.05, 1, manner[1], step=0.05, label="Likeliest words only (top p)", elem_id="top-p")
-                longest = gr.Slider(16, LONGEST, manner[2], step=16, label="Longest answer (tokens)", elem_id="longest")
+                top_p = gr.Slider(
+                    min(0.05, manner[1]), 1, manner[1], step=0.01, label="Likeliest words only (top p)", elem_id="top-p"
+                )
+                longest = gr.Slider(
+                    1, max(LONGEST, manner[2]), manner[2], step=1, label="Longest answer (tokens)", elem_id="longest"
+                )
                 gr.HTML(f'<p class="side-foot">{OWN_MANNER}</p>')
             gr.HTML('<p class="side-foot"><a href="/vote">Rank more answers</a></p>')
             gr.HTML('<p class="side-foot"><a href="/you">Yours: votes, what they did, download, delete</a></p>')

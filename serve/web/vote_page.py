@@ -125,7 +125,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 item: comparison.id if comparison else "",
                 done: undoable,
                 progress: vote_view.progress(today, ever),
-                asked: vote_view.prompt(comparison.messages) if comparison else "",
+                asked: vote_view.prompt(comparison) if comparison else "",
                 answers: gr.update(visible=comparison is not None),
                 note: theme.note(words_ if comparison else f"{words_} {DONE}".strip()),
                 controls: gr.update(visible=comparison is not None),
@@ -215,7 +215,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             try:
                 voter = voter_of(request)
                 comparison = await service.comparison(comparison_id, voter)
-                await service.demonstrate(voter, comparison.messages, text)
+                await service.demonstrate(voter, comparison.messages, text, comparison_id=comparison_id)
                 thanks = theme.note("Thank you: your words are kept as an example. Now rank the others.")
                 return {editor: gr.update(visible=False), words: "", note: thanks}
             except HustingsError as error:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 
 from serve.limits import MAX_CANDIDATES
-from serve.records import Comparison, Message, VoteReceipt, version_name
+from serve.records import Comparison, VoteReceipt, version_name
 
 LETTERS = "ABCDEF"
 assert len(LETTERS) == MAX_CANDIDATES
 SPEAKERS = {"system": "Kept in mind", "user": "Asked", "assistant": "Answered"}
 
 
-def prompt(messages: Sequence[Message]) -> str:
-    """What was asked: the last turn in full, what came before it to unfold."""
-    *before, last = messages
+def prompt(comparison: Comparison) -> str:
+    """What was asked: the last turn in full, what came before it to unfold. The page's script ranks by the id in it."""
+    *before, last = comparison.messages
     earlier = "".join(f"<p><b>{SPEAKERS[m.role]}</b> {_lines(m.content)}</p>" for m in before)
     fold = f"<details><summary>What came before</summary>{earlier}</details>" if earlier else ""
-    return f'<div class="asked">{fold}<p class="last">{_lines(last.content)}</p></div>'
+    key = html.escape(comparison.id)
+    return f'<div class="asked" data-comparison="{key}">{fold}<p class="last">{_lines(last.content)}</p></div>'
 
 
 def ranker(place: int) -> str:

@@ -54,7 +54,7 @@ def votes(me: Me) -> str:
 
 
 def _row(vote: Mapping[str, Any]) -> str:
-    words = " ".join(vote["prompt"].split())
+    words = " ".join((vote["prompt"] or "Its author no longer shares this prompt.").split())
     excerpt = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
     asked = excerpt if vote["conversation"] else f'{excerpt} <span class="soft">(shared by somebody else)</span>'
     return (

@@ -45,10 +45,10 @@ document.addEventListener('keydown', event => {
   event.preventDefault();
 });
 
-// Another prompt: nothing is ranked yet, and the first answer can be.
+// Another comparison: nothing is ranked yet, and the first answer can be.
 let before = '', fresh = false;
 new MutationObserver(() => {
-  const now = document.querySelector('#asked .asked')?.textContent ?? '';
+  const now = document.querySelector('#asked .asked')?.dataset.comparison ?? '';
   if (now !== before) {
     before = now;
     fresh = true;
