@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # what is slow to import is imported where it is used
     from training.scheduler import Scheduler
 
 FORMATS = ("trl", "hh", "kto", "sft", "arena")
+STYLES = ("conversational", "plain")
 READINGS = ("whole", "demonstrations", "turns")
 _SETTINGS_WITHOUT_FLAG = ("operator_token", "training")
 """A token on the command line would show in the list of processes; training has `--set`."""
@@ -321,11 +322,11 @@ async def _command(command: str, settings: Settings, options: dict[str, Any]) ->
         if command == "import":
             return await client.import_(content, options["format"], options["reading"])
         if command == "export":
-            return await _export(client, options["format"], options["out"])
+            return await _export(client, options["format"], options["style"], options["out"])
         return await client.status()
 
 
-async def _export(client: Client, format: str, out: Path | None) -> Result:
+async def _export(client: Client, format: str, style: str, out: Path | None) -> Result:
     from serve.client import Result
 
     lines = 0
@@ -334,7 +335,7 @@ async def _export(client: Client, format: str, out: Path | None) -> Result:
     except OSError as error:
         raise InvalidInput(f"cannot write {out} ({error.strerror}); name another file with --out") from None
     with target as file:
-        async for piece in client.export(format):
+        async for piece in client.export(format, style):
             lines += piece.count("\n")
             file.write(piece)
     if out is None:
@@ -393,6 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     add("rollback", "return to the version that served before")
     export = add("export", "the record as JSON lines")
     export.add_argument("--format", choices=FORMATS, default="trl")
+    export.add_argument("--style", choices=STYLES, default=STYLES[0], help="messages, or plain text")
     export.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: standard output")
     import_ = add("import", "take JSON lines in, all or none")
     import_.add_argument("--format", choices=FORMATS, required=True)

@@ -124,10 +124,10 @@ class Client:
         data = await self.call("POST", "/api/rollback")
         return Result(data, f"version {data['serving']} serves")
 
-    async def export(self, format: str) -> AsyncIterator[str]:
+    async def export(self, format: str, style: str = "conversational") -> AsyncIterator[str]:
         """The record, as JSON lines, in pieces as they come."""
         try:
-            async with self._http.stream("GET", "/api/export", params={"format": format}) as response:
+            async with self._http.stream("GET", "/api/export", params={"format": format, "style": style}) as response:
                 if response.is_error:
                     await response.aread()
                     raise _error(response)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,18 @@ from serve.records import BASE_VERSION, Run, Version, version_name
 from serve.web.operator_view import table
 
 GREEN, SOFT = "#2b856a", "#8d8677"
+EVEN: dict[str, Any] = {"color": SOFT, "dash": "dot", "width": 1}
 DAYS = 30
 """So many days of votes are drawn, to the newest."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the figures are drawn of."""
+
+    board: Board
+    calibration: Sequence[Mapping[str, float]]
+    """Of the newest reward model: how sure it was, how often it was right, over how many pairs."""
 
 
 def glance(board: Board) -> str:
@@ -32,7 +43,7 @@ def glance(board: Board) -> str:
 
 def trust(board: Board, runs: Sequence[Run]) -> str:
     """How far votes and reward model can be trusted: a card each."""
-    report: dict[str, Any] = next((found for run in runs if (found := (run.report or {}).get("reward"))), {})
+    report = _newest_reward(runs)
     accuracy: dict[str, Any] = report.get("accuracy") or {}
     cards = [
         _card(
@@ -62,9 +73,9 @@ def rates(board: Board, versions: Sequence[Version]) -> str:
     rows = [
         f"<tr><td><b>{version_name(rated.version).capitalize()}</b></td><td>{_share(rated.over_base)}</td>"
         f"<td>{_share(rated.over_parent)}</td><td>{_share(rated.promised)}</td><td>{rated.decided}</td>"
-        f"<td>{_number(measured[rated.version], 'kl', '{:.1f}')}</td>"
-        f"<td>{_number(measured[rated.version], 'length', '{:.0f}')}</td>"
-        f"<td>{_number(measured[rated.version], 'refusals', '{:.0%}')}</td></tr>"
+        f"<td>{_number(measured.get(rated.version, {}), 'kl', '{:.1f}')}</td>"
+        f"<td>{_number(measured.get(rated.version, {}), 'length', '{:.0f}')}</td>"
+        f"<td>{_number(measured.get(rated.version, {}), 'refusals', '{:.0%}')}</td></tr>"
         for rated in sorted(board.rated, key=lambda rated: -rated.version)
         if rated.version != BASE_VERSION
     ]
@@ -81,14 +92,18 @@ def _number(figures: dict[str, Any], name: str, template: str) -> str:
     return "–" if figures.get(name) is None else template.format(figures[name])
 
 
-def figures(board: Board) -> go.Figure | None:
-    """Win rates over the base by version, promise against finding, and votes a day; None before there are any."""
-    drawn = [(draw, title) for draw, title, there in PARTS if there(board)]
+def figures(board: Board, runs: Sequence[Run]) -> go.Figure | None:
+    """Win rates over the base by version, promise against finding, the reward model's calibration, and votes a day.
+
+    None before there are any.
+    """
+    seen = Seen(board, _newest_reward(runs).get("calibration") or [])
+    drawn = [(draw, title) for draw, title, there in PARTS if there(seen)]
     if not drawn:
         return None
     figure = make_subplots(1, len(drawn), subplot_titles=[title for _, title in drawn])
     for column, (draw, _) in enumerate(drawn, start=1):
-        draw(figure, column, board)
+        draw(figure, column, seen)
     figure.update_layout(
         height=280,
         showlegend=False,
@@ -102,10 +117,10 @@ def figures(board: Board) -> go.Figure | None:
     return figure
 
 
-def _over_base(figure: go.Figure, column: int, board: Board) -> None:
-    rated = [r for r in board.rated if r.over_base is not None]
+def _over_base(figure: go.Figure, column: int, seen: Seen) -> None:
+    rated = [r for r in seen.board.rated if r.over_base is not None]
     shares = [r.over_base for r in rated if r.over_base is not None]
-    figure.add_hline(0.5, line={"color": SOFT, "dash": "dot", "width": 1}, row=1, col=column)
+    figure.add_hline(0.5, line=EVEN, row=1, col=column)
     figure.add_trace(
         go.Scatter(
             x=[f"v{r.version}" for r in rated],
@@ -121,13 +136,13 @@ def _over_base(figure: go.Figure, column: int, board: Board) -> None:
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%", row=1, col=column)
 
 
-def _promises(figure: go.Figure, column: int, board: Board) -> None:
+def _promises(figure: go.Figure, column: int, seen: Seen) -> None:
     """Below the diagonal the reward model was pleased and people were not."""
-    rated = _promised(board)
+    rated = _promised(seen)
     promised = [r.promised for r in rated if r.promised is not None]
     found = [r.over_parent for r in rated if r.over_parent is not None]
     figure.add_trace(
-        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": SOFT, "dash": "dot", "width": 1}, hoverinfo="skip"),
+        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=EVEN, hoverinfo="skip"),
         row=1,
         col=column,
     )
@@ -150,8 +165,8 @@ def _promises(figure: go.Figure, column: int, board: Board) -> None:
         update(range=[0, 1.02], tickformat=".0%", row=1, col=column)
 
 
-def _days(figure: go.Figure, column: int, board: Board) -> None:
-    votes, last = board.votes_by_day, max(board.votes_by_day)
+def _days(figure: go.Figure, column: int, seen: Seen) -> None:
+    votes, last = seen.board.votes_by_day, max(seen.board.votes_by_day)
     shown = min(DAYS, (last - min(votes)).days + 1)
     days = [last - timedelta(days=back) for back in reversed(range(shown))]
     counts = [votes.get(day, 0) for day in days]
@@ -171,13 +186,39 @@ def _bars(shares: Sequence[Interval]) -> dict[str, Any]:
     }
 
 
-def _promised(board: Board) -> list[Rated]:
-    return [rated for rated in board.rated if rated.promised is not None and rated.over_parent is not None]
+def _calibration(figure: go.Figure, column: int, seen: Seen) -> None:
+    """On the diagonal the reward model is as sure as it should be."""
+    said, right = ([row[name] for row in seen.calibration] for name in ("said", "right"))
+    figure.add_trace(go.Scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", line=EVEN, hoverinfo="skip"), row=1, col=column)
+    figure.add_trace(
+        go.Scatter(
+            x=said,
+            y=right,
+            mode="lines+markers",
+            line={"color": GREEN},
+            marker={"size": [6 + min(12, row["pairs"] / 10) for row in seen.calibration]},
+            hovertemplate="said %{x:.0%}, right %{y:.0%}<extra></extra>",
+        ),
+        row=1,
+        col=column,
+    )
+    figure.update_xaxes(range=[0.48, 1.02], tickformat=".0%", row=1, col=column)
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%", row=1, col=column)
 
 
-PARTS: tuple[tuple[Callable[[go.Figure, int, Board], None], str, Callable[[Board], object]], ...] = (
-    (_over_base, "Win rate over the base, blind votes", lambda board: [r for r in board.rated if r.over_base]),
-    (_promises, "Promised and found, over the one before", _promised),
-    (_days, "Votes a day", lambda board: board.votes_by_day),
+def _promised(seen: Seen) -> list[Rated]:
+    return [rated for rated in seen.board.rated if rated.promised is not None and rated.over_parent is not None]
+
+
+def _newest_reward(runs: Sequence[Run]) -> dict[str, Any]:
+    """The report of the newest reward model; empty before there is one."""
+    return next((found for run in runs if (found := (run.report or {}).get("reward"))), {})
+
+
+PARTS: tuple[tuple[Callable[[go.Figure, int, Seen], None], str, Callable[[Seen], object]], ...] = (
+    (_over_base, "Win rate over the base", lambda seen: [r for r in seen.board.rated if r.over_base]),
+    (_promises, "Promised and found", _promised),
+    (_calibration, "How sure, how often right", lambda seen: seen.calibration),
+    (_days, "Votes a day", lambda seen: seen.board.votes_by_day),
 )
 """How each figure is drawn, its title, and whether there is anything to draw."""

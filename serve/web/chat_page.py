@@ -45,11 +45,6 @@ WELCOME = (
 
 KEYS = '<span class="about-keys">One key is a vote; <kbd>Esc</kbd> leaves the text box first.</span>'
 ASK = f"Both answers are there. Which is better? {KEYS}"
-CONSENT = (
-    "<h2>Before you begin</h2><p>What you write and how you vote is kept on this server, and the assistant learns from "
-    'it; you can see, download and delete it at any time under <a href="/you">Yours</a>. May other voters be shown '
-    "prompts of yours, without a name, to judge the answers?</p>"
-)
 NOT_SHARED = "Your prompts are shown to nobody else any more, the earlier ones neither."
 SHARED = "From now on your prompts may be shown to other voters, without a name."
 OWN_MANNER = "Votes on answers with settings of your own still teach, but do not count when versions are compared."
@@ -62,7 +57,6 @@ TOO_LONG = "This talk has grown longer than the model can read at once."
 FORGETS = "The model reads this talk without its oldest turns; they stay in your history."
 SAME = "Both answers came out the same, so there is nothing to choose."
 
-_SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
 _BACK_TO_TYPING = "() => setTimeout(() => document.querySelector('#box textarea')?.focus({preventScroll: true}), 99)"
 _TALKS = """
 const rename = button => {
@@ -161,7 +155,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         with gr.Column(elem_id="chat"):
             gr.HTML(theme.masthead("Two answers. You choose. It learns."))
             with gr.Column(elem_id="consent", visible=False) as consent:
-                gr.HTML(CONSENT)
+                gr.HTML(theme.CONSENT)
                 with gr.Row(elem_classes="row"):
                     agree = gr.Button("Yes, share them", variant="primary", size="sm", elem_id="agree")
                     private = gr.Button("No, keep them to myself", size="sm", elem_id="private")
@@ -638,7 +632,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         for like in liked:
             assert isinstance(like, gr.Radio | gr.Checkbox | gr.Slider)
             like.input(lambda *chosen: list(chosen), liked, likes, **quick)
-        keys.change(None, keys, None, js=_SWITCH_SHORTCUTS)
+        keys.change(None, keys, None, js=theme.SWITCH_SHORTCUTS)
 
         share.input(set_share, share, note, **quick)
         for chosen, answer in ((agree, agreed), (private, kept_private)):

@@ -109,22 +109,25 @@ def build(page: gr.Blocks, service: Service) -> None:
         request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
-        return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
+        try:
+            return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
+        except HustingsError as error:
+            return {note: theme.problem(error)}
 
     async def leave_out(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
-        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
         told = event._data
         try:
+            wanted = search_of(text, voter, version, verdict, since, blind, left_out)
             made = await service.leave_out(
                 voter=told.get("voter"), vote=told.get("vote"), kind=told.get("kind"), reason=str(told.get("reason")),
                 who=WHO,
             )  # fmt: skip
         except HustingsError as error:
-            return await show(wanted) | {note: theme.problem(error)}
+            return {note: theme.problem(error)}
         done = "counts no more" if made.kind == "exclude" else "is marked"
         return await show(wanted) | {note: theme.note(f"{made.voter or 'The vote'} {done}.".capitalize())}
 
@@ -133,8 +136,8 @@ def build(page: gr.Blocks, service: Service) -> None:
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
-        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
         try:
+            wanted = search_of(text, voter, version, verdict, since, blind, left_out)
             await service.lift(str(event._data.get("id", "")), who=WHO)
         except HustingsError as error:
             return {note: theme.problem(error)}

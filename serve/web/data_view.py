@@ -110,7 +110,11 @@ def deeds(log: Sequence[Deed]) -> str:
 def exports() -> str:
     """A link for each format."""
     links = " · ".join(f'<a href="/api/export?format={key}" download>{name}</a>' for key, name in FORMATS.items())
-    return f'<p class="panel">{links}</p>'
+    plain = " · ".join(
+        f'<a href="/api/export?format={key}&amp;style=plain" download>{FORMATS[key]}</a>'
+        for key in ("trl", "kto", "sft")
+    )
+    return f'<p class="panel">{links}<br>As plain text: {plain}</p>'
 
 
 def importer() -> str:

@@ -132,7 +132,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                         rollback = gr.Button("Roll back", size="sm", elem_id="rollback", scale=0, min_width=210)
                     versions = gr.HTML(js_on_load=_SWITCHES, elem_id="versions")
 
-                    gr.HTML(theme.section("Learning curves", "By step of the run."))
+                    gr.HTML(theme.section("Learning curves and log", "By step of the run."))
                     which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
                     no_curves = gr.HTML(
                         view.empty(
@@ -192,7 +192,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def judged(state: view.State) -> Update:
             """What votes say of versions: drawn when one of them is new."""
             found = await service.board()
-            drawn = board_view.figures(found)
+            drawn = board_view.figures(found, state.runs)
             return {
                 glance: board_view.glance(found),
                 rates: board_view.rates(found, state.versions),
@@ -208,7 +208,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         def _choices(state: view.State) -> Update:
             """What can be picked: told again only when there is more of it, so that nothing picked is lost."""
             names = [(version_name(v.number), v.number) for v in state.versions]
-            charted = [(f"Run {run.id}", run.id) for run in state.runs if run.metrics]
+            charted = [(f"Run {run.id}", run.id) for run in state.runs if run.metrics or run.finished]
             return {
                 which: gr.update(choices=charted, value=charted[0][1] if charted else None, visible=bool(charted)),
                 left: gr.update(choices=names, value=0),
@@ -310,7 +310,9 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 said = theme.note(await deed)
             except HustingsError as error:
                 said = theme.problem(error)
-            return show(await look()) | {note: said}
+            shown_ = show(await look())
+            del shown_[seen]  # the clock finds out whether there is more to choose from
+            return shown_ | {note: said}
 
         async def answer_both(text: str, one: int, other: int, request: gr.Request) -> AsyncIterator[Update]:
             operators_only(request)

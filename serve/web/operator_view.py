@@ -56,8 +56,9 @@ def signature(state: State) -> str:
 
 
 def choices(state: State) -> str:
-    """What the page offers to pick from: versions, and runs that have curves."""
-    return json.dumps([[v.number for v in state.versions], [run.id for run in state.runs if run.metrics]])
+    """What the page offers to pick from: versions, and runs that have curves or have ended."""
+    watched = [run.id for run in state.runs if run.metrics or run.finished]
+    return json.dumps([[version.number for version in state.versions], watched])
 
 
 def choices_in(signature: str) -> str:

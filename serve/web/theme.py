@@ -58,6 +58,14 @@ LATEX: list[dict[str, str | bool]] = [
 ]
 """Where formulas begin and end; one dollar alone is a price."""
 
+CONSENT = (
+    "<h2>Before you begin</h2><p>What you write and how you vote is kept on this server, and the assistant learns from "
+    'it; you can see, download and delete it at any time under <a href="/you">Yours</a>. May other voters be shown '
+    "prompts of yours with what came before them, without a name, to judge the answers?</p>"
+)
+"""What newcomers are told, and asked."""
+SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
+
 MARK = (
     '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round"'
     ' stroke-linejoin="round" aria-hidden="true"><path d="M3 13h18v7.2a.8.8 0 0 1-.8.8H3.8a.8.8 0 0 1-.8-.8z"/>'
@@ -168,10 +176,10 @@ def note(text: str, *, problem: bool = False) -> str:
     return f'<div class="note{" problem" * problem}"><span>{text}</span></div>' if text else ""
 
 
-def problem(error: HustingsError) -> str:
-    """An error in words."""
+def problem(error: HustingsError, more: str = "") -> str:
+    """An error in words, and `more`, which is HTML."""
     text = html.escape(str(error))
-    return note(text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."), problem=True)
+    return note(text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") + more, problem=True)
 
 
 def answers(panes: Sequence[gr.Markdown], written: Sequence[Answer | Draft]) -> dict[Any, Any]:

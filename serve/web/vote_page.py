@@ -29,6 +29,7 @@ Update = dict[Any, Any]
 
 DAY = timedelta(days=1)
 ASK = "Which is best? Equal ranks are a tie."
+AGAIN = ' <a href="/vote">Try again</a>'
 DONE = (
     "You have judged everything there is. Ask something on <a href='/'>the chat page</a>, or come back when others "
     "have shared more."
@@ -58,12 +59,18 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
     with page:
         item = gr.Textbox(visible=False)
         done = gr.Textbox(visible=False)  # the vote that can be undone
+        likes = gr.BrowserState(True, storage_key="hustings-vote", secret="none")  # noqa: S106
         with gr.Column(elem_id="vote", elem_classes="sheet"):
             gr.HTML(
                 theme.masthead(
                     "Rank answers", '<nav class="aside"><a href="/you">Yours</a><a href="/">Back to the chat</a></nav>'
                 )
             )
+            with gr.Column(elem_id="consent", visible=False) as consent:
+                gr.HTML(theme.CONSENT)
+                with gr.Row(elem_classes="row"):
+                    agree = gr.Button("Yes, share them", variant="primary", size="sm", elem_id="agree")
+                    private = gr.Button("No, keep them to myself", size="sm", elem_id="private")
             progress = gr.HTML(elem_id="progress")
             asked = gr.HTML(elem_id="asked")
             columns, texts = [], []
@@ -99,8 +106,10 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                         save = gr.Button("Keep this answer", variant="primary", size="sm", elem_id="save")
                         cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
                 gr.HTML(KEYS)
+                keys = gr.Checkbox(value=True, label="Keyboard shortcuts", elem_id="shortcuts")
 
         everything = [
+            consent,
             item,
             done,
             progress,
@@ -166,10 +175,28 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def arrive(request: gr.Request) -> AsyncIterator[Update]:
             try:
-                async for update in next_one(voter_of(request), view_of(request), ""):
+                voter = voter_of(request)
+                if not (await service.consent(voter)).given:
+                    yield {consent: gr.update(visible=True)}
+                    return
+                async for update in next_one(voter, view_of(request), ""):
                     yield update
             except HustingsError as error:
-                yield {note: theme.problem(error)}
+                yield {note: theme.problem(error, AGAIN)}
+
+        async def begin(share: bool, request: gr.Request) -> AsyncIterator[Update]:
+            await service.give_consent(voter_of(request), share)
+            yield {consent: gr.update(visible=False)}
+            async for update in arrive(request):
+                yield update
+
+        async def agreed(request: gr.Request) -> AsyncIterator[Update]:
+            async for update in begin(True, request):
+                yield update
+
+        async def kept_private(request: gr.Request) -> AsyncIterator[Update]:
+            async for update in begin(False, request):
+                yield update
 
         async def judge(comparison_id: str, judgement: Judgement, request: gr.Request) -> AsyncIterator[Update]:
             voter, view = voter_of(request), view_of(request)
@@ -229,6 +256,11 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             "concurrency_limit": settings.batch_rows + settings.queue_limit,
         }
         page.load(arrive, None, everything, **slow)
+        for chosen, answer in ((agree, agreed), (private, kept_private)):
+            chosen.click(answer, None, everything, **slow)
+        page.load(lambda on: on, likes, keys, **quick)
+        keys.input(lambda on: on, keys, likes, **quick)
+        keys.change(None, keys, None, js=theme.SWITCH_SHORTCUTS)
         controls.rank(rank, item, everything, **slow)
         controls.dismiss(dismiss, item, everything, **slow)
         undo.click(take_back, done, everything, **quick)

@@ -67,7 +67,7 @@ def test_a_dataset_comes_in_whole_or_not_at_all_and_goes_out(data: Page, site: S
         expect(page.locator("#imported")).to_contain_text(told)
     assert site.store.demonstrations_count() == before + 1
     with page.expect_download() as download:
-        page.get_by_role("link", name="TRL preference").click()
+        page.get_by_role("link", name="TRL preference").first.click()
     assert len(download.value.path().read_text().splitlines()) == 2
 
 

@@ -14,7 +14,7 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from serve.web import operator_page
+from serve.web import data_tab, operator_page
 from tests.browser.conftest import TOKEN, Site
 
 pytestmark = pytest.mark.browser
@@ -119,8 +119,9 @@ def test_a_refused_run_says_why_and_its_words_are_escaped(page: Page, site: Site
 
 def test_every_handler_refuses_whoever_is_not_an_operator(running: Site) -> None:
     built = operator_page.build(running.service, running.training, running.service.settings)
-    handlers = [fn.fn for fn in built.fns.values() if fn.fn is not None and fn.fn.__module__ == operator_page.__name__]
-    assert len(handlers) == 8
+    ours = {operator_page.__name__, data_tab.__name__}
+    handlers = [fn.fn for fn in built.fns.values() if fn.fn is not None and fn.fn.__module__ in ours]
+    assert len({handler.__name__ for handler in handlers}) == 14
     for state in ({"voter": "v", "operator": False}, {"operator": "yes"}, {}):
         request = gr.Request(SimpleNamespace(scope={"state": state}))  # type: ignore[arg-type]
         for handler in handlers:

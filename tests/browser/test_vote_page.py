@@ -7,6 +7,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.browser.conftest import Site
 from tests.browser.test_chat_page import last_comparison
+from tests.scenes import compare
 
 pytestmark = pytest.mark.browser
 
@@ -17,6 +18,7 @@ def voting(site: Site, person: BrowserContext) -> Page:
     site.store.writing(lambda db: db.execute("DELETE FROM voters"))  # nobody has shared anything
     page = person.new_page()
     page.goto(site.url + "/vote")
+    page.click("#private")
     expect(rankers(page)).to_have_count(4)
     expect(page.locator("#note")).to_contain_text("Which is best?")
     return page
@@ -104,3 +106,31 @@ def test_a_vote_in_another_tab_is_told_and_nothing_is_doubled(voting: Page, site
     with site.store.reading() as db:
         votes = db.execute("SELECT count(*) FROM votes WHERE comparison_id = ?", (comparison.id,)).fetchone()[0]
     assert votes == 1
+
+
+def test_ranks_are_gone_with_the_answers_they_were_for_also_where_the_prompt_stays(
+    site: Site, person: BrowserContext
+) -> None:
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    compare(site.store, "anna", "Why is the sea blue?", texts=("One.", "Two."), share=True)
+    compare(site.store, "ben", "Why is the sea blue?", texts=("Three.", "Four."), share=True)
+    page = person.new_page()
+    page.goto(site.url + "/vote")
+    page.click("#private")
+    expect(rankers(page)).to_have_count(2)
+    for key in ("1", "j", "2", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator("#note")).to_contain_text("Thank you.")
+    expect(rankers(page).first.locator("output")).to_have_text("not ranked")
+    expect(page.locator("#hand-in")).to_be_disabled()
+
+
+def test_shortcuts_can_be_turned_off_on_the_vote_page(voting: Page, site: Site) -> None:
+    page = voting
+    page.get_by_label("Keyboard shortcuts").uncheck()
+    rankers(page).first.focus()
+    page.keyboard.press("1")
+    page.keyboard.press("s")
+    page.wait_for_timeout(300)
+    expect(rankers(page).first.locator("output")).to_have_text("not ranked")
+    assert last_comparison(site.store).status == "open"

@@ -38,7 +38,7 @@ def test_votes_become_a_version_that_an_operator_sees_compares_and_takes_back(
         operator.goto(f"{http.base_url}/login")
         operator.get_by_label("Operator token").fill("secret")
         operator.keyboard.press("Enter")
-        expect(operator.locator("#live")).to_contain_text("Run 1")
+        expect(operator.locator("#runs")).to_contain_text("Run 1")
         expect(operator.locator("#serving .figure")).to_have_text("Version 1", timeout=120_000)
         expect(operator.locator("#runs")).to_contain_text("succeeded")
         expect(operator.locator("#curves")).to_be_visible()

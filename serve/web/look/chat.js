@@ -1,12 +1,8 @@
 // One key a vote: 1 or A, 2 or B, T for a tie, X for both bad, S to skip, U to undo. Escape leaves the text box.
 const KEYS = {1: 'vote-a', a: 'vote-a', 2: 'vote-b', b: 'vote-b', t: 'vote-tie', x: 'vote-bad', s: 'vote-skip', u: 'undo'};
-const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
 document.addEventListener('keydown', event => {
-  const at = event.target;
-  if (event.key === 'Escape' && at.closest(WRITTEN_IN)) return at.blur();
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at.closest(WRITTEN_IN)) return;
-  const button = document.getElementById(KEYS[event.key.toLowerCase()]);
-  if (!button || !button.offsetParent || document.body.classList.contains('no-shortcuts')) return;
+  const button = isShortcut(event) && document.getElementById(KEYS[event.key.toLowerCase()]);
+  if (!button || !button.offsetParent) return;
   event.preventDefault();
   button.click();
 });
@@ -53,19 +49,19 @@ new MutationObserver(() => {
 }).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-here']});
 addEventListener('popstate', () => location.reload());
 
-// What is typed outlives the page: Gradio loads it anew when the connection was lost.
-const DRAFT = 'hustings-draft';
-let typed = null;
+// What is typed outlives the page, by talk: Gradio loads it anew when the connection was lost.
+let typed = null, written = null;
 setInterval(() => {
-  const box = document.querySelector('#box textarea');
+  const box = document.querySelector('#box textarea'), talk = `hustings-draft ${location.search}`;
   if (!box) return;
+  if (talk !== written) [typed, written] = [null, talk];
   if (typed === null) {
-    const kept = localStorage.getItem(DRAFT);
+    const kept = localStorage.getItem(talk);
     if (kept && !box.value) {
       box.value = kept;
       box.dispatchEvent(new Event('input', {bubbles: true}));
     }
-  } else if (box.value !== typed) localStorage.setItem(DRAFT, box.value);
+  } else if (box.value !== typed) box.value ? localStorage.setItem(talk, box.value) : localStorage.removeItem(talk);
   typed = box.value;
 }, 400);
 

@@ -1,3 +1,11 @@
+// Whether a key is meant as a shortcut. Escape leaves what is being written.
+const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
+const isShortcut = event => {
+  const at = event.target, writing = at.closest(WRITTEN_IN);
+  if (event.key === 'Escape' && writing) at.blur();
+  return !(writing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || document.body.classList.contains('no-shortcuts'));
+};
+
 // Times are sent in UTC and shown in the browser's own zone.
 const showTimes = () => document.querySelectorAll('time[datetime]:not([data-shown])').forEach(time => {
   const when = new Date(time.dateTime), today = when.toDateString() === new Date().toDateString();

@@ -27,13 +27,10 @@ document.addEventListener('click', event => {
   if (button) move(button.closest('.ranker'), Number(button.dataset.move));
 });
 
-const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
 const CLICKS = {x: '[data-verdict=both_bad]', s: '[data-verdict=skip]', u: '#undo', e: '#write'};
 document.addEventListener('keydown', event => {
-  const at = event.target, key = event.key.toLowerCase();
-  if (key === 'escape' && at.closest(WRITTEN_IN)) return at.blur();
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || at.closest(WRITTEN_IN)) return;
-  const here = at.closest('.ranker'), all = rankers();
+  if (!isShortcut(event)) return;
+  const at = event.target, key = event.key.toLowerCase(), here = at.closest('.ranker'), all = rankers();
   if (key === 'j' || key === 'k') {
     const step = key === 'j' ? 1 : -1, place = here ? all.indexOf(here) + step : step > 0 ? 0 : all.length - 1;
     all[(place + all.length) % all.length]?.focus();
