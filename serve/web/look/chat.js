@@ -11,7 +11,7 @@ document.addEventListener('keydown', event => {
 let atEnd = true;
 const end = () => document.documentElement.scrollHeight;
 addEventListener('scroll', () => { atEnd = innerHeight + scrollY >= end() - 90; }, {passive: true});
-addEventListener('DOMContentLoaded', () =>
+whenReady(() =>
   new ResizeObserver(() => atEnd && scrollTo(0, end())).observe(document.body));
 
 // On a narrow screen the side panel would cover the chat: there it starts closed, and closes on a choice.
@@ -41,10 +41,9 @@ document.addEventListener('click', event => {
 let here;
 new MutationObserver(() => {
   const now = document.querySelector('#branches [data-here]')?.dataset.here;
-  if (now === undefined || now === here) return;
-  const address = now ? `?talk=${encodeURIComponent(now)}` : location.pathname;
-  if (location.search !== address && address !== location.pathname + location.search)
-    history[here === undefined ? 'replaceState' : 'pushState'](null, '', address);
+  if (!now || now === here) return;  // a new chat has no address before its first words
+  const address = `?talk=${encodeURIComponent(now)}`;
+  if (location.search !== address) history[here === undefined ? 'replaceState' : 'pushState'](null, '', address);
   here = now;
 }).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-here']});
 addEventListener('popstate', () => location.reload());

@@ -1,3 +1,6 @@
+// Gradio may bring this script when the page is there already.
+const whenReady = start => document.readyState === 'loading' ? addEventListener('DOMContentLoaded', start) : start();
+
 // Whether a key is meant as a shortcut. Escape leaves what is being written.
 const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
 const isShortcut = event => {
@@ -23,7 +26,7 @@ const regions = Object.fromEntries([['status', 'polite'], ['alert', 'assertive']
   return [role, region];
 }));
 let said = '';
-addEventListener('DOMContentLoaded', () => {
+whenReady(() => {
   document.body.append(...Object.values(regions));
   new MutationObserver(() => {
     const notes = [...document.querySelectorAll('#note .note, #data-note .note')];
