@@ -210,8 +210,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     undo = gr.Button("Undo", size="sm", elem_id="undo")
                     strength = gr.Radio(
                         [(str(n), n) for n in range(1, 6)],
-                        label="How much better?",
-                        info="1 is barely, 5 is far better.",
+                        label="How much better? 5 is most",
                         elem_id="strength",
                     )
                     reasons = gr.CheckboxGroup(list(REASONS), label="Why?", elem_id="reasons")
