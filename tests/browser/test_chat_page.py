@@ -396,3 +396,19 @@ def test_a_page_may_open_before_the_model_is_loaded(newcomer: Page, site: Site) 
     expect(newcomer.locator("#note")).to_have_text("")
     newcomer.locator("#box textarea").press("Enter")
     asked(newcomer)
+
+
+def test_the_page_follows_what_is_written_unless_the_reader_has_scrolled_up(chat: Page, site: Site) -> None:
+    site.engine.script = lambda version, seed, prompt: [f"{seed}\n\n", *[f"line {i}\n\n" for i in range(60)]]
+    below = "innerHeight + scrollY >= document.documentElement.scrollHeight - 90"
+    say(chat, QUESTION)
+    asked(chat)
+    chat.wait_for_function(below)
+    assert chat.evaluate("scrollY") > 500
+    chat.click("#vote-a")
+    expect(chat.locator("#arena")).to_be_hidden()
+    chat.evaluate("scrollTo(0, 0)")
+    chat.wait_for_timeout(200)
+    say(chat, "And at night?")
+    asked(chat)
+    assert chat.evaluate("scrollY") < 200

@@ -15,8 +15,8 @@ document.addEventListener('keydown', event => {
 let atEnd = true;
 const end = () => document.documentElement.scrollHeight;
 addEventListener('scroll', () => { atEnd = innerHeight + scrollY >= end() - 90; }, {passive: true});
-addEventListener('DOMContentLoaded', () =>
-  new ResizeObserver(() => atEnd && scrollTo(0, end())).observe(document.body));
+const follow = () => new ResizeObserver(() => atEnd && scrollTo(0, end())).observe(document.body);
+document.readyState === 'loading' ? addEventListener('DOMContentLoaded', follow) : follow();  // Gradio may bring this late
 
 // On a narrow screen the side panel would cover the chat: there it starts closed, and closes on a choice.
 const closeSide = () => innerWidth < 768 && document.querySelector('#side.open .toggle-button')?.click();
