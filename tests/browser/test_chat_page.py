@@ -631,3 +631,19 @@ def test_completion_is_announced_once_and_what_streams_is_not(chat: Page, site: 
     chat.wait_for_timeout(500)
     told = chat.evaluate("window.told")
     assert [words.startswith("Both answers are there.") for words in told] == [True]
+
+
+def test_the_page_follows_what_is_written_unless_the_reader_has_scrolled_up(chat: Page, site: Site) -> None:
+    site.engine.script = lambda version, seed, prompt: [f"{seed}\n\n", *[f"line {i}\n\n" for i in range(60)]]
+    below = "innerHeight + scrollY >= document.documentElement.scrollHeight - 90"
+    say(chat, QUESTION)
+    asked(chat)
+    chat.wait_for_function(below)
+    assert chat.evaluate("scrollY") > 500
+    chat.click("#vote-a")
+    expect(chat.locator("#arena")).to_be_hidden()
+    chat.evaluate("scrollTo(0, 0)")
+    chat.wait_for_timeout(200)
+    say(chat, "And at night?")
+    asked(chat)
+    assert chat.evaluate("scrollY") < 200
