@@ -23,8 +23,8 @@ from serve.errors import Unavailable
 from serve.records import Message
 from training.run_folder import RunFolder
 
-TIMEOUT = 180.0
-"""Seconds: the model must be loaded, and chats go first."""
+LOADING, READING = 120.0, 6.0
+"""Seconds that loading the model and reading an answer may take at most: chats go first."""
 LONGEST = 1024
 """Tokens of prompt and answer; longer prompts lose their front."""
 
@@ -52,9 +52,7 @@ class Judging:
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
 
-    def ask(
-        self, folder: Path, items: Sequence[tuple[Sequence[Message], str]], timeout: float = TIMEOUT
-    ) -> list[Judged]:
+    def ask(self, folder: Path, items: Sequence[tuple[Sequence[Message], str]]) -> list[Judged]:
         """What the reward model that a run left says. Blocks. Raises Unavailable when it cannot answer."""
         asked = [
             {"messages": [{"role": m.role, "content": m.content} for m in messages], "answer": answer}
@@ -69,7 +67,7 @@ class Judging:
                 stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).resolve().parents[1],
             )  # fmt: skip
             try:
-                out, said = self._process.communicate(json.dumps(asked), timeout)
+                out, said = self._process.communicate(json.dumps(asked), LOADING + READING * len(items))
                 if self._process.returncode:
                     raise ValueError(said.strip().rpartition("\n")[2] or f"exit code {self._process.returncode}")
                 return [Judged(row["score"], tuple(row["folds"])) for row in json.loads(out)]

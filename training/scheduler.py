@@ -42,7 +42,7 @@ _ACTIVE: tuple[RunStatus, ...] = ("queued", "running", "interrupted")
 _LEARNED: tuple[RunStatus, ...] = ("succeeded", "rejected")
 _RETRY = {"failed": timedelta(minutes=5), "cancelled": timedelta(hours=1)}
 """How long the schedule waits after a run that came to nothing; doubled for each further one in a row."""
-DOUBTED = 100
+DOUBTED = 50
 """Pairs of the queue that fold models read after each run."""
 _LONGEST_RETRY = timedelta(days=1)
 _CANARY_ALPHA = 0.05

@@ -243,9 +243,15 @@ class Comparisons(Votes):
         return self.writing(work)
 
     def undoubted(self, run_id: int, limit: int) -> list[SharedPair]:
-        """Shared pairs that the fold models of this run, or of a later one, have not read yet; the newest first."""
+        """Shared pairs that the fold models of this run, or of a later one, have not read yet; the newest first.
+
+        Each once, whichever of the two stands first where it was shown.
+        """
         with self.reading() as db:
-            rows = db.execute(UNDOUBTED, {"run": run_id, "limit": limit}).fetchall()
+            found: dict[frozenset[str], sqlite3.Row] = {}
+            for row in db.execute(UNDOUBTED, {"run": run_id, "limit": 2 * limit}):
+                found.setdefault(frozenset((row["first_id"], row["second_id"])), row)
+            rows = list(found.values())[:limit]
             return [
                 SharedPair(
                     row["first_id"],
@@ -265,7 +271,7 @@ class Comparisons(Votes):
                 "INSERT INTO doubts (first, second, doubt, run_id) SELECT ?, ?, ?, ? WHERE 2 ="
                 " (SELECT count(*) FROM answers WHERE id IN (?, ?))"  # their voter may have been forgotten since
                 " ON CONFLICT DO UPDATE SET doubt = excluded.doubt, run_id = excluded.run_id",
-                [(first, second, doubt, run_id, first, second) for first, second, doubt in doubts],
+                [(*pair, doubt, run_id, *pair) for *both, doubt in doubts for pair in (both, both[::-1])],
             )
 
         self.writing(work)

@@ -324,7 +324,7 @@ class Conversations(Database):
                 for row in path(db, found["leaf_id"])
             ]
 
-    def conversations(self, voter_id: str, search: str = "", limit: int = 50) -> list[ConversationSummary]:
+    def conversations(self, voter_id: str, search: str = "", limit: int = 200) -> list[ConversationSummary]:
         """The voter's conversations, the latest first; of a search, those whose title or words hold it."""
         with self.reading() as db:
             rows = db.execute(TALKS, {"voter": voter_id, "search": like(search), "limit": limit}).fetchall()
