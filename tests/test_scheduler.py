@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,9 @@ from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
 from serve.records import Judgement, Message, Run, Sampling
 from serve.settings import Settings
+from tests.scenes import compare, prefer
 from training.config import SFTConfig, TrainingConfig
+from training.judging import Judged, Judging
 from training.scheduler import Scheduler
 
 TRAINER = """
@@ -74,6 +77,9 @@ report = {"status": "succeeded", "adapter": True, "reasons": [], "reference": "b
 report.update(plan.get("report", {}))
 if plan.get("sft") and not (run / "sft").exists():
     save("sft")
+if plan.get("judges"):
+    (run / "reward").mkdir(exist_ok=True)
+    (run / "reward" / "report.json").write_text("{}")
 if report["adapter"] and not plan.get("forgetful"):
     save("adapter")
 (run / "report.part").write_text(json.dumps(report))
@@ -913,3 +919,51 @@ def test_a_canary_that_the_engine_refuses_is_staged(canary: Hall, monkeypatch: p
     canary.vote(25, versions=(0, 1), winner=1)
     canary.scheduler.tick()
     assert (canary.store.version(1).status, canary.store.serving()) == ("staged", 0)
+
+
+# What the queue asks next
+
+
+def test_after_a_run_its_fold_models_say_which_shared_pairs_to_ask_about(
+    server: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [compare(server.store, "anna", f"Question {i}?", (f"{i} a", f"{i} b"), share=True) for i in range(3)]
+    folds = {"0 a": (1.0, 1.0), "1 a": (2.0, -2.0), "2 a": (1.0, 0.0)}  # of 0 both are as sure, of 1 they differ most
+    asked: list[Path] = []
+
+    def ask(_: Judging, folder: Path, items: Sequence[tuple[Sequence[Message], str]]) -> list[Judged]:
+        asked.append(folder)
+        return [Judged(0.0, folds.get(text, (0.0, 0.0))) for _, text in items]
+
+    monkeypatch.setattr(Judging, "ask", ask)
+    server.vote()
+    server.finished(server.trigger())
+    assert len(server.store.undoubted(1, 10)) == len(pairs), "this run left no fold models"
+    server.plan(judges=True)
+    run = server.finished(server.trigger())
+    server.until(lambda: not server.store.undoubted(run.id, 10))
+    assert asked == [server.folder.run(run.id)]
+    order = []
+    while waiting := server.store.next_in_queue("ben"):
+        order.append(waiting.messages[-1].content)
+        prefer(server.store, waiting, 0)
+    assert order == ["Question 1?", "Question 2?", "Question 0?"]
+    assert len(server.store.undoubted(run.id + 1, 10)) == len(pairs), "a later run's fold models read them again"
+
+
+def test_a_reward_model_that_does_not_answer_leaves_the_queue_and_the_run_as_they_are(
+    server: Hall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ask(*_: object) -> list[Judged]:
+        raise Unavailable("out of memory")
+
+    monkeypatch.setattr(Judging, "ask", ask)
+    server.vote()
+    compare(server.store, share=True)
+    server.plan(judges=True)
+    with caplog.at_level(logging.INFO, logger="training.scheduler"):
+        run = server.finished(server.trigger())
+        server.until(lambda: "the queue stays as it was: out of memory" in caplog.text)
+    assert run.status == "succeeded"
+    assert len(server.store.undoubted(run.id, 10)) == 1
+    assert server.store.next_in_queue("ben") is not None
