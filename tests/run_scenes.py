@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
+
+from training.ppo import PPO, Batch
+
+Seen = TypeVar("Seen")
 
 SCHEMA = """
 CREATE TABLE prompts(id INTEGER PRIMARY KEY, messages TEXT, source TEXT, voter TEXT, asked INTEGER);
@@ -108,3 +115,22 @@ def write_run(
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
     """What the run told the server, line by line."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def ppo_figures(folder: Path) -> list[dict[str, float]]:
+    """What the run measured of each of PPO's policies, in order."""
+    return [line["metrics"] for line in metrics_lines(folder) if line["stage"] == "ppo" and line["metrics"]]
+
+
+def watch_ppo(monkeypatch: pytest.MonkeyPatch, look: Callable[[PPO, Batch], Seen]) -> list[Seen]:
+    """What `look` sees of PPO and its batch each time that one has been collected; the list grows with the run."""
+    seen: list[Seen] = []
+    collect = PPO.collect
+
+    def noted(self: PPO, update: int) -> Batch:
+        batch = collect(self, update)
+        seen.append(look(self, batch))
+        return batch
+
+    monkeypatch.setattr(PPO, "collect", noted)
+    return seen

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.live_server import wait_for
 from training.process import LOG, TrainerProcess, death, last_line, locked
 
 SLEEPER = (sys.executable, "-I", "-S", "-c", "import time; print('at work', flush=True); time.sleep(60)")
@@ -74,10 +75,7 @@ with held(pathlib.Path(sys.argv[1])):
     with locked(tmp_path) as lock:
         assert lock is not None
         trainer = TrainerProcess((sys.executable, "-c", script), tmp_path, lock)
-    deadline = time.monotonic() + 30
-    while trainer.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert wait_for("the trainer's end", trainer.poll, 30) == 0
     assert last_line(tmp_path) == "mine"
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from serve.errors import InvalidInput, NothingToLearn
-from tests.run_scenes import LENIENT, SMALL, metrics_lines, write_run, write_snapshot
+from tests.run_scenes import LENIENT, SMALL, metrics_lines, ppo_figures, watch_ppo, write_run, write_snapshot
 from training.ppo import PPO, Batch
 from training.reward import RewardFit
 from training.roles import Policy
@@ -42,7 +42,7 @@ def test_votes_become_a_policy_with_an_adapter_and_a_report(tiny_model: Path, tm
     progress = [line["progress"] for line in metrics_lines(tmp_path)]
     assert progress == sorted(progress)
     assert progress[-1] == 1.0
-    ppo = [line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    ppo = ppo_figures(tmp_path)
     assert len(ppo) == 13, "one for each policy, the first and the last included"
     assert report["ppo"]["best_update"] > 1
     scores = [m["score"] for m in ppo]
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_release_is_left_and_ppo_begins_anew(tiny_model:
     execute(write_run(tmp_path, tiny_model, settings=settings))
     file = tmp_path / "checkpoint" / "ppo.pt"
     checkpoint = torch.load(file, weights_only=True)
-    first = next(line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"])
+    first = ppo_figures(tmp_path)[0]
     start = checkpoint["progress"].pop("start")
     assert start["nll"] == pytest.approx(first["nll"], abs=0.3), "the first policy is the start"
     torch.save(checkpoint, file)
@@ -222,15 +222,7 @@ def test_weights_that_the_engine_cannot_use_end_ppo_at_its_best_step(
 def test_a_value_model_from_zero_begins_at_zero(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[float] = []
-    collect = PPO.collect
-
-    def noted(self: PPO, update: int) -> Batch:
-        batch = collect(self, update)
-        found.append(float(batch.values.abs().max()))
-        return batch
-
-    monkeypatch.setattr(PPO, "collect", noted)
+    found = watch_ppo(monkeypatch, lambda _, batch: float(batch.values.abs().max()))
     write_snapshot(tmp_path / "snapshot.db")
     settings = {**LENIENT, "ppo": {"updates": 2, "rollouts": 4, "max_tokens": 12, "value_from_reward": False}}
     execute(write_run(tmp_path, tiny_model, settings=settings))
@@ -241,7 +233,7 @@ def test_ppo_continues_the_sft_weights_and_mixes_demonstrations(tiny_model: Path
     write_snapshot(tmp_path / "snapshot.db", demonstrations=6)
     settings = {**LENIENT, "ppo": {**SMALL["ppo"], "ptx": 0.5}}  # type: ignore[dict-item]
     execute(write_run(tmp_path, tiny_model, stages=("sft", "reward", "ppo"), settings=settings))
-    ppo = [line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    ppo = ppo_figures(tmp_path)
     assert ppo[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert ppo[1]["ptx_loss"] > 0
 
@@ -250,7 +242,7 @@ def test_ptx_makes_demonstrations_likelier(tiny_model: Path, tmp_path: Path) -> 
     write_snapshot(tmp_path / "snapshot.db", demonstrations=4)
     ppo = {"updates": 6, "rollouts": 4, "max_tokens": 12, "learning_rate": 3e-3, "ptx": 5.0, "kl_stop": 1e4}
     execute(write_run(tmp_path, tiny_model, settings={**LENIENT, "ppo": ppo}))
-    found = [line["metrics"] for line in metrics_lines(tmp_path) if line["stage"] == "ppo" and line["metrics"]]
+    found = ppo_figures(tmp_path)
     losses = [metrics["ptx_loss"] for metrics in found if "ptx_loss" in metrics]
     assert losses[-1] < losses[0] - 0.3
 
@@ -308,16 +300,9 @@ def first_batch(
     monkeypatch: pytest.MonkeyPatch, model: Path, folder: Path, **ppo: Any
 ) -> tuple[Batch, dict[str, float]]:
     """What a run collects first, and what its first update measured."""
-    batches: list[Batch] = []
-    collect = PPO.collect
-
-    def noted(self: PPO, update: int) -> Batch:
-        batches.append(collect(self, update))
-        return batches[-1]
-
     folder.mkdir()
     with monkeypatch.context() as patched:
-        patched.setattr(PPO, "collect", noted)
+        batches = watch_ppo(patched, lambda _, batch: batch)
         measured = figures_of(folder, model, **{"updates": 1, **ppo})
     return batches[0], measured[0]
 
@@ -371,7 +356,7 @@ def figures_of(tmp_path: Path, model: Path, **ppo: Any) -> list[dict[str, float]
     config["serving"]["max_tokens"] = 16
     (folder / "config.json").write_text(json.dumps(config))
     execute(folder)
-    return [line["metrics"] for line in metrics_lines(folder) if line["stage"] == "ppo" and line["metrics"]]
+    return ppo_figures(folder)
 
 
 @pytest.fixture(scope="module")

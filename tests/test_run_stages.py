@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from serve.errors import NothingToLearn
-from tests.run_scenes import LENIENT, SMALL, metrics_lines, write_run, write_snapshot
+from tests.run_scenes import LENIENT, SMALL, metrics_lines, watch_ppo, write_run, write_snapshot
 from training import ppo, run
-from training.ppo import PPO, Batch
 from training.reporter import Reporter
 from training.run import execute, kept_no_epoch
 from training.sft import fine_tune
@@ -91,17 +90,10 @@ def test_votes_that_cannot_teach_are_refused_in_words(
 
 
 def test_ppo_starts_from_the_sft_weights(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first: list[dict[str, torch.Tensor]] = []
-    collect = PPO.collect
-
-    def noted(self: PPO, update: int) -> Batch:
-        first.append(self.roles.policy.tensors())
-        return collect(self, update)
-
-    monkeypatch.setattr(PPO, "collect", noted)
+    found = watch_ppo(monkeypatch, lambda ppo, _: ppo.roles.policy.tensors())
     write_snapshot(tmp_path / "snapshot.db", demonstrations=6)
     execute(write_run(tmp_path, tiny_model, stages=("sft", "reward", "ppo"), settings=settings(updates=1)))
-    assert same(first[0], tensors(tmp_path / "sft"))
+    assert same(found[0], tensors(tmp_path / "sft"))
 
 
 def test_the_gate_compares_with_the_version_that_serves(
@@ -138,14 +130,7 @@ def test_the_gate_asks_what_ppo_never_did(tiny_model: Path, tmp_path: Path, monk
 def test_scores_have_mean_0_and_deviation_1_on_the_references_answers(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches: list[Batch] = []
-    collect = PPO.collect
-
-    def noted(self: PPO, update: int) -> Batch:
-        batches.append(collect(self, update))
-        return batches[-1]
-
-    monkeypatch.setattr(PPO, "collect", noted)
+    batches = watch_ppo(monkeypatch, lambda _, batch: batch)
     write_snapshot(tmp_path / "snapshot.db")
     report = execute(write_run(tmp_path, tiny_model, settings=settings(rollouts=64, updates=1)))
     before = report["reward"]["normalisation"]

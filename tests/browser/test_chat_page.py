@@ -647,3 +647,26 @@ def test_the_page_follows_what_is_written_unless_the_reader_has_scrolled_up(chat
     say(chat, "And at night?")
     asked(chat)
     assert chat.evaluate("scrollY") < 200
+
+
+def test_the_page_keeps_following_what_grows_faster_than_it_is_told_of_its_scrolling(chat: Page) -> None:
+    grow = """() => new Promise(done => {
+        let left = 5;
+        new ResizeObserver((_, observer) => {  // after the page's own has scrolled, before its scroll event
+            if (!left--) return observer.disconnect(), done();
+            const tall = document.createElement('div');
+            tall.className = 'tall';
+            tall.style.height = '1000px';
+            document.body.append(tall);
+        }).observe(document.body);
+    })"""
+    at_end = "scrollY > 3000 && innerHeight + scrollY >= document.documentElement.scrollHeight - 90"
+    chat.evaluate(grow)
+    chat.wait_for_function(at_end)
+    chat.evaluate("scrollTo(0, 0)")  # the reader's, in a long chat; a new one is short, and followed again
+    chat.wait_for_timeout(200)
+    chat.evaluate("document.querySelectorAll('.tall').forEach(tall => tall.remove())")
+    chat.wait_for_timeout(200)
+    chat.evaluate(grow)
+    chat.wait_for_function(at_end)
+    chat.evaluate("document.querySelectorAll('.tall').forEach(tall => tall.remove())")

@@ -8,11 +8,17 @@ document.addEventListener('keydown', event => {
 });
 
 // The page follows what is being written, unless the reader has scrolled up.
-let atEnd = true;
+let atEnd = true, seen = 0;
 const end = () => document.documentElement.scrollHeight;
-addEventListener('scroll', () => { atEnd = innerHeight + scrollY >= end() - 90; }, {passive: true});
-whenReady(() =>
-  new ResizeObserver(() => atEnd && scrollTo(0, end())).observe(document.body));
+const near = () => innerHeight + scrollY >= end() - 90;
+addEventListener('scroll', () => {  // only a reader scrolls up: text may have grown since the page went to its end
+  atEnd = near() || (atEnd && scrollY >= seen);
+  seen = scrollY;
+}, {passive: true});
+whenReady(() => new ResizeObserver(() => {
+  atEnd ||= near();  // a new chat is short: its end comes without scrolling
+  if (atEnd) scrollTo(0, end());
+}).observe(document.body));
 
 // On a narrow screen the side panel would cover the chat: there it starts closed, and closes on a choice.
 const closeSide = () => innerWidth < 768 && document.querySelector('#side.open .toggle-button')?.click();
