@@ -32,7 +32,7 @@ from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
 from serve.live import Delta, End, Failure, LiveAnswers, LiveComparison, Start
 from serve.policy.adapters import WEIGHTS, Registry
-from serve.records import Comparison, Judgement, Message
+from serve.records import Comparison, Judgement, Message, RunStatus
 from serve.service import Service
 from serve.settings import Settings
 from tests.fakes import FakeEngine, publish
@@ -876,13 +876,19 @@ def test_forgetting_reaches_the_copies_of_ended_runs_and_leaves_that_of_a_run_un
     world: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     w = world()
-    copies = []
-    for status in ("succeeded", "running"):
+
+    def copy_of_a_run(status: RunStatus) -> Path:
         made = w.store.create_run("operator", ["ppo"], {})
-        w.store.update_run(made.id, status=status)
-        copies.append(w.folder.run(made.id) / "snapshot.db")
-        copies[-1].parent.mkdir(parents=True)
-        copies[-1].write_bytes(b"what anna said")
+        finished = None if status == "running" else datetime.now(UTC)
+        w.store.update_run(made.id, status=status, finished=finished)
+        copy = w.folder.run(made.id) / "snapshot.db"
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(b"what anna said")
+        return copy
+
+    before = copy_of_a_run("succeeded")
+    w.store.record_prompt("anna", ASK)
+    ended, on = copy_of_a_run("succeeded"), copy_of_a_run("running")
     run(w.service.forget("anna"))
-    assert [copy.exists() for copy in copies] == [False, True]
-    assert f"{copies[1]} stays" in caplog.text
+    assert [copy.exists() for copy in (before, ended, on)] == [True, False, True]
+    assert f"{on} stays" in caplog.text
