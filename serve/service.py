@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from serve import schedule
 from serve.board import Board, board
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, NotFound, Unavailable
@@ -698,12 +699,13 @@ class Service:
 
     def _rivals(self, serving: int) -> tuple[list[int], float]:
         """Whom the serving version is measured against, and how often: a canary, or else its predecessor and base."""
+        shares = schedule.current(self.store, self.settings)
         canaries = [v.number for v in self.store.versions() if v.status == "canary"]
         if canaries:
-            return canaries, self.settings.canary_share
+            return canaries, shares.canary_share
         previous = self.store.previous_serving()
         rivals = sorted({BASE_VERSION, BASE_VERSION if previous is None else previous} - {serving})
-        return rivals, self.settings.compare_share if rivals else 0.0
+        return rivals, shares.compare_share if rivals else 0.0
 
     def _verify(self, version: int) -> Path | None:
         return self._registry_or_refuse().verify(version) if version != BASE_VERSION else None

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -48,6 +48,15 @@ def parse_interval(value: object) -> timedelta:
     return span
 
 
+def interval_text(span: timedelta) -> str:
+    """As `parse_interval` reads it, in the largest unit that leaves it whole."""
+    seconds = span.total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
 def _is_none(value: object) -> bool:
     """The environment and flags can only write "none" as text."""
     return value is None or (isinstance(value, str) and value.strip().lower() == "none")
@@ -65,7 +74,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Settings(BaseSettings):
+class Schedule(BaseModel):
+    """When runs start by themselves, and what becomes of a version that passed. See schedule.py for changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    min_new_votes: Count = 50
+    """New rankings and ties that make a run due."""
+    max_interval: Annotated[timedelta | None, BeforeValidator(_optional_interval)] = timedelta(hours=24)
+    """With at least one new vote, a run is due this long after the last one; `none` turns it off."""
+    promotion: Literal["auto", "canary", "manual"] = "auto"
+    """What happens to a version that passed the gate: it serves at once, is tried on blind votes first, or waits."""
+    compare_share: Share = 0.2
+    """Share of comparisons that pit the serving version against its predecessor or the base."""
+    canary_share: Share = 0.5
+    """While there is a canary, the share of comparisons that pit it against the serving version."""
+    canary_deadline: Annotated[timedelta, BeforeValidator(parse_interval)] = timedelta(days=7)
+    """A canary that is neither better nor worse by then goes back to staged."""
+
+
+class Settings(Schedule, BaseSettings):
     """All settings of a server, validated. Make it with `Settings.load`."""
 
     model_config = SettingsConfigDict(
@@ -96,18 +124,6 @@ class Settings(BaseSettings):
     operator_token: Annotated[str | None, BeforeValidator(_optional)] = Field(default=None, repr=False)
     """The operators' password; without one, one is made at the first start and printed once."""
 
-    min_new_votes: Count = 50
-    """New rankings and ties that make a run due."""
-    max_interval: Annotated[timedelta | None, BeforeValidator(_optional_interval)] = timedelta(hours=24)
-    """With at least one new vote, a run is due this long after the last one; `none` turns it off."""
-    promotion: Literal["auto", "canary", "manual"] = "auto"
-    """What happens to a version that passed the gate: it serves at once, is tried on blind votes first, or waits."""
-    compare_share: Share = 0.2
-    """Share of comparisons that pit the serving version against its predecessor or the base."""
-    canary_share: Share = 0.5
-    """While there is a canary, the share of comparisons that pit it against the serving version."""
-    canary_deadline: Annotated[timedelta, BeforeValidator(parse_interval)] = timedelta(days=7)
-    """A canary that is neither better nor worse by then goes back to staged."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the training configuration, by section: `{"ppo": {"updates": 10}}`."""
 

@@ -474,6 +474,18 @@ OPERATOR_CALLS = [
     ("POST", "/api/rollback"),
     ("GET", "/api/export?format=trl"),
     ("POST", "/api/import?format=trl"),
+    ("GET", "/api/runs/1/log"),
+    ("GET", "/api/settings"),
+    ("GET", "/api/schedule"),
+    ("PATCH", "/api/schedule"),
+    ("GET", "/api/board"),
+    ("GET", "/api/votes"),
+    ("GET", "/api/exclusions"),
+    ("POST", "/api/exclusions"),
+    ("DELETE", "/api/exclusions/x"),
+    ("GET", "/api/log"),
+    ("PUT", "/api/versions/0/note"),
+    ("GET", "/api/versions/0/adapter"),
     ("GET", "/metrics"),
 ]
 

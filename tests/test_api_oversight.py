@@ -106,3 +106,29 @@ def test_a_voter_takes_everything_home_and_chooses_to_share(voter: TestClient) -
     assert voter.post("/api/me/consent", json={"share": True}).status_code == 204
     assert voter.get("/api/me/download").json()["consent"] == {"given": True, "share": True}
     assert code(voter.post("/api/me/consent", json={}), 422) == "invalid_input"
+
+
+def test_the_schedule_is_changed_while_the_server_runs(web: Web, operator: TestClient) -> None:
+    held = {entry["name"]: entry for entry in operator.get("/api/schedule").json()}
+    assert (held["min_new_votes"]["value"], held["min_new_votes"]["fixed"]) == ("50", False)
+    answer = operator.patch("/api/schedule", json={"min_new_votes": 20, "promotion": "manual"})
+    held = {entry["name"]: entry["value"] for entry in answer.json()}
+    assert (held["min_new_votes"], held["promotion"]) == ("20", "manual")
+    refused = operator.patch("/api/schedule", json={"min_new_votes": 0})
+    assert code(refused, 422) == "invalid_input"
+    assert "the setting min_new_votes: Input should be greater" in refused.text
+    assert code(operator.patch("/api/schedule", json={"compare_share": 1}), 409) == "conflict"  # set at the start
+
+
+def test_what_operators_take_away_and_when_they_came_is_logged(web: Web, operator: TestClient, tmp_path: Path) -> None:
+    publish(web.registry, tmp_path / "made")
+    operator.get("/api/versions/1/adapter")
+    operator.get("/api/export", params={"format": "trl"})
+    operator.get("/api/export", params={"format": "none such"})
+    operator.post("/api/login", json={"token": "letmein"})
+    operator.post("/api/login", json={"token": "wrong"})
+    assert [deed["what"] for deed in operator.get("/api/log").json()] == [
+        "logged in",
+        "exported trl",
+        "downloaded version 1",
+    ]

@@ -23,6 +23,7 @@ from serve.folder import DataFolder
 from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
 from serve.records import Judgement, Message, Run, Sampling
+from serve.schedule import change
 from serve.settings import Settings
 from tests.scenes import compare, prefer
 from training.config import SFTConfig, TrainingConfig
@@ -265,6 +266,20 @@ def test_the_interval_can_be_turned_off(server: Hall) -> None:
     server.clock.now += timedelta(days=400)
     server.scheduler.tick()
     assert server.store.runs() == []
+
+
+def test_the_schedule_changes_while_the_server_runs(server: Hall) -> None:
+    server.vote()
+    server.scheduler.tick()
+    assert server.store.runs() == []
+    change(server.store, server.settings, {"max_interval": "10s", "promotion": "manual"}, who="operator")
+    server.clock.now += timedelta(seconds=10)
+    run = server.finished()
+    assert (run.trigger, server.store.version(1).status) == ("interval", "staged")
+    assert next((deed.who, deed.what) for deed in server.store.deeds()) == (
+        "scheduler",
+        "started run 1 by interval; new votes: 1",
+    )
 
 
 def test_the_interval_counts_from_the_last_run_even_after_a_restart(server: Hall) -> None:

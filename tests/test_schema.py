@@ -33,6 +33,7 @@ TABLES = {
     "exclusions",
     "deeds",
     "doubts",
+    "schedule",
 }
 
 

@@ -31,7 +31,8 @@ from serve.folder import DataFolder
 from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
 from serve.records import STAGES, Due, Message, Run, RunStatus, SettingInfo, Stage, Version
-from serve.settings import Settings
+from serve.schedule import current
+from serve.settings import Schedule, Settings
 from training.config import TrainingConfig
 from training.judging import Judging, doubt_of, has_judges
 from training.process import INTERRUPTED, TrainerProcess, death, locked
@@ -192,7 +193,11 @@ class Scheduler:
     def due(self) -> Due:
         """How far the next run by schedule is."""
         new = self._store.votes_since_last_run()
-        return Due(new, self._settings.min_new_votes, self._settings.max_interval, self._next_by(new))
+        wanted = self._schedule()
+        return Due(new, wanted.min_new_votes, wanted.max_interval, self._next_by(new, wanted))
+
+    def _schedule(self) -> Schedule:
+        return current(self._store, self._settings)
 
     # ── one tick ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,6 +219,7 @@ class Scheduler:
             return
         trigger: Literal["votes", "interval"] = "votes" if due.new_votes >= due.min_new_votes else "interval"
         run = self._store.create_run(trigger, self._choose_stages(None), {"settings": self._settings.training})
+        self._store.log_deed("scheduler", f"started run {run.id} by {trigger}; new votes: {due.new_votes}")
         log.info("run %d: due by %s with %d new votes", run.id, trigger, due.new_votes)
         self._go_on(run)
 
@@ -363,9 +369,10 @@ class Scheduler:
 
     def _put_to_work(self, version: Version, why: str) -> str | None:
         """Promote a staged version or make it the canary, as configured; a sentence if that was not possible."""
-        if self._settings.promotion == "auto":
+        promotion = self._schedule().promotion
+        if promotion == "auto":
             return self._promote_or_explain(version.number, why)
-        if self._settings.promotion == "canary":
+        if promotion == "canary":
             for earlier in self._store.versions():
                 if earlier.status == "canary":
                     self._store.set_version_status(earlier.number, "staged")
@@ -414,19 +421,19 @@ class Scheduler:
 
     # ── what is due ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _next_by(self, new_votes: int) -> datetime | None:
+    def _next_by(self, new_votes: int, schedule: Schedule) -> datetime | None:
         """From the runs and versions as recorded. None while a run or a canary is on, or too few votes have come."""
         versions = self._store.versions()
         if not new_votes or self._store.active_run() is not None or any(v.status == "canary" for v in versions):
             return None
         runs = self._store.runs(limit=20)
         now = self._clock()
-        if new_votes >= self._settings.min_new_votes:
+        if new_votes >= schedule.min_new_votes:
             at = now
-        elif self._settings.max_interval is not None:
+        elif schedule.max_interval is not None:
             learned = next((run for run in runs if run.status in _LEARNED), None)
             began = learned.created if learned else min(version.created for version in versions)
-            at = began + self._settings.max_interval
+            at = began + schedule.max_interval
         else:
             return None
         fruitless = list(itertools.takewhile(lambda run: run.status in _RETRY, runs))
@@ -459,7 +466,7 @@ class Scheduler:
             )
 
     def _check_material(self, stages: Sequence[Stage], *, force: bool) -> None:
-        new, wanted = self._store.votes_since_last_run(), self._settings.min_new_votes
+        new, wanted = self._store.votes_since_last_run(), self._schedule().min_new_votes
         if "reward" in stages and not force and new < wanted:
             missing = "1 vote is" if wanted - new == 1 else f"{wanted - new} votes are"
             raise NothingToLearn(f"{missing} missing: {new} of {wanted} new votes are there; gather more, or force")
@@ -489,9 +496,11 @@ class Scheduler:
                 log.warning("%s", problem)
         elif verdict == "worse":
             self._store.set_version_status(canary.number, "rolled_back")
+            self._store.log_deed("scheduler", f"took version {canary.number} back: {score}")
             log.info("version %d was rolled back: %s", canary.number, score)
-        elif self._clock() >= canary.created + self._settings.canary_deadline:
+        elif self._clock() >= canary.created + self._schedule().canary_deadline:
             self._store.set_version_status(canary.number, "staged")
+            self._store.log_deed("scheduler", f"staged version {canary.number} again: {score} did not decide in time")
             log.info("version %d is staged again: %s did not decide in time", canary.number, score)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,11 +182,32 @@ class Oversight(Database):
             rows = db.execute("SELECT number, note FROM versions WHERE note IS NOT NULL")
             return {row["number"]: row["note"] for row in rows}
 
+    def schedule(self) -> dict[str, str]:
+        """What has been changed of the schedule: setting → value, as the environment would have it."""
+        with self.reading() as db:
+            return {row["name"]: row["value"] for row in db.execute("SELECT name, value FROM schedule")}
+
+    def change_schedule(self, changes: Mapping[str, str], *, who: str) -> None:
+        """Change some of it, and log that."""
+
+        def work(db: sqlite3.Connection) -> None:
+            now = self._now()
+            for name, value in changes.items():
+                db.execute(
+                    "INSERT INTO schedule (name, value, who, created) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET value = excluded.value, who = excluded.who, created = excluded.created",
+                    (name, value, who, now),
+                )
+            if changes:
+                _log(db, who, "set " + ", ".join(f"{name} to {value}" for name, value in changes.items()), now)
+
+        self.writing(work)
+
     def log_deed(self, who: str, what: str) -> None:
         """Append to the log of who did what."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute("INSERT INTO deeds (who, what, created) VALUES (?, ?, ?)", (who, what, self._now()))
+            _log(db, who, what, self._now())
 
         self.writing(work)
 
@@ -201,6 +222,10 @@ class Oversight(Database):
                 (limit,),
             ).fetchall()
         return [Deed(row["who"], row["what"], moment(row["created"])) for row in rows]
+
+
+def _log(db: sqlite3.Connection, who: str, what: str, now: str) -> None:
+    db.execute("INSERT INTO deeds (who, what, created) VALUES (?, ?, ?)", (who, what, now))
 
 
 def _answers(db: sqlite3.Connection, comparison_id: str) -> list[dict[str, Any]]:

@@ -346,6 +346,15 @@ def m008_demonstrations_of_others_prompts(db: Database) -> None:
     )
 
 
+@migrations()
+def m009_schedule(db: Database) -> None:
+    """What operators changed of the schedule while the server ran."""
+    db.execute(
+        "CREATE TABLE schedule (name TEXT PRIMARY KEY, value TEXT NOT NULL, who TEXT NOT NULL, created TEXT NOT NULL)"
+        " STRICT, WITHOUT ROWID"
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to today's schema; each migration is applied whole or not at all.
 

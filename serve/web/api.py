@@ -13,6 +13,7 @@ from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Resp
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from serve import schedule
 from serve.errors import Unauthorized
 from serve.feedback.oversight import Search
 from serve.limits import SamplingRequest, stop_texts
@@ -164,7 +165,7 @@ def create(service: Service, training: Training, secrets: Secrets) -> FastAPI:
 
 def routers(service: Service, training: Training, secrets: Secrets) -> list[APIRouter]:
     """The calls, by who may make them: voters, a comparison's voter, operators, anybody."""
-    return [_voters(service), _judges(service), _operators(service, training), _sessions(secrets)]
+    return [_voters(service), _judges(service), _operators(service, training), _sessions(service, secrets)]
 
 
 def _voters(service: Service) -> APIRouter:
@@ -313,6 +314,22 @@ def _operators(service: Service, training: Training) -> APIRouter:
         """Every setting of a run: its default, its bounds and what it does."""
         return JSONResponse([plain(asdict(setting)) for setting in await asyncio.to_thread(training.settings)])
 
+    @router.get("/schedule")
+    async def schedule_() -> Response:
+        """When runs start by themselves, and what becomes of a version that passed."""
+        found = await asyncio.to_thread(schedule.entries, service.store, service.settings)
+        return JSONResponse([asdict(entry) for entry in found])
+
+    @router.patch("/schedule")
+    async def change_schedule(changes: dict[str, str | int | float]) -> Response:
+        """Change some of it, all or nothing; answers with all of it."""
+        await asyncio.to_thread(
+            lambda: schedule.change(
+                service.store, service.settings, {name: f"{value}" for name, value in changes.items()}, who=_WHO
+            )
+        )
+        return await schedule_()
+
     @router.get("/board")
     async def board() -> Response:
         """Is it getting better, and can it be trusted? Figures from blind votes."""
@@ -368,7 +385,9 @@ def _operators(service: Service, training: Training) -> APIRouter:
     async def adapter(number: _PathNumber) -> Response:
         """A version as a zip file: PEFT's files, the manifest and a card."""
         headers = {"Content-Disposition": f'attachment; filename="hustings-v{number}.zip"'}
-        return Response(await service.adapter(number), 200, headers, "application/zip")
+        archive = await service.adapter(number)
+        await service.log_deed(_WHO, f"downloaded version {number}")
+        return Response(archive, 200, headers, "application/zip")
 
     @router.get("/versions")
     async def versions() -> Response:
@@ -398,6 +417,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
     async def export(format: Annotated[str, Query()], style: Annotated[str, Query()] = "conversational") -> Response:
         """The record as JSON lines, in one of the formats; `style` is `conversational` or `plain`."""
         lines = service.export(format, style)  # refuses what it does not know before anything is sent
+        await service.log_deed(_WHO, f"exported {format}")
         headers = {"Content-Disposition": f'attachment; filename="hustings-{format}.jsonl"'}
         return StreamingResponse(lines, 200, headers, "application/x-ndjson")
 
@@ -413,7 +433,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
     return router
 
 
-def _sessions(secrets: Secrets) -> APIRouter:
+def _sessions(service: Service, secrets: Secrets) -> APIRouter:
     router = APIRouter()
 
     @router.post("/login")
@@ -421,6 +441,7 @@ def _sessions(secrets: Secrets) -> APIRouter:
         """A session for the operator pages."""
         if not await is_right(secrets, body.token):
             raise Unauthorized("this is not the operator token; the server printed it when it first started")
+        await service.log_deed(_WHO, "logged in")
         response = JSONResponse({"operator": True})
         set_session(response, secrets, request)
         return response

@@ -10,7 +10,6 @@ from typing import Any
 
 from serve.feedback.entries import Deed, Exclusion
 from serve.records import SettingInfo, version_name
-from serve.settings import Settings
 from serve.web.operator_view import empty, table
 from serve.web.theme import when
 
@@ -139,26 +138,6 @@ def settings(known: Sequence[SettingInfo]) -> str:
         for each in known
     ]
     return table(("Setting", "Default", "Bounds", "What it does"), rows)
-
-
-SCHEDULE = {
-    "min_new_votes": "New rankings and ties that start a run.",
-    "max_interval": "With any new vote, a run starts this long after the last one.",
-    "promotion": "What happens to a version that passed: it serves, is tried on blind votes, or waits for you.",
-    "compare_share": "Share of comparisons against the version before or the base: it measures progress.",
-    "canary_share": "The same, while a version is tried.",
-    "canary_deadline": "Undecided so long, it waits for you.",
-}
-
-
-def schedule(settings: Settings) -> str:
-    """When runs start by themselves, and how to change it."""
-    rows = [
-        f"<tr><td><code>{name}</code></td><td>{html.escape(str(getattr(settings, name)))}</td>"
-        f'<td class="words">{words}</td><td><code>HUSTINGS_{name.upper()}</code></td></tr>'
-        for name, words in SCHEDULE.items()
-    ]
-    return table(("Setting", "Now", "What it does", "Set by, at the next start"), rows)
 
 
 def _bounds(setting: SettingInfo) -> str:

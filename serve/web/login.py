@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from serve.secrets import Secrets
+from serve.service import Service
 from serve.web.identity import set_session
 
 _PAGE = """<!doctype html>
@@ -52,7 +53,7 @@ _WRONG = '<p role="alert">This is not the operator token. Try again.</p>'
 _WRONG_SECONDS = 0.5  # for whoever tries many
 
 
-def create(secrets: Secrets) -> APIRouter:
+def create(service: Service, secrets: Secrets) -> APIRouter:
     """The form and what it is sent to."""
     router = APIRouter()
 
@@ -67,6 +68,7 @@ def create(secrets: Secrets) -> APIRouter:
         fields = parse_qs((await request.body()).decode("utf-8", "replace"))
         if not await is_right(secrets, fields.get("token", [""])[0].strip()):
             return HTMLResponse(_PAGE.format(problem=_WRONG), 401)
+        await service.log_deed("operator page", "logged in")
         response = RedirectResponse("/operator", 303)
         set_session(response, secrets, request)
         return response

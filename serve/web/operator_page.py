@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from serve import schedule
 from serve.errors import HustingsError, InvalidInput
 from serve.records import STAGES, Message, Stage, version_name
 from serve.service import FIXED, Service, Training
@@ -113,7 +114,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                             )
                             train = gr.Button("Train now", variant="primary", elem_id="train")
                         with gr.Accordion("When runs start, and what then", open=False, elem_id="schedule"):
-                            gr.HTML(data_view.schedule(settings))
+                            fields = {name: _field(name, words) for name, words in schedule.WORDS.items()}
+                            save = gr.Button("Save the schedule", size="sm", elem_id="save-schedule")
                         with gr.Accordion("Settings of this run", open=False, elem_id="run-settings"):
                             own = gr.Textbox(
                                 label="Settings, one a line",
@@ -203,7 +205,37 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def arrive(request: gr.Request) -> Update:
             operators_only(request)
             state = await look()
-            return show(state) | _choices(state) | await judged(state)
+            return show(state) | _choices(state) | await judged(state) | await scheduled()
+
+        async def scheduled() -> Update:
+            """The schedule as it holds; what was set at the start cannot be changed here."""
+            held = await asyncio.to_thread(schedule.entries, service.store, settings)
+            return {
+                fields[entry.name]: gr.update(
+                    value=entry.value,
+                    interactive=not entry.fixed,
+                    info="Set where the server was started." if entry.fixed else entry.words,
+                )
+                for entry in held
+            }
+
+        async def save_schedule(request: gr.Request, *values: str) -> Update:
+            operators_only(request)
+
+            def change() -> str:
+                held = {entry.name: entry for entry in schedule.entries(service.store, settings)}
+                wanted = {
+                    name: str(value).strip() for name, value in zip(fields, values, strict=True) if not held[name].fixed
+                }
+                changed = schedule.change(service.store, settings, wanted, who=WHO)
+                return ", ".join(f"{entry.name} is {entry.value}" for entry in changed)
+
+            try:
+                changed = await asyncio.to_thread(change)
+            except HustingsError as error:
+                return {note: theme.problem(error)}  # what was typed stays, to be mended
+            said = f"Saved: {changed}." if changed else "Nothing has changed."
+            return show(await look()) | await scheduled() | {note: theme.note(said)}
 
         def _choices(state: view.State) -> Update:
             """What can be picked: told again only when there is more of it, so that nothing picked is lost."""
@@ -349,7 +381,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 yield {note: theme.problem(error)}
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(arrive, None, shown, **quick)
+        page.load(arrive, None, [*shown, *fields.values()], **quick)
+        save.click(save_schedule, [*fields.values()], [*shown, *fields.values()], **quick)
         clock.tick(refresh, [seen, which], [*shown, curves, no_curves, log], **quick)
         which.change(draw, which, [curves, no_curves, log], **quick)
         train.click(start_run, [stages, force, own], shown, **quick)
@@ -378,6 +411,12 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page
+
+
+def _field(name: str, words: str) -> gr.Textbox | gr.Dropdown:
+    if name == "promotion":
+        return gr.Dropdown(["auto", "canary", "manual"], label=name, info=words, elem_id=f"schedule-{name}")
+    return gr.Textbox(label=name, info=words, max_length=20, elem_id=f"schedule-{name}")
 
 
 def _rollback_button(state: view.State) -> Any:

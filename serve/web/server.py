@@ -65,7 +65,7 @@ def create_app(
         text = await asyncio.to_thread(exposition, collector)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.include_router(login.create(secrets))
+    app.include_router(login.create(service, secrets))
     app.mount("/api", api.create(service, training, secrets))
     app.mount("/v1", openai_api.create(service))
     if pages:

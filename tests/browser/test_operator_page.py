@@ -80,6 +80,27 @@ def test_two_versions_answer_the_same_prompt_side_by_side(page: Page, site: Site
     expect(page.locator("#note .problem")).to_be_visible()
 
 
+def test_the_schedule_is_changed_where_it_is_shown(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="When runs start, and what then").click()
+    votes, interval = page.get_by_label("min_new_votes"), page.get_by_label("max_interval")
+    expect(votes).to_have_value("50")
+    votes.fill("0")
+    page.get_by_role("button", name="Save the schedule").click()
+    expect(page.locator("#note .problem")).to_contain_text(
+        "The setting min_new_votes: Input should be greater than or equal to 1"
+    )
+    expect(votes).to_have_value("0")
+    votes.fill("20")
+    interval.fill("2h")
+    page.get_by_role("button", name="Save the schedule").click()
+    expect(page.locator("#note")).to_contain_text("Saved: min_new_votes is 20, max_interval is 2h.")
+    assert site.store.schedule() == {"min_new_votes": "20", "max_interval": "2h"}
+    page.reload()
+    page.get_by_role("button", name="When runs start, and what then").click()
+    expect(votes).to_have_value("20")
+    site.store.writing(lambda db: db.execute("DELETE FROM schedule"))
+
+
 def test_a_run_starts_by_hand_is_watched_live_and_can_be_cancelled(page: Page, site: Site) -> None:
     page.get_by_role("button", name="Train now").click()
     expect(page.locator("#note .problem")).to_contain_text("50 are missing")
@@ -121,7 +142,7 @@ def test_every_handler_refuses_whoever_is_not_an_operator(running: Site) -> None
     built = operator_page.build(running.service, running.training, running.service.settings)
     ours = {operator_page.__name__, data_tab.__name__}
     handlers = [fn.fn for fn in built.fns.values() if fn.fn is not None and fn.fn.__module__ in ours]
-    assert len({handler.__name__ for handler in handlers}) == 14
+    assert len({handler.__name__ for handler in handlers}) == 15
     for state in ({"voter": "v", "operator": False}, {"operator": "yes"}, {}):
         request = gr.Request(SimpleNamespace(scope={"state": state}))  # type: ignore[arg-type]
         for handler in handlers:

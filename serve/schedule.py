@@ -1,0 +1,93 @@
+"""What operators have changed of the schedule while the server ran, over the settings it was started with.
+
+    schedule.current(store, settings)                                           →  what holds now
+    schedule.change(store, settings, {"min_new_votes": "20"}, who="operator")
+
+What a flag, the environment or `hustings.toml` sets stays as it is set there. Changes lie in the database, as text that
+the environment could hold, so every process that opens it goes by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from serve.errors import Conflict, InvalidInput
+from serve.feedback.store import Store
+from serve.settings import Schedule, Settings, interval_text
+
+WORDS = {
+    "min_new_votes": "New rankings and ties that start a run.",
+    "max_interval": "With any new vote, a run starts this long after the last one; none turns it off.",
+    "promotion": "A version that passed serves at once (auto), is tried on blind votes (canary), or waits (manual).",
+    "compare_share": "Share of comparisons against the version before or the base: it measures progress.",
+    "canary_share": "The same, while a version is tried.",
+    "canary_deadline": "A version that is tried and still undecided waits for you after this long.",
+}
+"""Every setting of the schedule, and what it does."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting as it holds now."""
+
+    name: str
+    value: str
+    """As the environment would have it: 50, 24h, none, auto, 0.2."""
+    fixed: bool
+    """Set where the server was started, and only to be changed there."""
+    words: str
+
+
+def current(store: Store, settings: Settings) -> Schedule:
+    """The schedule that holds."""
+    return Schedule.model_validate({entry.name: entry.value for entry in entries(store, settings)})
+
+
+def entries(store: Store, settings: Settings) -> list[Entry]:
+    """Every setting of it, with its value."""
+    changed = store.schedule()
+
+    def entry(name: str, words: str) -> Entry:
+        fixed = name in settings.model_fields_set
+        started_with = _text(getattr(settings, name))
+        return Entry(name, started_with if fixed else changed.get(name, started_with), fixed, words)
+
+    return [entry(name, words) for name, words in WORDS.items()]
+
+
+def change(store: Store, settings: Settings, changes: Mapping[str, str], *, who: str) -> list[Entry]:
+    """Change some of it, all or nothing; the next tick and the next comparison go by it. Returns what has changed.
+
+    Raises InvalidInput for what is unknown or out of bounds, and Conflict for what was set at the start.
+    """
+    before = {entry.name: entry for entry in entries(store, settings)}
+    try:
+        Schedule.model_validate({entry.name: entry.value for entry in before.values()} | dict(changes))
+    except ValidationError as error:
+        raise InvalidInput("; ".join(_sentence(dict(each)) for each in error.errors())) from None
+    new = {name: value for name, value in changes.items() if value.strip() != before[name].value}
+    if fixed := [name for name in new if before[name].fixed]:
+        raise Conflict(
+            f"{', '.join(fixed)} was set when the server was started (a flag, HUSTINGS_{fixed[0].upper()} or "
+            "hustings.toml); change it there"
+        )
+    store.change_schedule({name: value.strip() for name, value in new.items()}, who=who)
+    return [entry for entry in entries(store, settings) if entry.name in new]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return interval_text(value) if isinstance(value, timedelta) else str(value)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"the schedule has no setting {name!r}; it has {', '.join(WORDS)}"
+    return f"the setting {name}: {error['msg'].removeprefix('Value error, ')}"
