@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,19 +54,19 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One server for the tests of a file."""
-    folder = DataFolder(tmp_path_factory.mktemp("site") / "feedback.db")
+@contextmanager
+def serving(folder: DataFolder, port: int = 0) -> Iterator[Site]:
+    """A server with two versions beside the base; port 0 takes a free one."""
     store = Store.open(folder)
     registry = Registry(folder, store, base_hash=None)
-    publish(registry, folder.root / "made", 2)
+    if len(store.versions()) == 1:
+        publish(registry, folder.root / "made", 2)
     settings = Settings(db=folder.db)
     service = Service(store=store, engine=None, registry=registry, settings=settings)
     engine, training = FakeEngine(), FakeTraining(store)
     service.attach(engine)
     app = create_app(service, training, settings, Secrets.load_or_create(folder.secrets, TOKEN)[0])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -77,6 +78,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     engine.close()
     thread.join(10)
     store.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One server for the tests of a file."""
+    with serving(DataFolder(tmp_path_factory.mktemp("site") / "feedback.db")) as site:
+        yield site
 
 
 @pytest.fixture
