@@ -76,6 +76,39 @@ SCRIPT = {
     ),
 }
 """Prompt → what the base says, and what later versions say."""
+ASKED = {
+    "How do I get a coffee stain out of a shirt?": "Rinse it with cold water, then rub in a little washing-up liquid.",
+    "Write a short note to thank a neighbour.": "Thank you for looking after the cat. She has never been happier.",
+    "What is the difference between a crow and a raven?": "A raven is larger, has a wedge-shaped tail and croaks.",
+    "How long do I boil potatoes?": "Fifteen to twenty minutes, until a knife slides in easily.",
+    "Explain compound interest to a child.": "Your coins have baby coins, and those have babies, too.",
+    "Give me three ideas for a rainy Sunday.": "Bake bread, sort old photographs, or read in the bath.",
+    "Why do cats purr?": "Mostly because they are content, and sometimes to calm themselves.",
+}
+"""What people asked in the made-up past, and how a good answer begins."""
+PADDING = (
+    "There are many ways to look at this, and it is important to consider all of them carefully before you decide."
+)
+LOG = """reward: 68 votes by 7 voters, 3 fold models
+reward: right on 68% of 61 comparisons not seen (56 to 79%)
+ppo: update 14 of 24, score 0.91, KL 2.3, 70 tokens
+ppo: update 15 of 24, score 1.02, KL 2.5, 69 tokens
+"""
+
+
+def learned(promised: tuple[float, float, float], right: float, tokens: float) -> dict[str, Any]:
+    """The report of a run that gave a version."""
+    value, low, high = promised
+    accuracy = {"value": right, "low": right - 0.11, "high": right + 0.1, "comparisons": 61}
+    said = (0.53, 0.62, 0.72, 0.83, 0.92)
+    calibration = [{"said": x, "right": x + (-1) ** i * 0.03, "pairs": 60 - 8 * i} for i, x in enumerate(said)]
+    return {
+        "reward": {"accuracy": accuracy, "calibration": calibration},
+        "gate": {
+            "win_rate": {"value": value, "low": low, "high": high},
+            "new": {"kl": 2.6, "length": tokens, "refusals": 0.0},
+        },
+    }
 
 
 class Clock:
@@ -96,20 +129,34 @@ def speak(version: int, seed: int, prompt: str) -> list[str]:
     return [f"{word} " for word in words[: len(words) - seed % 4 if prompt not in SCRIPT else None]]
 
 
-def vote(store: Store, number: int) -> None:
-    """So many votes, by a few people."""
+def vote(store: Store, number: int, *, versions: tuple[int, int] = (0, 0), better: float = 0.5) -> None:
+    """So many votes, by a few people; one in four between two versions, of which the second is chosen so often."""
+    chance = random.Random(number)
     for i in range(number):
         voter = f"person-{i % 7}"
-        prompt = store.record_prompt(voter, [Message("user", f"question {store.standing_votes()}")])
+        question, answer = chance.choice(list(ASKED.items()))
+        prompt = store.record_prompt(voter, [Message("user", question)])
+        pair = versions if i % 4 == 0 else (versions[1], versions[1])
+        first = chance.random() < 0.5  # where the second of the two stands
+        shown = (pair[1], pair[0]) if first else pair
         comparison = store.create_comparison(
-            voter, prompt, [NewCandidate(0, 1), NewCandidate(0, 2)], Sampling(), evidence=True
+            voter,
+            prompt,
+            [NewCandidate(version, seed) for seed, version in enumerate(shown)],
+            Sampling(),
+            evidence=True,
         )
         for candidate in comparison.candidates:
+            words = f"{answer} {PADDING}".split()[: len(answer.split()) + chance.randint(0, 21)]
             store.finish_answer(
-                candidate.answer.id, text=candidate.id, token_ids=(1, 2), logprobs=(0.0, 0.0), finish_reason="stop"
+                candidate.answer.id,
+                text=" ".join(words),
+                token_ids=tuple(range(len(words))),
+                logprobs=(0.0,) * len(words),
+                finish_reason="stop",
             )
-        a, b = comparison.candidates
-        store.add_vote(comparison.id, voter, Judgement(ranking=((a.id,), (b.id,))))
+        best, other = comparison.candidates if (chance.random() < better) == first else comparison.candidates[::-1]
+        store.add_vote(comparison.id, voter, Judgement(ranking=((best.id,), (other.id,))))
 
 
 def curves(store: Store, run: int, *, upto: float, eta: float | None = None) -> None:
@@ -159,12 +206,13 @@ def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> 
     refused = {"reasons": [chance]}
     chapters: list[tuple[int, int, dict[str, Any] | None]] = [
         (50, 1, refused),
-        (61, 6, {"gate": {"win_rate": {"value": 0.61, "low": 0.44, "high": 0.76}}}),
-        (54, 7, {"gate": {"win_rate": {"value": 0.66, "low": 0.48, "high": 0.80}}}),
-        (52, 4, None),
+        (61, 6, learned((0.71, 0.56, 0.83), 0.64, 71)),
+        (154, 7, learned((0.66, 0.53, 0.78), 0.68, 64)),
+        (152, 4, None),
     ]
     for votes, minutes, report in chapters:
-        vote(store, votes)
+        serving = store.serving()
+        vote(store, votes, versions=(max(0, serving - 1), serving), better=0.68)
         clock.now += timedelta(hours=17)
         if report is None:
             clock.now = datetime.now(UTC) - timedelta(minutes=minutes)
@@ -174,7 +222,8 @@ def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> 
         store.update_run(run.id, status="running", started=clock.now)
         if report is None:
             curves(store, run.id, upto=0.66, eta=260.0)
-            vote(store, 17)
+            (folder.run(run.id) / "log.txt").write_text(LOG)
+            vote(store, 17, versions=(1, 2), better=0.68)
             continue
         curves(store, run.id, upto=0.15 if report is refused else 1.0)
         clock.now += timedelta(minutes=minutes)
@@ -282,6 +331,10 @@ def walk(page: Page, site: Site) -> Iterator[str]:
     yield "operator"
     page.get_by_role("tab", name="Data and log").click()
     expect(page.locator("#found tbody tr").first).to_be_visible()
+    yield "everything"
+    page.get_by_label("Holds the words").fill("coffee")
+    expect(page.locator("#found tbody")).not_to_contain_text("potatoes")
+    page.locator("#found summary").first.click()
     yield "data"
 
 
@@ -301,7 +354,7 @@ def walk_empty(page: Page, site: Site) -> Iterator[str]:
 
 SHOWN = ("chat", "vote", "rank", "yours", "operator", "data")
 """The pictures of README and guides."""
-TALL = ("yours", "operator", "data", "yours-empty", "operator-empty", "data-empty")
+TALL = ("yours", "operator", "everything", "yours-empty", "operator-empty", "data-empty")
 """Taken whole, not only what fits the window."""
 
 

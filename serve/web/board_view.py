@@ -118,7 +118,7 @@ def figures(board: Board, runs: Sequence[Run]) -> go.Figure | None:
 
 
 def _over_base(figure: go.Figure, column: int, seen: Seen) -> None:
-    rated = [r for r in seen.board.rated if r.over_base is not None]
+    rated = sorted((r for r in seen.board.rated if r.over_base is not None), key=lambda r: r.version)
     shares = [r.over_base for r in rated if r.over_base is not None]
     figure.add_hline(0.5, line=EVEN, row=1, col=column)
     figure.add_trace(

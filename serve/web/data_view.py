@@ -39,10 +39,9 @@ def votes(found: Sequence[Mapping[str, Any]]) -> str:
         kind = "blind" if vote["evidence"] else "not blind"
         rows.append(
             f"<tr><td>{when(datetime.fromisoformat(vote['created']))}</td><td>{html.escape(vote['voter'])}</td>"
-            f"<td>{_said(vote)}{marks}</td><td>{_unfold(vote)}</td><td>{kind}</td>"
-            f'<td class="act">{_out("vote", vote["id"])}{_out("voter", vote["voter"])}</td></tr>'
+            f"<td>{_said(vote)}{marks}</td><td>{_unfold(vote)}</td><td>{kind}</td></tr>"
         )
-    return table(("When", "Voter", "Said", "Prompt and answers", "Evidence", ""), rows)
+    return table(("When", "Voter", "Said", "Prompt and answers", "Evidence"), rows)
 
 
 def _said(vote: Mapping[str, Any]) -> str:
@@ -62,7 +61,9 @@ def _unfold(vote: Mapping[str, Any]) -> str:
         f"{html.escape(a['text'])}</p>"
         for place, a in enumerate(vote["answers"])
     )
-    return f"<details><summary>{head}</summary><p>{html.escape(vote['prompt'])}</p>{answers}</details>"
+    ways = f'<p class="act">{_out("vote", vote["id"])}{_out("voter", vote["voter"])}</p>'
+    whole = f"<p>{html.escape(vote['prompt'])}</p>" if vote["prompt"] != words[:EXCERPT] else ""
+    return f"<details><summary>{head}</summary>{whole}{answers}{ways}</details>"
 
 
 def _out(what: str, key: str) -> str:
