@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from serve.web.api import plain
@@ -620,6 +621,17 @@ def test_metrics_are_prometheus_text(voter: TestClient, operator: TestClient) ->
     voter.get("/health", headers={"Authorization": "Bearer wrong"})
     assert 'hustings_http_responses_total{status="401"} 1.0' in operator.get("/metrics").text
     assert "hustings_serving_version 0.0" in text
+
+
+def test_prometheus_own_parser_reads_the_metrics(voter: TestClient, operator: TestClient) -> None:
+    compared(voter)
+    families = {family.name: family for family in text_string_to_metric_families(operator.get("/metrics").text)}
+    assert all(family.documentation for family in families.values())
+    answers = families["hustings_answers"]
+    assert (answers.type, [(s.labels, s.value) for s in answers.samples][:1]) == (
+        "counter",
+        [({"finish_reason": "stop"}, 2.0)],
+    )
 
 
 def test_metrics_are_open_to_this_machine_unless_a_proxy_lends_its_address(web: Web) -> None:

@@ -165,3 +165,25 @@ def test_a_client_that_left_before_its_stream_began_ends_the_generation(tmp_path
 def test_an_event_is_one_line_for_every_client_whatever_a_model_writes() -> None:
     event = sse({"text": "a\u2028b\x85c\x0bd\ne é"}, "delta")
     assert len(event.rstrip("\n").splitlines()) == 2  # its name and its data
+
+
+def test_an_upload_that_breaks_off_imports_nothing(web: Web) -> None:
+    lines = "".join(
+        json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "Hello."}]})
+        + "\n"
+        for asked in ("Hi", "Hey", "Morning")
+    ).encode()
+    with listening(web.app) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                f"POST /api/import?format=sft HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer letmein\r\n"
+                f"Content-Length: {2 * len(lines)}\r\n\r\n".encode()
+                + lines
+            )
+            time.sleep(0.3)  # it has arrived, and is whole lines
+        answer = httpx.post(
+            f"{address}/api/import?format=sft", content=lines, headers={"Authorization": "Bearer letmein"}
+        )
+        assert answer.json()["demonstrations"] == 3
+    assert web.store.demonstrations_count() == 3
