@@ -11,8 +11,9 @@ run: .venv/.installed
 
 install: .venv/.installed
 
+# Two at once, a file each: most tests use one thread, and wait in between.
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
