@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from serve.board import Board, Rated
 from serve.feedback.statistics import Interval
 from serve.records import BASE_VERSION, Run, Version, version_name
-from serve.web.operator_view import table
+from serve.web.theme import table
 
 GREEN, SOFT = "#2b856a", "#8d8677"
 EVEN: dict[str, Any] = {"color": SOFT, "dash": "dot", "width": 1}

@@ -10,8 +10,7 @@ from typing import Any
 
 from serve.feedback.entries import Deed, Exclusion
 from serve.records import SettingInfo, version_name
-from serve.web.operator_view import empty, table
-from serve.web.theme import when
+from serve.web.theme import empty, table, when
 
 EXCERPT = 110
 

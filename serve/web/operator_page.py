@@ -137,7 +137,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     gr.HTML(theme.section("Learning curves and log", "By step of the run."))
                     which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
                     no_curves = gr.HTML(
-                        view.empty(
+                        theme.empty(
                             "No curves yet. They grow here while a run learns; one that ended within a step has none."
                         )
                     )

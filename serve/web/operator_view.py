@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from serve.records import BASE_VERSION, Due, Run, Version, version_name
-from serve.web.theme import when
+from serve.web.theme import empty, table, when
 
 if TYPE_CHECKING:
     from serve.feedback.entries import MetricPoint, Promotion
@@ -237,11 +237,6 @@ def compared(
     return table(("Prompt", names[0], "Score", names[1], "Score"), rows)
 
 
-def empty(words: str, *, framed: bool = True) -> str:
-    """What to do where there is nothing yet; `words` is HTML."""
-    return f'<div class="{"empty" if framed else "note"}"><span>{words}</span></div>'
-
-
 def win_rate(report: dict[str, Any] | None) -> tuple[float, float | None, float | None] | None:
     """The gate's win rate with its interval, if the report has one."""
     gate = (report or {}).get("gate")
@@ -285,12 +280,6 @@ def _bar(share: float, of: str) -> str:
         f'<div class="bar" role="progressbar" aria-label="{of}" aria-valuemin="0" aria-valuemax="100"'
         f' aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'
     )
-
-
-def table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    """Rows of HTML under their heads."""
-    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
-    return f'<div class="list"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _count(number: int, what: str) -> str:

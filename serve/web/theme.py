@@ -182,6 +182,18 @@ def problem(error: HustingsError, more: str = "") -> str:
     return note(text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") + more, problem=True)
 
 
+def empty(words: str, *, framed: bool = True) -> str:
+    """What to do where there is nothing yet; `words` is HTML."""
+    return f'<div class="{"empty" if framed else "note"}"><span>{words}</span></div>'
+
+
+def table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    """Rows of HTML under their heads; where they are wider than the page, by keyboard too, they scroll."""
+    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="list" tabindex="0" role="group" aria-label="Table">{whole}</div>'
+
+
 def answers(panes: Sequence[gr.Markdown], written: Sequence[Answer | Draft]) -> dict[Any, Any]:
     """What panes say, as an update; one that is still being written shows a cursor. Nothing written empties them."""
     if not written:

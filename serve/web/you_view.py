@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from serve.records import version_name
-from serve.web.theme import when
+from serve.web.theme import empty, table, when
 
 EXCERPT = 90
 """Characters of a prompt."""
@@ -39,18 +39,15 @@ def counts(me: Me) -> str:
 def votes(me: Me) -> str:
     """Every vote, what it said, what it did, and a way to take it back."""
     if not me["votes"]:
-        return (
-            '<p class="empty">No vote of yours stands. Ask something on <a href="/">the chat page</a> and choose the '
-            "better of two answers: this page will tell what came of it.</p>"
+        return empty(
+            'No vote of yours stands. Ask something on <a href="/">the chat page</a> and choose the better of two '
+            "answers: this page will tell what came of it."
         )
     newest = list(reversed(me["votes"]))
-    rows = "".join(_row(vote) for vote in newest[:SHOWN])
+    rows = [_row(vote) for vote in newest[:SHOWN]]
     rest = len(newest) - SHOWN
     more = f'<p class="soft">{rest} earlier votes are in the download.</p>' if rest > 0 else ""
-    return (
-        '<div class="list"><table><thead><tr><th>When</th><th>Prompt</th><th>You said</th><th>What it did</th>'
-        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>{more}"
-    )
+    return table(("When", "Prompt", "You said", "What it did", ""), rows) + more
 
 
 def _row(vote: Mapping[str, Any]) -> str:
