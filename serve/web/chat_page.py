@@ -21,7 +21,7 @@ from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Judgement, Message, Verdict
 from serve.service import Service
 from serve.truncation import Truncation
-from serve.web import chat_view, named, theme
+from serve.web import chat_view, named, parts, theme
 from serve.web.chat_view import Choice
 from serve.web.talks import AskMe, Scene, Talks, shown
 from serve.web.visitor import view_of, voter_of
@@ -154,11 +154,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         with gr.Column(elem_id="chat"):
             gr.HTML(theme.masthead("Two answers. You choose. It learns."))
-            with gr.Column(elem_id="consent", visible=False) as consent:
-                gr.HTML(theme.CONSENT)
-                with gr.Row(elem_classes="row"):
-                    agree = gr.Button("Yes, share them", variant="primary", size="sm", elem_id="agree")
-                    private = gr.Button("No, keep them to myself", size="sm", elem_id="private")
+            newcomer = parts.consent()
             history = gr.Chatbot(
                 elem_id="history",
                 show_label=False,
@@ -179,31 +175,13 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 for name in "AB":
                     with gr.Column(elem_classes="pane"):
                         gr.HTML(f'<h2 class="badge" aria-label="Answer {name}">{name}</h2>')
-                        panes.append(
-                            gr.Markdown(
-                                elem_id=f"answer-{name.lower()}",
-                                elem_classes="answer",
-                                latex_delimiters=theme.LATEX,
-                                sanitize_html=True,
-                                line_breaks=True,
-                            )
-                        )
+                        panes.append(parts.answer(f"answer-{name.lower()}"))
             with gr.Row(elem_id="after", visible=False) as after:
                 edit = gr.Button("Edit answer", size="sm", elem_id="edit")
             with gr.Row(elem_id="remedy", visible=False) as remedy:
                 retry = gr.Button("Try again", size="sm", elem_id="retry")
                 write = gr.Button("Write your own answer", size="sm", elem_id="write")
-            with gr.Column(elem_id="editor", visible=False) as editor:
-                words = gr.Textbox(
-                    label="The answer it should have given",
-                    info="Your words go on with the talk, and are kept as an example to learn from.",
-                    lines=6,
-                    max_lines=20,
-                    elem_id="words",
-                )
-                with gr.Row(elem_classes="row"):
-                    save = gr.Button("Keep this answer", variant="primary", size="sm", elem_id="save")
-                    cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
+            editor = parts.editor("Your words go on with the talk, and are kept as an example to learn from.")
             with gr.Column(elem_id="dock"):
                 note = gr.HTML(elem_id="note")
                 with gr.Row(elem_id="afterthought", visible=False) as afterthought:
@@ -255,7 +233,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 votes: gr.update(visible=scene.asked is not None),
                 after: gr.update(visible=scene.settled),
                 remedy: gr.update(visible=scene.stuck),
-                editor: gr.update(visible=False),
+                editor.card: gr.update(visible=False),
                 offer: gr.update(visible=False),
                 box: gr.update(stop_btn="Stop" if writing else False, submit_btn=not writing),
             } | (also or {})
@@ -274,14 +252,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             votes,
             after,
             remedy,
-            editor,
+            editor.card,
             offer,
             forgets,
             box,
             note,
             search,
             talk_list,
-            consent,
+            newcomer.card,
             share,
         ]
 
@@ -486,7 +464,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 {
                     note: words,
                     talk_list: await listed(voter, place),
-                    consent: gr.update(visible=not agreed_to.given),
+                    newcomer.card: gr.update(visible=not agreed_to.given),
                     share: agreed_to.share,
                 },
             )
@@ -568,8 +546,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return {note: theme.problem(error)}
             draft = scene.messages[-1].content if scene.settled else ""
             return {
-                editor: gr.update(visible=True),
-                words: draft,
+                editor.card: gr.update(visible=True),
+                editor.words: draft,
                 after: gr.update(visible=False),
                 remedy: gr.update(visible=False),
                 note: "",
@@ -587,7 +565,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 await service.give_consent(voter_of(request), yes)
             except HustingsError as error:
                 return {note: theme.problem(error)}
-            return {consent: gr.update(visible=False), share: yes, note: ""}
+            return {newcomer.card: gr.update(visible=False), share: yes, note: ""}
 
         async def agreed(request: gr.Request) -> Update:
             return await consented(True, request)
@@ -634,8 +612,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         keys.change(None, keys, None, js=theme.SWITCH_SHORTCUTS)
 
         share.input(set_share, share, note, **quick)
-        for chosen, answer in ((agree, agreed), (private, kept_private)):
-            chosen.click(answer, None, [consent, share, note], **quick).then(None, js=_BACK_TO_TYPING)
+        for chosen, answer in ((newcomer.agree, agreed), (newcomer.private, kept_private)):
+            chosen.click(answer, None, [newcomer.card, share, note], **quick).then(None, js=_BACK_TO_TYPING)
         forget.click(go_on, [box, here, how, system, *own], everything, **slow)
         say = [box, here, how, forgets, system, *own]
         box.submit(send, say, everything, trigger_mode="multiple", **slow)
@@ -657,9 +635,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             anew(again, [here, forgets, *own], everything, **slow)
         history.edit(instead, [here, how, *own], everything, **slow)
         branches.go(go, here, everything, **quick)
-        gr.on([edit.click, write.click], open_editor, here, [editor, words, after, remedy, note], **quick)
-        save.click(keep, [words, here], everything, **quick)
-        cancel.click(close_editor, here, everything, **quick)
+        gr.on([edit.click, write.click], open_editor, here, [editor.card, editor.words, after, remedy, note], **quick)
+        editor.save.click(keep, [editor.words, here], everything, **quick)
+        editor.cancel.click(close_editor, here, everything, **quick)
         search.change(find, [search, here], [note, talk_list], trigger_mode="always_last", **quick)
         talk_list.retitle(retitle, [search, here], [note, talk_list], **quick)
         talk_list.discard(discard, [search, here], everything, **turning)

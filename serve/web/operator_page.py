@@ -19,7 +19,7 @@ from serve.errors import HustingsError, InvalidInput
 from serve.records import STAGES, Message, Stage, version_name
 from serve.service import FIXED, Service, Training
 from serve.settings import Settings, nested
-from serve.web import board_view, data_tab, data_view, theme
+from serve.web import board_view, data_tab, data_view, parts, theme
 from serve.web import operator_view as view
 from serve.web.visitor import operators_only
 
@@ -167,11 +167,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                         for side in ("left", "right"):
                             with gr.Column(elem_classes="pane"):
                                 heads.append(gr.HTML())
-                                panes.append(
-                                    gr.Markdown(
-                                        elem_id=side, elem_classes="answer", sanitize_html=True, line_breaks=True
-                                    )
-                                )
+                                panes.append(parts.answer(side))
                 with gr.Tab("Data and log", id="data"):
                     data_tab.build(page, service)
         clock = gr.Timer(REFRESH)

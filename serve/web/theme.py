@@ -58,12 +58,6 @@ LATEX: list[dict[str, str | bool]] = [
 ]
 """Where formulas begin and end; one dollar alone is a price."""
 
-CONSENT = (
-    "<h2>Before you begin</h2><p>What you write and how you vote is kept on this server, and the assistant learns from "
-    'it; you can see, download and delete it at any time under <a href="/you">Yours</a>. May other voters be shown '
-    "prompts of yours with what came before them, without a name, to judge the answers?</p>"
-)
-"""What newcomers are told, and asked."""
 SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
 
 MARK = (

@@ -21,7 +21,7 @@ from serve.live import LiveComparison
 from serve.records import Comparison, Judgement
 from serve.service import Service
 from serve.settings import Settings
-from serve.web import theme, vote_view
+from serve.web import parts, theme, vote_view
 from serve.web.visitor import view_of, voter_of
 
 Update = dict[Any, Any]
@@ -66,11 +66,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     "Rank answers", '<nav class="aside"><a href="/you">Yours</a><a href="/">Back to the chat</a></nav>'
                 )
             )
-            with gr.Column(elem_id="consent", visible=False) as consent:
-                gr.HTML(theme.CONSENT)
-                with gr.Row(elem_classes="row"):
-                    agree = gr.Button("Yes, share them", variant="primary", size="sm", elem_id="agree")
-                    private = gr.Button("No, keep them to myself", size="sm", elem_id="private")
+            newcomer = parts.consent()
             progress = gr.HTML(elem_id="progress")
             asked = gr.HTML(elem_id="asked")
             columns, texts = [], []
@@ -78,15 +74,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 for place in range(MAX_CANDIDATES):
                     with gr.Column(elem_classes="pane", visible=False) as column:
                         gr.HTML(vote_view.ranker(place))
-                        texts.append(
-                            gr.Markdown(
-                                elem_id=f"answer-{place}",
-                                elem_classes="answer",
-                                latex_delimiters=theme.LATEX,
-                                sanitize_html=True,
-                                line_breaks=True,
-                            )
-                        )
+                        texts.append(parts.answer(f"answer-{place}"))
                     columns.append(column)
             with gr.Column(elem_id="dock"):
                 note = gr.HTML(elem_id="note")
@@ -94,22 +82,12 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 with gr.Row(elem_classes="row"):
                     write = gr.Button("Write a better one", size="sm", visible=False, elem_id="write")
                     undo = gr.Button("Undo", size="sm", visible=False, elem_id="undo")
-                with gr.Column(elem_id="editor", visible=False) as editor:
-                    words = gr.Textbox(
-                        label="The answer it should have given",
-                        info="It is kept as an example to learn from.",
-                        lines=6,
-                        max_lines=20,
-                        elem_id="words",
-                    )
-                    with gr.Row(elem_classes="row"):
-                        save = gr.Button("Keep this answer", variant="primary", size="sm", elem_id="save")
-                        cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
+                editor = parts.editor("It is kept as an example to learn from.")
                 gr.HTML(KEYS)
                 keys = gr.Checkbox(value=True, label="Keyboard shortcuts", elem_id="shortcuts")
 
         everything = [
-            consent,
+            newcomer.card,
             item,
             done,
             progress,
@@ -121,8 +99,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             controls,
             write,
             undo,
-            editor,
-            words,
+            editor.card,
+            editor.words,
         ]
         watching: dict[tuple[str, str | None], object] = {}
 
@@ -140,8 +118,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 controls: gr.update(visible=comparison is not None),
                 write: gr.update(visible=comparison is not None),
                 undo: gr.update(visible=bool(undoable)),
-                editor: gr.update(visible=False),
-                words: "",
+                editor.card: gr.update(visible=False),
+                editor.words: "",
             }
             for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
                 update[column] = gr.update(visible=place < len(candidates))
@@ -177,7 +155,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             try:
                 voter = voter_of(request)
                 if not (await service.consent(voter)).given:
-                    yield {consent: gr.update(visible=True)}
+                    yield {newcomer.card: gr.update(visible=True)}
                     return
                 async for update in next_one(voter, view_of(request), ""):
                     yield update
@@ -186,7 +164,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def begin(share: bool, request: gr.Request) -> AsyncIterator[Update]:
             await service.give_consent(voter_of(request), share)
-            yield {consent: gr.update(visible=False)}
+            yield {newcomer.card: gr.update(visible=False)}
             async for update in arrive(request):
                 yield update
 
@@ -244,7 +222,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 comparison = await service.comparison(comparison_id, voter)
                 await service.demonstrate(voter, comparison.messages, text, comparison_id=comparison_id)
                 thanks = theme.note("Thank you: your words are kept as an example. Now rank the others.")
-                return {editor: gr.update(visible=False), words: "", note: thanks}
+                return {editor.card: gr.update(visible=False), editor.words: "", note: thanks}
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
@@ -256,7 +234,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             "concurrency_limit": settings.batch_rows + settings.queue_limit,
         }
         page.load(arrive, None, everything, **slow)
-        for chosen, answer in ((agree, agreed), (private, kept_private)):
+        for chosen, answer in ((newcomer.agree, agreed), (newcomer.private, kept_private)):
             chosen.click(answer, None, everything, **slow)
         page.load(lambda on: on, likes, keys, **quick)
         keys.input(lambda on: on, keys, likes, **quick)
@@ -264,9 +242,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         controls.rank(rank, item, everything, **slow)
         controls.dismiss(dismiss, item, everything, **slow)
         undo.click(take_back, done, everything, **quick)
-        write.click(lambda: gr.update(visible=True), None, editor, **quick)
-        cancel.click(lambda: gr.update(visible=False), None, editor, **quick)
-        save.click(keep, [words, item], [editor, words, note], **quick)
+        write.click(lambda: gr.update(visible=True), None, editor.card, **quick)
+        editor.cancel.click(lambda: gr.update(visible=False), None, editor.card, **quick)
+        editor.save.click(keep, [editor.words, item], [editor.card, editor.words, note], **quick)
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page
 
