@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -152,6 +153,19 @@ def test_a_shared_turn_does_not_share_the_next_one(store: Store) -> None:
     assert store.next_in_queue("ben") is None
 
 
+def test_what_was_said_before_sharing_hides_what_comes_after_it(store: Store) -> None:
+    talk = store.record_prompt("anna", [user("My diagnosis is this.")]).conversation_id
+    then = [user("My diagnosis is this."), assistant("I see."), user("A recipe?")]
+    compare(store, prompt=then, conversation_id=talk, share=True)
+    assert store.next_in_queue("ben") is None
+    store.record_prompt("anna", then[:1], conversation_id=talk, share=True)
+    compare(store, prompt=then, conversation_id=talk, share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None and len(waiting.messages) == 3
+    store.record_prompt("anna", then[:1], conversation_id=talk)  # asked once more, unshared
+    assert store.next_in_queue("ben") is None
+
+
 def test_shipped_prompts_are_shown_to_others(store: Store) -> None:
     ref = store.record_prompt("anna", [user("Hello?")], source="shipped")
     made = store.create_comparison("anna", ref, [NewCandidate(0, 1), NewCandidate(0, 2)], Sampling(), evidence=True)
@@ -269,11 +283,34 @@ def test_what_is_no_longer_shared_is_shown_to_nobody_in_no_way(store: Store) -> 
     assert waiting is not None
     compare(store, "anna", "Another?", share=True)
     prefer(store, waiting, 0)
+    store.add_demonstration("ben", waiting.messages, "Mine.", comparison_id=waiting.id)
     assert store.next_in_queue("ben") is not None
     store.give_consent("anna", share=False)
     assert store.next_in_queue("ben") is None and store.repeat("ben", apart=0) is None
     (vote,) = store.me("ben")["votes"]
     assert vote["prompt"] is None
+    with pytest.raises(NotFound, match="no longer shares"):
+        store.comparison(vote["comparison"], "ben")
+    home = json.dumps(store.everything("ben"))
+    assert "Mine." in home and "secret" not in home and "Light." not in home
+
+
+def test_an_open_comparison_of_an_unshared_prompt_takes_no_vote(store: Store) -> None:
+    store.give_consent("anna", share=True)
+    compare(store, "anna", "A secret?", share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    store.give_consent("anna", share=False)
+    with pytest.raises(NotFound, match="no longer shares"):
+        prefer(store, waiting, 0)
+
+
+def test_a_demonstration_in_a_talk_goes_with_the_talk(store: Store) -> None:
+    own = compare(store, "anna", "My own?")
+    store.add_demonstration("anna", own.messages, "Mine.", conversation_id=own.conversation_id)
+    assert store.demonstrations_count() == 1
+    store.delete_conversation(own.conversation_id, "anna")
+    assert store.demonstrations_count() == 0 and "Mine." not in json.dumps(store.everything("anna"))
 
 
 def test_a_demonstration_for_somebody_elses_prompt_goes_with_it(store: Store) -> None:

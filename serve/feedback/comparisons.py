@@ -9,7 +9,15 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from serve.errors import InvalidInput, NotFound
-from serve.feedback.conversations import answer_from, ensure_voter, insert_answer, new_id, path_messages, require_prompt
+from serve.feedback.conversations import (
+    VISIBLE,
+    answer_from,
+    ensure_voter,
+    insert_answer,
+    new_id,
+    path_messages,
+    require_prompt,
+)
 from serve.feedback.database import moment, stamp
 from serve.feedback.entries import NewCandidate, PromptRef, SharedPair
 from serve.feedback.votes import CANDIDATES, COMPARISON, Votes, skip_open_comparisons, standing_vote
@@ -29,7 +37,7 @@ LEFT JOIN doubts ON doubts.first = a.id AND doubts.second = b.id
 WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
     AND a.version IS NOT NULL AND b.version IS NOT NULL
     AND a.finish_reason IN ('stop', 'length') AND b.finish_reason IN ('stop', 'length')
-    AND a.text <> b.text
+    AND a.text <> b.text AND comparisons.repeats IS NULL
 """
 
 QUEUE = (
@@ -57,15 +65,14 @@ ORDER BY a.created DESC LIMIT :limit
 """
 )
 
-REPEATABLE = """
+REPEATABLE = f"""
 SELECT comparisons.id, prompt_id FROM comparisons
 JOIN standing_votes ON comparison_id = comparisons.id AND verdict IN ('ranking', 'tie')
 JOIN messages ON messages.id = prompt_id
 JOIN conversations ON conversations.id = conversation_id
-WHERE comparisons.voter_id = :voter AND repeats IS NULL
-    AND (conversations.voter_id = :voter OR messages.share OR conversations.source <> 'voter')
+WHERE comparisons.voter_id = :voter AND repeats IS NULL AND {VISIBLE}
     AND NOT EXISTS (SELECT 1 FROM comparisons AS again WHERE again.repeats = comparisons.id)
-    AND 2 = (SELECT count(*) FROM candidates WHERE candidates.comparison_id = comparisons.id)
+    AND (2, 0) = (SELECT count(*), count(shown_text) FROM candidates WHERE candidates.comparison_id = comparisons.id)
     AND :apart <= (SELECT count(*) FROM standing_votes AS later
         WHERE later.voter_id = :voter AND later.sequence > standing_votes.sequence AND later.verdict <> 'skip')
 ORDER BY random() LIMIT 1
@@ -73,9 +80,8 @@ ORDER BY random() LIMIT 1
 
 OPEN_REPEAT = (
     COMPARISON
-    + """
-WHERE comparisons.voter_id = ? AND repeats IS NOT NULL AND expires > ?
-    AND (owner_id = comparisons.voter_id OR messages.share OR conversations.source <> 'voter')
+    + f"""
+WHERE comparisons.voter_id = :voter AND repeats IS NOT NULL AND expires > :now AND {VISIBLE}
     AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id) LIMIT 1
 """
 )
@@ -230,7 +236,7 @@ class Comparisons(Votes):
 
         def work(db: sqlite3.Connection) -> Comparison | None:
             now = self._clock()
-            if waiting := db.execute(OPEN_REPEAT, (voter_id, stamp(now))).fetchone():
+            if waiting := db.execute(OPEN_REPEAT, {"voter": voter_id, "now": stamp(now)}).fetchone():
                 return _load(db, waiting["id"], voter_id, now)
             pair = db.execute(REPEATABLE, {"voter": voter_id, "apart": apart}).fetchone()
             if pair is None:
@@ -303,10 +309,11 @@ def insert_comparison(
 
 def _load(db: sqlite3.Connection, comparison_id: str, voter_id: str, now: datetime) -> Comparison:
     row = db.execute(
-        COMPARISON + "WHERE comparisons.id = ? AND comparisons.voter_id = ?", (comparison_id, voter_id)
+        COMPARISON + f"WHERE comparisons.id = :id AND comparisons.voter_id = :voter AND {VISIBLE}",
+        {"id": comparison_id, "voter": voter_id},
     ).fetchone()
     if row is None:
-        raise NotFound("there is no such comparison of yours")
+        raise NotFound("there is no such comparison of yours, or its author no longer shares the prompt")
     vote = standing_vote(db, comparison_id)
     expires = moment(row["expires"])
     status: Literal["open", "voted", "expired"] = "voted" if vote else "expired" if expires <= now else "open"

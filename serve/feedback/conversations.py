@@ -54,14 +54,27 @@ JOIN messages AS other ON other.conversation_id = path.conversation_id AND other
 WHERE other.role <> 'system' ORDER BY other.rowid
 """
 
-NEWEST_BELOW = """
+BELOW = """
 WITH RECURSIVE below(id, number) AS (
     SELECT id, rowid FROM messages WHERE id = ?
     UNION ALL
     SELECT m.id, m.rowid FROM messages AS m JOIN below ON m.parent_id = below.id
 )
-SELECT id FROM below ORDER BY number DESC LIMIT 1
 """
+NEWEST_BELOW = BELOW + "SELECT id FROM below ORDER BY number DESC LIMIT 1"
+UNSHARE_BELOW = BELOW + "UPDATE messages SET share = 0 WHERE id IN (SELECT id FROM below)"
+
+HIDDEN_ABOVE = """
+WITH RECURSIVE path(id) AS (
+    SELECT parent_id FROM messages WHERE id = ?
+    UNION ALL
+    SELECT parent_id FROM messages JOIN path USING (id)
+)
+SELECT 1 FROM messages JOIN path USING (id) WHERE role = 'user' AND asked AND NOT share
+"""
+
+VISIBLE = "(conversations.voter_id = :voter OR messages.share OR conversations.source <> 'voter')"
+"""Whether a voter may see a prompt: their own, a shared one, or one that came along or was imported."""
 
 
 def new_id() -> str:
@@ -235,7 +248,8 @@ class Conversations(Database):
     ) -> PromptRef:
         """Find or add these messages in the conversation's tree (a new one by default) and say where the last lies.
 
-        A `test` does not count among what people ask, from which runs draw their prompts.
+        A `test` does not count among what people ask, from which runs draw their prompts. A prompt is shown with all
+        that came before it, so it is shared only where every earlier one is, and those after an unshared one are not.
 
         Raises InvalidInput when there is nothing to answer, NotFound when the conversation is not the voter's.
         """
@@ -250,7 +264,10 @@ class Conversations(Database):
                 place = conversation_id
                 require_conversation(db, voter_id, place)
             parent = walk(db, place, messages, now)
-            db.execute("UPDATE messages SET asked = asked + ?, share = ? WHERE id = ?", (not test, share, parent))
+            shared = share and not db.execute(HIDDEN_ABOVE, (parent,)).fetchone()
+            db.execute("UPDATE messages SET asked = asked + ?, share = ? WHERE id = ?", (not test, shared, parent))
+            if not shared:
+                db.execute(UNSHARE_BELOW, (parent,))
             move_leaf(db, place, parent, now)
             return PromptRef(place, parent)
 

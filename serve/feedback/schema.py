@@ -335,8 +335,8 @@ def m007_doubts(db: Database) -> None:
 
 
 @migrations()
-def m008_demonstrations_of_others_prompts(db: Database) -> None:
-    """A demonstration for somebody else's prompt goes with that prompt."""
+def m008_demonstrations_of_prompts(db: Database) -> None:
+    """A demonstration goes with the prompt that it answers."""
     db.execute("ALTER TABLE demonstrations ADD COLUMN prompt_id TEXT REFERENCES messages(id) ON DELETE CASCADE")
     db.execute("CREATE INDEX demonstrations_by_prompt ON demonstrations(prompt_id)")
     db.execute(

@@ -10,6 +10,7 @@ from typing import Any
 
 from serve.errors import InvalidInput
 from serve.feedback.conversations import (
+    VISIBLE,
     check_prompt,
     ensure_voter,
     move_leaf,
@@ -21,15 +22,14 @@ from serve.feedback.database import Database, moment, storable
 from serve.feedback.entries import Consent
 from serve.records import Demonstration, Message
 
-MY_VOTES = """
-SELECT standing_votes.*, conversation_id,
-    CASE WHEN conversations.voter_id = standing_votes.voter_id OR messages.share OR conversations.source <> 'voter'
-        THEN messages.content END AS prompt, conversations.voter_id AS owner_id
+MY_VOTES = f"""
+SELECT standing_votes.*, conversation_id, CASE WHEN {VISIBLE} THEN messages.content END AS prompt,
+    conversations.voter_id AS owner_id
 FROM standing_votes
 JOIN comparisons ON comparisons.id = comparison_id
 JOIN messages ON messages.id = prompt_id
 JOIN conversations ON conversations.id = conversation_id
-WHERE standing_votes.voter_id = ? ORDER BY sequence
+WHERE standing_votes.voter_id = :voter ORDER BY sequence
 """
 
 MY_LESSONS = """
@@ -48,11 +48,21 @@ WHERE conversations.voter_id = ? ORDER BY messages.rowid
 TOLD_OF_A_MESSAGE = ("id", "parent_id", "role", "content", "version", "created")
 TOLD_OF_A_CANDIDATE = ("id", "position", "text", "version")
 
-MY_CANDIDATES = """
-SELECT comparison_id, candidates.id, position, coalesce(shown_text, text) AS text, version
-FROM candidates JOIN comparisons ON comparisons.id = comparison_id JOIN answers ON answers.id = answer_id
-WHERE voter_id = ? AND EXISTS (SELECT 1 FROM standing_votes WHERE standing_votes.comparison_id = comparisons.id)
+MY_CANDIDATES = f"""
+SELECT comparison_id, candidates.id, position, coalesce(shown_text, text) AS text, answers.version
+FROM candidates JOIN comparisons ON comparisons.id = comparison_id JOIN answers ON answers.id = candidates.answer_id
+JOIN messages ON messages.id = comparisons.prompt_id JOIN conversations ON conversations.id = conversation_id
+WHERE comparisons.voter_id = :voter AND {VISIBLE}
+    AND EXISTS (SELECT 1 FROM standing_votes WHERE standing_votes.comparison_id = comparisons.id)
 ORDER BY candidates.rowid
+"""
+
+MY_DEMONSTRATIONS = f"""
+SELECT demonstrations.*, prompt_id IS NULL OR EXISTS (
+    SELECT 1 FROM messages JOIN conversations ON conversations.id = conversation_id
+    WHERE messages.id = prompt_id AND {VISIBLE}
+) AS visible
+FROM demonstrations WHERE voter_id = :voter ORDER BY rowid
 """
 
 
@@ -71,7 +81,7 @@ class Voters(Database):
     ) -> Demonstration:
         """Store an answer that a person wrote; in a conversation it is the history from here on.
 
-        For the prompt of a comparison that somebody else asked, it lasts as long as that prompt. Raises InvalidInput
+        It lasts as long as the prompt that it answers, of a conversation or a comparison. Raises InvalidInput
         when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
         """
         check_prompt(messages)
@@ -85,15 +95,17 @@ class Voters(Database):
             insert_demonstration(db, voter_id, demonstration, source, now)
             if comparison_id is not None:
                 db.execute(
-                    "UPDATE demonstrations SET prompt_id = (SELECT prompt_id FROM comparisons JOIN messages"
-                    " ON messages.id = prompt_id JOIN conversations ON conversations.id = conversation_id"
-                    " WHERE comparisons.id = ? AND conversations.voter_id <> ?) WHERE id = ?",
-                    (comparison_id, voter_id, demonstration.id),
+                    "UPDATE demonstrations SET prompt_id = (SELECT prompt_id FROM comparisons WHERE id = ?)"
+                    " WHERE id = ?",
+                    (comparison_id, demonstration.id),
                 )
             if conversation_id is not None:
-                reply = Message("assistant", answer)
                 require_conversation(db, voter_id, conversation_id)
-                move_leaf(db, conversation_id, walk(db, conversation_id, (*messages, reply), now), now)
+                prompt = walk(db, conversation_id, messages, now)
+                db.execute("UPDATE demonstrations SET prompt_id = ? WHERE id = ?", (prompt, demonstration.id))
+                move_leaf(
+                    db, conversation_id, walk(db, conversation_id, (*messages, Message("assistant", answer)), now), now
+                )
             return demonstration
 
         return self.writing(work)
@@ -164,7 +176,7 @@ class Voters(Database):
                     "created": row["created"],
                     "trained": trained.get(row["id"], []),
                 }
-                for row in db.execute(MY_VOTES, (voter_id,))
+                for row in db.execute(MY_VOTES, {"voter": voter_id})
             ]
             demonstrations = [
                 {"id": row["id"], "created": row["created"]}
@@ -184,11 +196,12 @@ class Voters(Database):
                 talk = talks.setdefault(row["conversation_id"], {"title": row["title"], "messages": []})
                 talk["messages"].append({name: row[name] for name in TOLD_OF_A_MESSAGE} | {"share": bool(row["share"])})
             judged: dict[str, list[dict[str, Any]]] = {}
-            for row in db.execute(MY_CANDIDATES, (voter_id,)):
+            for row in db.execute(MY_CANDIDATES, {"voter": voter_id}):
                 judged.setdefault(row["comparison_id"], []).append({name: row[name] for name in TOLD_OF_A_CANDIDATE})
             written = [
-                {name: row[name] for name in ("id", "answer", "created")} | {"messages": json.loads(row["messages"])}
-                for row in db.execute("SELECT * FROM demonstrations WHERE voter_id = ? ORDER BY rowid", (voter_id,))
+                {name: row[name] for name in ("id", "answer", "created")}
+                | {"messages": json.loads(row["messages"]) if row["visible"] else None}
+                for row in db.execute(MY_DEMONSTRATIONS, {"voter": voter_id})
             ]
         votes = [{**vote, "candidates": judged.get(vote["comparison"], [])} for vote in mine["votes"]]
         conversations = [{"id": talk_id, **talk} for talk_id, talk in talks.items()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from serve.errors import AlreadyVoted, Conflict, Expired, InvalidInput, NotFound
-from serve.feedback.conversations import Conversations, move_leaf, new_id, path, reply
+from serve.feedback.conversations import VISIBLE, Conversations, move_leaf, new_id, path, reply
 from serve.feedback.database import moment, storable
 from serve.feedback.entries import HeadToHead
 from serve.records import Judgement, Vote, VoteReceipt
@@ -141,10 +141,11 @@ class Votes(Conversations):
         def work(db: sqlite3.Connection) -> VoteReceipt:
             now = self._now()
             comparison = db.execute(
-                COMPARISON + "WHERE comparisons.id = ? AND comparisons.voter_id = ?", (comparison_id, voter_id)
+                COMPARISON + f"WHERE comparisons.id = :id AND comparisons.voter_id = :voter AND {VISIBLE}",
+                {"id": comparison_id, "voter": voter_id},
             ).fetchone()
             if comparison is None:
-                raise NotFound("there is no such comparison of yours")
+                raise NotFound("there is no such comparison of yours, or its author no longer shares the prompt")
             candidates = db.execute(CANDIDATES, (comparison_id,)).fetchall()
             if idempotency_key is not None:
                 repeated = db.execute(
