@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve import schedule
 from serve.board import Board, board
+from serve.copies import delete_copies
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, NotFound, Unavailable
 from serve.feedback import exchange
@@ -307,15 +308,21 @@ class Service:
         """
         await asyncio.to_thread(self._load, version)
         wanted = fill_in(None, self.settings)
-        asked = []
-        for seed, messages in enumerate(fixed_prompts()):
-            prompt = await self._read(messages, wanted, "disabled")
-            generation = self.engine.submit(prompt.token_ids, [CandidateRequest(version, seed)], wanted)
-            asked.append((messages[-1].content, generation))
+        asked: list[tuple[str, Generation]] = []
         found = []
-        for text, generation in asked:
-            (out,) = await asyncio.to_thread(generation.result)
-            found.append((text, out.text))
+        try:
+            for seed, messages in enumerate(fixed_prompts()):
+                prompt = await self._read(messages, wanted, "disabled")
+                generation = self.engine.submit(prompt.token_ids, [CandidateRequest(version, seed)], wanted)
+                asked.append((messages[-1].content, generation))
+            for text, generation in asked:
+                (out,) = await asyncio.to_thread(generation.result, self._timeout)
+                found.append((text, out.text))
+        except TimeoutError:
+            raise Unavailable("the answers take too long; ask when fewer people wait") from None
+        finally:
+            for _, generation in asked:
+                generation.cancel()  # whoever left no longer waits for it
         return found
 
     async def side_by_side(
@@ -432,8 +439,9 @@ class Service:
         )
 
     async def next_in_queue(self, voter: str) -> Comparison | None:
-        """A shared comparison that this voter has not judged."""
-        return await asyncio.to_thread(self.store.next_in_queue, voter)
+        """A comparison that this voter has not judged, also while it is being written."""
+        found = await asyncio.to_thread(self.store.next_in_queue, voter)
+        return None if found is None else await self.comparison(found.id, voter)
 
     async def next_to_judge(self, voter: str) -> Comparison | LiveComparison | None:
         """What is next in the queue; where nothing is, several answers to a shipped prompt, as they are written.
@@ -788,18 +796,8 @@ class Service:
             self._delete_copies(begun)
 
     def _delete_copies(self, begun: datetime) -> None:
-        """What was deleted leaves the copies of runs that came after it began, too: what they learned from, and what
-        they asked the policy. A run that is on needs its own.
-        """
-        for run in self.store.runs():
-            if run.created < begun:
-                continue
-            for name in ("snapshot.db", "rollouts.jsonl"):
-                copy = self.settings.folder.run(run.id) / name
-                if run.finished is None and copy.exists():
-                    log.warning("%s stays while its run goes on; it holds what was just forgotten", copy)
-                else:
-                    copy.unlink(missing_ok=True)
+        active = self.store.active_run()
+        delete_copies(self.settings.folder, begun, None if active is None else active.id)
 
     async def _record(self, draft: Draft) -> None:
         self.counts["tokens"] += len(draft.deltas)

@@ -33,7 +33,8 @@ from serve.errors import InvalidInput, StartupError
 from serve.folder import DataFolder
 
 _FILE = Path("hustings.toml")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = timedelta(days=3653)
 
 
 def parse_interval(value: object) -> timedelta:
@@ -41,20 +42,18 @@ def parse_interval(value: object) -> timedelta:
     span = timedelta(0)
     if isinstance(value, timedelta):
         span = value
-    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(value).strip().lower()):
-        span = timedelta(**{_UNITS[match[2]]: float(match[1])})
-    if span <= timedelta(0):
-        raise ValueError(f"{str(value)!r} is not a span of time; write it as 90s, 15m, 24h or 7d")
+    elif match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhd])", str(value).strip().lower()):
+        span = timedelta(seconds=min(float(match[1]) * _SECONDS[match[2]], 1e9))
+    if not timedelta(0) < span <= _LONGEST:
+        raise ValueError(f"{str(value)!r} is not a span of time of at most ten years; write it as 90s, 15m, 24h or 7d")
     return span
 
 
 def interval_text(span: timedelta) -> str:
     """As `parse_interval` reads it, in the largest unit that leaves it whole."""
     seconds = span.total_seconds()
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds % length == 0:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:g}s"
+    unit = next((unit for unit in "dhm" if seconds % _SECONDS[unit] == 0), "s")
+    return f"{seconds / _SECONDS[unit]:.6f}".rstrip("0").rstrip(".") + unit
 
 
 def _is_none(value: object) -> bool:

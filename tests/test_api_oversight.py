@@ -43,6 +43,14 @@ def test_votes_are_found_and_excluded_with_a_reason_and_lifted(
     ]
 
 
+def test_votes_are_found_by_date_and_what_is_no_date_is_refused(voter: TestClient, operator: TestClient) -> None:
+    voted(voter)
+    for since, found in (("2020-01-31", 1), ("2020-01-31T08:00+02:00", 1), ("2999-01-01", 0)):
+        assert len(operator.get("/api/votes", params={"since": since}).json()["votes"]) == found
+    refused = operator.get("/api/votes", params={"until": "31.01.2026"})
+    assert code(refused, 422) == "invalid_input" and "until is a date such as 2026-01-31" in refused.text
+
+
 def test_a_version_has_a_note_and_can_be_taken_away(web: Web, operator: TestClient, tmp_path: Path) -> None:
     publish(web.registry, tmp_path / "made")
     assert operator.put("/api/versions/1/note", json={"note": "kinder"}).status_code == 204

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("app", "serve", "training", "benchmarks", "tests")
 
 # The rooms of serve that training may enter.
-LOWER = ("records", "errors", "settings", "schedule", "folder", "feedback", "policy", "engine")
+LOWER = ("records", "copies", "errors", "settings", "schedule", "folder", "feedback", "policy", "engine")
 
 
 def imports_of(path: Path) -> Iterator[str]:

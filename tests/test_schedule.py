@@ -52,8 +52,10 @@ def test_a_change_holds_for_every_process_and_is_logged(store: Store) -> None:
         ({"min_new_votes": "0"}, "the setting min_new_votes: Input should be greater than or equal to 1"),
         (
             {"max_interval": "soon"},
-            "the setting max_interval: 'soon' is not a span of time; write it as 90s, 15m, 24h or 7d",
+            "the setting max_interval: 'soon' is not a span of time of at most ten years; write it as 90s, 15m,",
         ),
+        ({"max_interval": "9999999d"}, "max_interval: '9999999d' is not a span of time of at most ten years"),
+        ({"canary_deadline": "99999999999d"}, "canary_deadline: '99999999999d' is not a span"),
         ({"canary_deadline": "none"}, "the setting canary_deadline: 'none' is not a span"),
         ({"promotion": "never"}, "the setting promotion: Input should be 'auto', 'canary' or 'manual'"),
         ({"compare_share": "nan"}, "the setting compare_share: Input should be"),
@@ -79,6 +81,6 @@ def test_what_the_start_has_set_stays_even_over_an_earlier_change(
     assert schedule.current(store, settings).canary_share == 0.5
 
 
-@pytest.mark.parametrize("text", ["90s", "0.5s", "15m", "36h", "1d", "7d"])
+@pytest.mark.parametrize("text", ["90s", "0.5s", "15m", "36h", "1d", "7d", "1000001s", "3653d"])
 def test_a_span_of_time_is_written_as_it_is_read(text: str) -> None:
     assert interval_text(parse_interval(text)) == text

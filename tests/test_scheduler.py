@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from serve.copies import delete_copies
 from serve.errors import AdapterError, Conflict, InvalidInput, NotFound, NothingToLearn, RunActive, Unavailable
 from serve.feedback.store import NewCandidate, Store
 from serve.folder import DataFolder
@@ -280,6 +281,17 @@ def test_the_schedule_changes_while_the_server_runs(server: Hall) -> None:
         "scheduler",
         "started run 1 by interval; new votes: 1",
     )
+
+
+def test_a_run_that_has_ended_lets_go_of_what_was_deleted_meanwhile(server: Hall) -> None:
+    server.vote(3)
+    run, _, _ = server.hanging()
+    folder = server.folder.run(run.id)
+    assert (folder / "snapshot.db").exists()
+    delete_copies(server.folder, datetime.fromtimestamp(0, UTC), run.id)
+    assert (folder / "snapshot.db").exists()
+    server.scheduler.cancel(run.id)
+    assert not (folder / "snapshot.db").exists()
 
 
 def test_the_interval_counts_from_the_last_run_even_after_a_restart(server: Hall) -> None:

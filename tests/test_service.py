@@ -32,7 +32,7 @@ from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
 from serve.live import Delta, End, Failure, LiveAnswers, LiveComparison, Start
 from serve.policy.adapters import WEIGHTS, Registry
-from serve.records import Comparison, Judgement, Message, RunStatus
+from serve.records import Comparison, Judgement, Message
 from serve.service import Service
 from serve.settings import Settings
 from tests.fakes import FakeEngine, publish
@@ -870,25 +870,3 @@ def test_closing_ends_and_records_what_is_written_and_refuses_what_is_new(world:
     stored = w.store.comparison(live.comparison.id, "anna")
     assert [c.answer.finish_reason for c in stored.candidates] == ["cancelled", "cancelled"]
     assert all(len(c.answer.token_ids) == 2 for c in stored.candidates)
-
-
-def test_forgetting_reaches_the_copies_of_ended_runs_and_leaves_that_of_a_run_under_way(
-    world: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    w = world()
-
-    def copy_of_a_run(status: RunStatus) -> Path:
-        made = w.store.create_run("operator", ["ppo"], {})
-        finished = None if status == "running" else datetime.now(UTC)
-        w.store.update_run(made.id, status=status, finished=finished)
-        copy = w.folder.run(made.id) / "snapshot.db"
-        copy.parent.mkdir(parents=True)
-        copy.write_bytes(b"what anna said")
-        return copy
-
-    before = copy_of_a_run("succeeded")
-    w.store.record_prompt("anna", ASK)
-    ended, on = copy_of_a_run("succeeded"), copy_of_a_run("running")
-    run(w.service.forget("anna"))
-    assert [copy.exists() for copy in (before, ended, on)] == [True, False, True]
-    assert f"{on} stays" in caplog.text

@@ -62,10 +62,13 @@ class Judging:
             if self._closed:
                 raise Unavailable("the server is stopping")
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "training.judging", str(folder)],
-                stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).resolve().parents[1],
-            )  # fmt: skip
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "training.judging", str(folder)],
+                    stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).resolve().parents[1],
+                )  # fmt: skip
+            except OSError as error:
+                raise Unavailable(f"the reward model of run {folder.name} cannot be started: {error}") from error
             try:
                 out, said = self._process.communicate(json.dumps(asked), LOADING + READING * len(items))
                 if self._process.returncode:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from serve.copies import run_ended
 from serve.errors import Conflict, HustingsError, InvalidInput, NothingToLearn, RunActive, Unavailable
 from serve.feedback.statistics import sequential_verdict
 from serve.feedback.store import Store
@@ -405,6 +406,7 @@ class Scheduler:
         error: str | None = None,
     ) -> Run:
         log.info("run %d: %s%s", run.id, status, f" ({error})" if error else "")
+        run_ended(self._folder.run(run.id))
         learned: dict[str, Any] = {"progress": 1.0} if status in _LEARNED else {}
         if learned:
             threading.Thread(target=self._doubt, args=(run,), daemon=True).start()

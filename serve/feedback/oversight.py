@@ -6,12 +6,13 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from serve.errors import Conflict, InvalidInput, NotFound
 from serve.feedback.ballots import pseudonyms
 from serve.feedback.conversations import like, new_id
-from serve.feedback.database import Database, moment, storable
+from serve.feedback.database import Database, moment, stamp, storable
 from serve.feedback.entries import Deed, Exclusion
 
 Kind = Literal["flag", "exclude"]
@@ -58,7 +59,7 @@ class Search:
     evidence: bool | None = None
     text: str = ""
     since: str | None = None
-    """RFC 3339 in UTC, as it is stored; also a mere date."""
+    """A date or a time, in UTC where it names no zone."""
     until: str | None = None
     left_out: bool = False
     """Only what is flagged or excluded."""
@@ -70,12 +71,17 @@ class Oversight(Database):
     def find_votes(
         self, search: Search, *, before: int | None = None, limit: int = PAGE
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """Standing votes, newest first, and where the next page begins; voters by their pseudonyms."""
+        """Standing votes, newest first, and where the next page begins; voters by their pseudonyms.
+
+        Raises InvalidInput for what is no date.
+        """
+        span = {name: _time(name, getattr(search, name)) for name in ("since", "until")}
         with self.reading() as db:
             rows = db.execute(
                 FOUND,
                 {
                     **vars(search),
+                    **span,
                     "search": like(search.text),
                     "before": 2**62 if before is None else before,
                     "limit": limit + 1,
@@ -254,6 +260,17 @@ def _exclusions(db: sqlite3.Connection) -> list[Exclusion]:
         )
         for row in rows
     ]
+
+
+def _time(name: str, text: str | None) -> str | None:
+    """As it is stored."""
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(f"{name} is a date such as 2026-01-31, not “{text}”") from None
+    return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
 
 
 def _voter_id(db: sqlite3.Connection, pseudonym: str) -> str:

@@ -173,6 +173,7 @@ class Voters(Database):
                     "strength": row["strength"],
                     "reasons": json.loads(row["reasons"]),
                     "evidence": bool(row["evidence"]),
+                    "source": row["source"],
                     "created": row["created"],
                     "trained": trained.get(row["id"], []),
                 }

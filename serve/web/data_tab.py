@@ -49,7 +49,7 @@ def build(page: gr.Blocks, service: Service) -> None:
         voter = gr.Textbox(label="Voter's number", max_length=10, scale=1, min_width=120)
         version = gr.Textbox(label="Version", max_length=10, scale=1, min_width=100)
         verdict = gr.Dropdown(VERDICTS, value="", label="Said", scale=1, min_width=130)
-        since = gr.Textbox(label="Since (date)", placeholder="2026-01-31", max_length=40, scale=1, min_width=130)
+        since = gr.Textbox(label="Since (UTC)", placeholder="2026-01-31", max_length=40, scale=1, min_width=130)
         blind = gr.Checkbox(value=False, label="Blind ones only")
         left_out = gr.Checkbox(value=False, label="Flagged or excluded only")
     found = gr.HTML(js_on_load=_CLICKS, elem_id="found")

@@ -10,7 +10,7 @@ from typing import Any
 
 from serve.feedback.entries import Deed, Exclusion
 from serve.records import SettingInfo, version_name
-from serve.web.theme import empty, table, when
+from serve.web.theme import empty, letter, table, when
 
 EXCERPT = 110
 
@@ -46,7 +46,7 @@ def votes(found: Sequence[Mapping[str, Any]]) -> str:
 def _said(vote: Mapping[str, Any]) -> str:
     if vote["verdict"] != "ranking":
         return {"tie": "tie", "both_bad": "both bad", "skip": "skip"}[vote["verdict"]]
-    letters = {answer["id"]: "ABCDEF"[place] for place, answer in enumerate(vote["answers"])}
+    letters = {answer["id"]: letter(place) for place, answer in enumerate(vote["answers"])}
     order = " &gt; ".join("=".join(letters[key] for key in group) for group in vote["ranking"])
     strength = f", {vote['strength']}/5" if vote["strength"] else ""
     return order + strength + "".join(f' <span class="pill">{html.escape(reason)}</span>' for reason in vote["reasons"])
@@ -56,7 +56,7 @@ def _unfold(vote: Mapping[str, Any]) -> str:
     words = " ".join(vote["prompt"].split())
     head = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
     answers = "".join(
-        f"<p><b>{'ABCDEF'[place]}</b> ({'imported' if a['version'] is None else version_name(a['version'])}) "
+        f"<p><b>{letter(place)}</b> ({'imported' if a['version'] is None else version_name(a['version'])}) "
         f"{html.escape(a['text'])}</p>"
         for place, a in enumerate(vote["answers"])
     )

@@ -77,6 +77,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
     page = gr.Blocks(title="Operator · Hustings", analytics_enabled=False, fill_width=True)
     with page:
         seen = gr.State("")
+        given = gr.State({})  # the schedule as this page shows it
         with gr.Column(elem_id="operator", elem_classes="sheet"):
             gr.HTML(
                 theme.masthead(
@@ -206,7 +207,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def scheduled() -> Update:
             """The schedule as it holds; what was set at the start cannot be changed here."""
             held = await asyncio.to_thread(schedule.entries, service.store, settings)
-            return {
+            return {given: {entry.name: entry.value for entry in held}} | {
                 fields[entry.name]: gr.update(
                     value=entry.value,
                     interactive=not entry.fixed,
@@ -215,22 +216,20 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 for entry in held
             }
 
-        async def save_schedule(request: gr.Request, *values: str) -> Update:
+        async def save_schedule(request: gr.Request, told: dict[str, str], *values: str) -> Update:
+            """Change what was changed here: somebody else may have changed the rest."""
             operators_only(request)
-
-            def change() -> str:
-                held = {entry.name: entry for entry in schedule.entries(service.store, settings)}
-                wanted = {
-                    name: str(value).strip() for name, value in zip(fields, values, strict=True) if not held[name].fixed
-                }
-                changed = schedule.change(service.store, settings, wanted, who=WHO)
-                return ", ".join(f"{entry.name} is {entry.value}" for entry in changed)
-
+            wanted = {
+                name: str(value).strip()
+                for name, value in zip(fields, values, strict=True)
+                if str(value).strip() != told[name]
+            }
             try:
-                changed = await asyncio.to_thread(change)
+                changed = await asyncio.to_thread(lambda: schedule.change(service.store, settings, wanted, who=WHO))
             except HustingsError as error:
                 return {note: theme.problem(error)}  # what was typed stays, to be mended
-            said = f"Saved: {changed}." if changed else "Nothing has changed."
+            names = ", ".join(f"{entry.name} is {entry.value}" for entry in changed)
+            said = f"Saved: {names}." if names else "Nothing has changed."
             return show(await look()) | await scheduled() | {note: theme.note(said)}
 
         def _choices(state: view.State) -> Update:
@@ -371,14 +370,18 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 }
                 left_, right_ = [await service.on_fixed_prompts(int(version)) for version in (one, other)]
                 items = [((Message("user", prompt),), answer) for prompt, answer in (*left_, *right_)]
-                scores = await asyncio.to_thread(training.score, items)
-                yield {note: "", all_of: view.compared((int(one), int(other)), left_, right_, scores)}
+                said = ""
+                try:
+                    scores = await asyncio.to_thread(training.score, items)
+                except HustingsError as error:  # the answers are there all the same
+                    scores, said = None, theme.problem(error)
+                yield {note: said, all_of: view.compared((int(one), int(other)), left_, right_, scores)}
             except HustingsError as error:
                 yield {note: theme.problem(error)}
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(arrive, None, [*shown, *fields.values()], **quick)
-        save.click(save_schedule, [*fields.values()], [*shown, *fields.values()], **quick)
+        page.load(arrive, None, [*shown, given, *fields.values()], **quick)
+        save.click(save_schedule, [given, *fields.values()], [*shown, given, *fields.values()], **quick)
         clock.tick(refresh, [seen, which], [*shown, curves, no_curves, log], **quick)
         which.change(draw, which, [curves, no_curves, log], **quick)
         train.click(start_run, [stages, force, own], shown, **quick)
@@ -392,7 +395,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             [note, all_of],
             show_progress="hidden",
             api_visibility="private",
-            concurrency_id="generation",
+            concurrency_id="fixed prompts",
         )
         gr.on(
             [compare.click, prompt.submit],

@@ -176,6 +176,11 @@ def problem(error: HustingsError, more: str = "") -> str:
     return note(text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") + more, problem=True)
 
 
+def letter(place: int) -> str:
+    """What an answer is called by where it stands: A, B, …; imported votes may be on more than there are letters."""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
+
+
 def empty(words: str, *, framed: bool = True) -> str:
     """What to do where there is nothing yet; `words` is HTML."""
     return f'<div class="{"empty" if framed else "note"}"><span>{words}</span></div>'

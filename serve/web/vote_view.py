@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import html
 
-from serve.limits import MAX_CANDIDATES
 from serve.records import Comparison, VoteReceipt, version_name
+from serve.web.theme import letter
 
-LETTERS = "ABCDEF"
-assert len(LETTERS) == MAX_CANDIDATES
 SPEAKERS = {"system": "Kept in mind", "user": "Asked", "assistant": "Answered"}
 
 
@@ -23,7 +21,7 @@ def prompt(comparison: Comparison) -> str:
 
 def ranker(place: int) -> str:
     """The head of an answer: its letter, its rank, and the buttons that move it up and down."""
-    name = LETTERS[place]
+    name = letter(place)
     return (
         f'<div class="ranker" data-place="{place}" tabindex="0" role="group" aria-label="Answer {name}">'
         f'<h2 class="badge">{name}</h2><output aria-live="off">not ranked</output>'
@@ -42,7 +40,7 @@ def progress(today: int, ever: int) -> str:
 def outcome(comparison: Comparison, receipt: VoteReceipt) -> str:
     """Who wrote what, once it is judged."""
     wrote = (
-        f"<b>{LETTERS[candidate.position]}</b>: {version_name(receipt.revealed[candidate.id])}"
+        f"<b>{letter(candidate.position)}</b>: {version_name(receipt.revealed[candidate.id])}"
         for candidate in comparison.candidates
     )
     return "Thank you. " + " · ".join(wrote)

@@ -20,9 +20,10 @@ Me = Mapping[str, Any]
 
 def counts(me: Me) -> str:
     """How much there is, and how much of it has been learned from."""
-    learned = sum(any(lesson["version"] is not None for lesson in vote["trained"]) for vote in me["votes"])
+    cast = _cast(me)
+    learned = sum(any(lesson["version"] is not None for lesson in vote["trained"]) for vote in cast)
     cards = (
-        ("Votes", me["counts"]["votes"], f"{learned} of them went into a version." if learned else "None learned yet."),
+        ("Votes", len(cast), f"{learned} of them went into a version." if learned else "None learned yet."),
         ("Answers you wrote", me["counts"]["demonstrations"], "Examples to learn from."),
         ("Conversations", me["counts"]["conversations"], 'They are on <a href="/">the chat page</a>.'),
     )
@@ -38,16 +39,21 @@ def counts(me: Me) -> str:
 
 def votes(me: Me) -> str:
     """Every vote, what it said, what it did, and a way to take it back."""
-    if not me["votes"]:
+    newest = _cast(me)[::-1]
+    if not newest:
         return empty(
             'No vote of yours stands. Ask something on <a href="/">the chat page</a> and choose the better of two '
             "answers: this page will tell what came of it."
         )
-    newest = list(reversed(me["votes"]))
     rows = [_row(vote) for vote in newest[:SHOWN]]
     rest = len(newest) - SHOWN
     more = f'<p class="soft">{rest} earlier votes are in the download.</p>' if rest > 0 else ""
     return table(("When", "Prompt", "You said", "What it did", ""), rows) + more
+
+
+def _cast(me: Me) -> list[Mapping[str, Any]]:
+    """What the voter said: not what the server noted where somebody went on without a word."""
+    return [vote for vote in me["votes"] if vote["source"] == "voter"]
 
 
 def _row(vote: Mapping[str, Any]) -> str:
@@ -56,7 +62,7 @@ def _row(vote: Mapping[str, Any]) -> str:
     asked = excerpt if vote["conversation"] else f'{excerpt} <span class="soft">(shared by somebody else)</span>'
     return (
         f"<tr><td>{when(datetime.fromisoformat(vote['created']))}</td><td>{asked}</td><td>{said(vote)}</td>"
-        f"<td>{did(vote['trained'])}</td>"
+        f"<td>{did(vote)}</td>"
         f'<td class="act"><button type="button" data-withdraw="{html.escape(vote["id"])}"'
         f' aria-label="Withdraw the vote on “{excerpt}”">Withdraw</button></td></tr>'
     )
@@ -73,9 +79,14 @@ def said(vote: Mapping[str, Any]) -> str:
     return words + strength + reasons
 
 
-def did(lessons: Sequence[Mapping[str, Any]]) -> str:
-    """Which versions learned from a vote, and how much better the checks found the newest of them."""
+def did(vote: Mapping[str, Any]) -> str:
+    """Which run and version learned from a vote, and how much better the checks found the newest of them."""
+    lessons: Sequence[Mapping[str, Any]] = vote["trained"]
     made = [lesson for lesson in lessons if lesson["version"] is not None]
+    if vote["verdict"] in ("skip", "both_bad"):
+        return (
+            "Says that neither will do, and teaches nothing." if vote["verdict"] == "both_bad" else "Teaches nothing."
+        )
     if not made:
         if any(lesson["status"] in ("queued", "running", "interrupted") for lesson in lessons):
             return "Is being learned from now."
@@ -85,10 +96,10 @@ def did(lessons: Sequence[Mapping[str, Any]]) -> str:
     earlier = len(made) - 1
     also = f" and {earlier} earlier one{'s' * (earlier > 1)}" if earlier else ""
     if newest["status"] == "rejected":
-        return f"{name}{also} learned from it, and did not pass the checks."
+        return f"{name}{also} learned from it in run {newest['run']}, and did not pass the checks."
     rate = newest["win_rate"]
     better = "" if rate is None else f" Its answers win {rate:.0%} against the version before it, the checks say."
-    return f"{name}{also} learned from it.{better}"
+    return f"{name}{also} learned from it in run {newest['run']}.{better}"
 
 
 def withdrawn(vote: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from serve.web import data_tab, operator_page
-from tests.browser.conftest import TOKEN, Site
+from tests.browser.conftest import TOKEN, Site, breathe
 
 pytestmark = pytest.mark.browser
 
@@ -84,6 +84,7 @@ def test_the_schedule_is_changed_where_it_is_shown(page: Page, site: Site) -> No
     page.get_by_role("button", name="When runs start, and what then").click()
     votes, interval = page.get_by_label("min_new_votes"), page.get_by_label("max_interval")
     expect(votes).to_have_value("50")
+    breathe(page)
     votes.fill("0")
     page.get_by_role("button", name="Save the schedule").click()
     expect(page.locator("#note .problem")).to_contain_text(
