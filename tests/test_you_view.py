@@ -28,8 +28,7 @@ def did(verdict: str = "ranking", **lesson: Any) -> str:
         (did(status="rejected"), "<b>Version 2</b> learned from it in run 3, and did not pass the checks."),
         (
             did(version=2),
-            "<b>Version 2</b> learned from it in run 3. Its answers win 71% against the version before it, "
-            "the checks say.",
+            "<b>Version 2</b> learned from it in run 3. Its answers win 71% against the one before it, the checks say.",
         ),
     ],
 )

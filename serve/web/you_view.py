@@ -84,9 +84,7 @@ def did(vote: Mapping[str, Any]) -> str:
     lessons: Sequence[Mapping[str, Any]] = vote["trained"]
     made = [lesson for lesson in lessons if lesson["version"] is not None]
     if vote["verdict"] in ("skip", "both_bad"):
-        return (
-            "Says that neither will do, and teaches nothing." if vote["verdict"] == "both_bad" else "Teaches nothing."
-        )
+        return "Teaches nothing: neither was better."
     if not made:
         if any(lesson["status"] in ("queued", "running", "interrupted") for lesson in lessons):
             return "Is being learned from now."
@@ -98,7 +96,7 @@ def did(vote: Mapping[str, Any]) -> str:
     if newest["status"] == "rejected":
         return f"{name}{also} learned from it in run {newest['run']}, and did not pass the checks."
     rate = newest["win_rate"]
-    better = "" if rate is None else f" Its answers win {rate:.0%} against the version before it, the checks say."
+    better = "" if rate is None else f" Its answers win {rate:.0%} against the one before it, the checks say."
     return f"{name}{also} learned from it in run {newest['run']}.{better}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from serve.feedback.exchange import import_lines
 from tests.browser.conftest import TOKEN, Site
 from tests.scenes import compare, prefer, say
 
@@ -51,6 +52,16 @@ def test_votes_are_found_unfolded_excluded_and_counted_again(data: Page, site: S
     page.get_by_role("button", name="Lift").click()
     expect(page.locator("#exclusions")).to_contain_text("Everything counts.")
     assert site.store.standing_votes() == 3
+
+
+def test_an_imported_vote_on_more_answers_than_there_are_letters_is_listed(data: Page, site: Site) -> None:
+    rows = [{"prompt": "Which?", "completion": f"Answer {n}.", "label": False} for n in range(30)]
+    import_lines(site.store, "\n".join(json.dumps(row) for row in rows).encode(), "kto")
+    data.get_by_label("Holds the words").press_sequentially("Which?")
+    listed = data.locator("#found tbody tr")
+    expect(listed).to_have_count(1)
+    listed.first.locator("summary").click()
+    expect(listed.first).to_contain_text("30 (imported) Answer 29.")
 
 
 def test_a_dataset_comes_in_whole_or_not_at_all_and_goes_out(data: Page, site: Site, tmp_path: Path) -> None:
