@@ -154,8 +154,16 @@ class Votes(Conversations):
                 ).fetchone()
                 if repeated:
                     return _receipt(repeated["id"], candidates, repeated["continues_with"])
-            if standing_vote(db, comparison_id):
-                raise AlreadyVoted("you have voted on this; withdraw that vote first")
+            standing = db.execute(
+                "SELECT source FROM standing_votes WHERE comparison_id = ?", (comparison_id,)
+            ).fetchone()
+            if standing:
+                gone_on = standing["source"] == "server"
+                raise AlreadyVoted(
+                    "the talk has gone on without a vote on this"
+                    if gone_on
+                    else "you have voted on this; withdraw that vote first"
+                )
             if comparison["expires"] <= now:
                 raise Expired("this comparison is older than 24 hours; ask again for a new one")
             _check_judgement(judgement, [c["candidate_id"] for c in candidates])

@@ -449,6 +449,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             try:
                 voter = voter_of(request)
                 named = request.query_params.get("talk")
+                if named == "new":
+                    return await open_talk(voter, None)
                 with suppress(NotFound):
                     if named:
                         return await open_talk(voter, named)
@@ -608,7 +610,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         page.load(_recaller(likes.default_value), likes, liked, **quick)
         for like in liked:
             assert isinstance(like, gr.Radio | gr.Checkbox | gr.Slider)
-            like.input(lambda *chosen: list(chosen), liked, likes, **quick)
+            like.input(_keeper(likes.default_value), liked, likes, **quick)
         keys.change(None, keys, None, js=theme.SWITCH_SHORTCUTS)
 
         share.input(set_share, share, note, **quick)
@@ -677,6 +679,15 @@ def _judgement(choice: Choice, comparison: Comparison) -> Judgement:
     return Judgement(verdict=verdict[choice])
 
 
+def _keeper(default: list[Any]) -> Callable[..., list[Any]]:
+    """What this browser is to remember: nothing of what is as the server has it, which may change."""
+
+    def keep(*chosen: Any) -> list[Any]:
+        return [None if mine == own else mine for mine, own in zip(chosen, default, strict=True)]
+
+    return keep
+
+
 def _recaller(default: list[Any]) -> Callable[[Any], list[Any]]:
     """What this browser remembered; the default for what it cannot have written."""
 
@@ -686,7 +697,7 @@ def _recaller(default: list[Any]) -> Callable[[Any], list[Any]]:
         how, keys, *numbers = likes
         return [
             how if how in ("always", "sometimes", "never") else default[0],
-            bool(keys),
+            keys is not False,
             *(mine if type(mine) in (int, float) else own for mine, own in zip(numbers, default[2:], strict=True)),
         ]
 

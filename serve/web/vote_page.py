@@ -29,6 +29,7 @@ Update = dict[Any, Any]
 
 DAY = timedelta(days=1)
 ASK = "Which is best? Equal ranks are a tie."
+WRITTEN = "All answers are there."
 AGAIN = ' <a href="/vote">Try again</a>'
 DONE = (
     "You have judged everything there is. Ask something on <a href='/'>the chat page</a>, or come back when others "
@@ -148,8 +149,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 if now != before:
                     before = now
                     yield theme.answers(texts[: len(shown)], shown)
-            if found.error is not None:
-                yield {note: theme.problem(found.error)}
+            if watching.get(view) is token:
+                del watching[view]
+            yield {note: theme.problem(found.error) if found.error else theme.note(f"{said} {WRITTEN} {ASK}".strip())}
 
         async def arrive(request: gr.Request) -> AsyncIterator[Update]:
             try:
@@ -185,6 +187,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 said, undoable = vote_view.outcome(comparison, receipt), receipt.id
             except AlreadyVoted:  # in another tab, or by a second click
                 said = "You have judged that one already."
+                judged = (await service.comparison(comparison_id, voter)).vote
+                undoable = judged.id if judged else ""
             except Expired:
                 said = "That one was too old."
             async for update in next_one(voter, view, said, undoable):

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from serve.engine import CandidateRequest
 from serve.feedback.store import Store
 from serve.records import Comparison, Message, Sampling
+from serve.web.chat_page import _keeper, _recaller
 from tests.browser.conftest import Site, breathe, open_chat, say
 
 pytestmark = pytest.mark.browser
@@ -84,6 +85,7 @@ def test_a_vote_can_be_undone_by_button_and_by_key(chat: Page, site: Site) -> No
         (comparison.candidates[0].id,),
     )
     assert not vote.evidence, "who wrote what was known"
+    expect(chat.locator("#undo")).to_be_visible()
     chat.keyboard.press("Escape")
     chat.keyboard.press("u")
     expect(chat.locator("#arena")).to_be_visible()
@@ -583,6 +585,59 @@ def test_what_is_typed_outlives_a_reload_and_is_gone_once_it_is_sent(newcomer: P
     chat.reload()
     expect(chat.locator("#arena")).to_be_visible()
     expect(chat.locator("#box textarea")).to_have_value("")
+
+
+def test_what_is_typed_belongs_to_its_talk(newcomer: Page, site: Site) -> None:
+    chat, box = newcomer, newcomer.locator("#box textarea")
+    say(chat, "How do I bake bread?")
+    asked(chat)
+    expect(box).to_have_value("")
+    box.fill("With rye, of course")
+    chat.click("#new-chat")
+    expect(chat.locator("#history .user")).to_have_count(0)
+    expect(box).to_have_value("")
+    breathe(chat)
+    box.fill("Something else")
+    chat.reload()  # a new chat stays one
+    expect(box).to_have_value("Something else")
+    expect(chat.locator("#history .user")).to_have_count(0)
+    chat.get_by_role("button", name="How do I bake bread?", exact=True).click()
+    expect(chat.locator("#history .user")).to_contain_text("bake bread")
+    expect(box).to_have_value("With rye, of course")
+    box.press("Enter")
+    expect(chat.locator("#history .user")).to_have_count(2)
+    chat.click("#new-chat")
+    expect(box).to_have_value("Something else")
+    breathe(chat)
+    box.press("Enter")
+    asked(chat)
+    chat.click("#new-chat")
+    expect(chat.locator("#history .user")).to_have_count(0)
+    expect(box).to_have_value("")
+
+
+def test_a_better_answer_half_written_outlives_a_reload_until_it_is_left(newcomer: Page, site: Site) -> None:
+    chat, words = newcomer, newcomer.locator("#words textarea")
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-a")
+    chat.get_by_role("button", name="Edit answer").click()
+    expect(words).to_be_focused()
+    words.fill("Because of the sky, mo")
+    chat.reload()
+    chat.get_by_role("button", name="Edit answer").click()
+    expect(words).to_have_value("Because of the sky, mo")
+    chat.get_by_role("button", name="Cancel").click()
+    expect(words).to_have_count(0)
+    chat.get_by_role("button", name="Edit answer").click()
+    expect(words).to_have_value(re.compile("v0 says"))
+
+
+def test_defaults_of_the_server_are_no_wish_of_ones_own() -> None:
+    kept = _keeper(["always", True, 0.8, 1.0, 256])("always", False, 0.8, 0.9, 256)
+    assert kept == [None, False, None, 0.9, None]
+    assert _recaller(["never", True, 0.5, 1.0, 512])(kept) == ["never", False, 0.5, 0.9, 512]
+    assert _recaller(["never", True, 0.5, 1.0, 512])("nonsense") == ["never", True, 0.5, 1.0, 512]
 
 
 def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Browser) -> None:

@@ -134,3 +134,30 @@ def test_shortcuts_can_be_turned_off_on_the_vote_page(voting: Page, site: Site) 
     page.wait_for_timeout(300)
     expect(rankers(page).first.locator("output")).to_have_text("not ranked")
     assert last_comparison(site.store).status == "open"
+
+
+def test_ranks_and_a_better_answer_outlive_a_reload(voting: Page) -> None:
+    page = voting
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
+    for key in ("3", "j", "1"):
+        page.keyboard.press(key)
+    expect(page.locator("#hand-in")).to_have_text("2 still to rank")
+    page.keyboard.press("e")
+    expect(page.locator("#words textarea")).to_be_focused()
+    page.keyboard.type("Better, mo")
+    page.reload()
+    expect(rankers(page).first.locator("output")).to_have_text("3rd")
+    expect(page.locator("#hand-in")).to_have_text("2 still to rank")
+    page.keyboard.press("Enter")
+    expect(rankers(page).nth(2)).to_be_focused()
+    page.keyboard.press("e")
+    expect(page.locator("#words textarea")).to_have_value("Better, mo")
+
+
+def test_a_second_click_leaves_the_way_back(voting: Page, site: Site) -> None:
+    page, comparison = voting, last_comparison(site.store)
+    page.evaluate("() => [1, 2].forEach(() => document.querySelector('[data-verdict=both_bad]').click())")
+    expect(page.locator("#asked")).not_to_contain_text(comparison.messages[-1].content)
+    page.keyboard.press("u")
+    expect(page.locator("#note")).to_contain_text("Undone.")
+    assert site.store.comparison(comparison.id, comparison.voter_id).vote is None

@@ -43,7 +43,7 @@ def test_a_voter_sees_what_votes_did_withdraws_one_and_takes_everything_home(new
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("A tie")
     expect(rows.nth(1)).to_contain_text("One was better")
-    expect(rows.nth(1)).to_contain_text(f"Version {version} learned from it. Its answers win 62%")
+    expect(rows.nth(1)).to_contain_text(f"Version {version} learned from it in run 1. Its answers win 62%")
     expect(page.locator(".card", has_text="Votes").locator(".figure")).to_have_text("2")
 
     rows.nth(0).get_by_role("button", name="Withdraw").click()

@@ -43,32 +43,25 @@ document.addEventListener('click', event => {
   if (to) document.querySelector(`#branches [data-to="${CSS.escape(to)}"]`)?.click();
 });
 
-// The address names the talk, so that a reload, a second tab and the back button find it again.
-let here;
+// The address names the talk, so that a reload, a second tab and the back button find it again; and what is typed belongs
+// to its talk, and outlives the page: Gradio loads it anew when the connection was lost.
+let here, sent;
+const box = () => document.querySelector('#box textarea');
+const keepDraft = words => localStorage[words ? 'setItem' : 'removeItem'](`hustings-draft ${here}`, words);
 new MutationObserver(() => {
   const now = document.querySelector('#branches [data-here]')?.dataset.here;
-  if (!now || now === here) return;  // a new chat has no address before its first words
-  const address = `?talk=${encodeURIComponent(now)}`;
-  if (location.search !== address) history[here === undefined ? 'replaceState' : 'pushState'](null, '', address);
+  if (now === undefined || now === here || !box()) return;
+  const address = `?talk=${encodeURIComponent(now || 'new')}`;
+  if (location.search !== address) history[here ? 'pushState' : 'replaceState'](null, '', address);
+  if (here !== undefined) keepDraft(box().value === sent ? '' : box().value);
   here = now;
+  type(box(), localStorage.getItem(`hustings-draft ${here}`) ?? '');
 }).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-here']});
 addEventListener('popstate', () => location.reload());
-
-// What is typed outlives the page, by talk: Gradio loads it anew when the connection was lost.
-let typed = null, written = null;
-setInterval(() => {
-  const box = document.querySelector('#box textarea'), talk = `hustings-draft ${location.search}`;
-  if (!box) return;
-  if (talk !== written) [typed, written] = [null, talk];
-  if (typed === null) {
-    const kept = localStorage.getItem(talk);
-    if (kept && !box.value) {
-      box.value = kept;
-      box.dispatchEvent(new Event('input', {bubbles: true}));
-    }
-  } else if (box.value !== typed) box.value ? localStorage.setItem(talk, box.value) : localStorage.removeItem(talk);
-  typed = box.value;
-}, 400);
+document.addEventListener('input', event => event.target === box() && keepDraft(event.target.value));
+const sending = () => { sent = box()?.value; setTimeout(() => box()?.value || keepDraft(''), 1000); };
+document.addEventListener('keydown', event => event.target === box() && event.key === 'Enter' && !event.shiftKey && sending(), true);
+document.addEventListener('click', event => event.target.closest('#box .submit-button') && sending(), true);
 
 // What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
 new MutationObserver(() => {

@@ -38,3 +38,26 @@ whenReady(() => {
     regions[role].textContent = now;
   }).observe(document.body, {childList: true, subtree: true, characterData: true});
 });
+
+// Put words into a field as if they were typed: Gradio listens.
+const type = (field, words) => {
+  if (field.value === words) return;
+  field.value = words;
+  field.dispatchEvent(new Event('input', {bubbles: true}));
+};
+
+// The editor of a better answer: it takes the focus, and what is in it outlives the page until it is kept or left.
+const editing = () => 'hustings-words ' + (document.querySelector('#asked .asked')?.dataset.comparison ?? location.search);
+let editor = null;
+new MutationObserver(() => {
+  const now = document.querySelector('#words textarea');
+  if (now === editor) return;
+  editor = now;
+  setTimeout(() => {  // the answer to be bettered comes a moment later
+    const kept = now?.isConnected && sessionStorage.getItem(editing());
+    if (kept) type(now, kept);
+    now?.focus();
+  }, 150);
+}).observe(document.documentElement, {childList: true, subtree: true});
+document.addEventListener('input', event => event.target === editor && sessionStorage.setItem(editing(), editor.value));
+document.addEventListener('click', event => event.target.closest('#save, #cancel') && sessionStorage.removeItem(editing()), true);

@@ -1,5 +1,6 @@
 // Ranks live here until they are handed in: 1 is best, equal ranks are a tie.
 const ranking = new Map();
+let before = '';  // the comparison that they are of
 const rankers = () => [...document.querySelectorAll('.ranker')].filter(r => r.offsetParent);
 const ORDINAL = ['', '1st', '2nd', '3rd', '4th', '5th', '6th'];
 window.ranks = () => Object.fromEntries(ranking);
@@ -13,11 +14,15 @@ const draw = () => {
     ranker.classList.toggle('ranked', Boolean(rank));
     ranker.setAttribute('aria-label', `Answer ${'ABCDEF'[ranker.dataset.place]}, ${words}`);
   }
-  const button = document.getElementById('hand-in');
-  if (button) button.disabled = rankers().some(ranker => !ranking.has(ranker.dataset.place));
+  const button = document.getElementById('hand-in'), left = rankers().filter(ranker => !ranking.has(ranker.dataset.place)).length;
+  if (!button) return;
+  button.disabled = left > 0;
+  const words = left ? `${left} still to rank` : 'Hand in';
+  if (button.textContent !== words) button.textContent = words;
 };
 const give = (ranker, rank) => {
   ranking.set(ranker.dataset.place, Math.max(1, Math.min(rankers().length, rank)));
+  sessionStorage.setItem('hustings-ranks', JSON.stringify([before, [...ranking]]));  // for when the page is loaded anew
   draw();
 };
 const move = (ranker, by) => give(ranker, (ranking.get(ranker.dataset.place) ?? (by < 0 ? 2 : rankers().length - 1)) + by);
@@ -36,20 +41,25 @@ document.addEventListener('keydown', event => {
     all[(place + all.length) % all.length]?.focus();
   } else if (here && /^[1-6]$/.test(key)) give(here, Number(key));
   else if (here && (key === 'arrowup' || key === 'arrowdown')) move(here, key === 'arrowup' ? -1 : 1);
-  else if (key === 'enter' && !at.closest('button, a, summary')) document.getElementById('hand-in')?.click();
+  else if (key === 'enter' && !at.closest('button, a, summary')) {
+    all.find(ranker => !ranking.has(ranker.dataset.place))?.focus();  // it says "not ranked"
+    document.getElementById('hand-in')?.click();
+  }
   else if (CLICKS[key]) document.querySelector(CLICKS[key])?.click();
   else return;
   event.preventDefault();
 });
 
 // Another comparison: nothing is ranked yet, and the first answer can be.
-let before = '', fresh = false;
+let fresh = false;
 new MutationObserver(() => {
   const now = document.querySelector('#asked .asked')?.dataset.comparison ?? '';
   if (now !== before) {
     before = now;
     fresh = true;
     ranking.clear();
+    const [kept, ranks] = JSON.parse(sessionStorage.getItem('hustings-ranks') ?? '[]');
+    if (kept === now) ranks.forEach(([place, rank]) => ranking.set(place, rank));
   }
   draw();
   if (!fresh || !rankers().length) return;
