@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -49,6 +49,9 @@ def page(routers: Sequence[APIRouter]) -> str:
     ]
     bodies = {body.__name__: body for route in routes if (body := _body(route)) is not None}
     parts = [HEAD + "\n".join(rows)]
+    turn = bodies["ComparisonBody"].model_fields["messages"].annotation
+    (message,) = get_args(turn)
+    parts.append(f"## {message.__name__}\n\n{inspect.getdoc(message)}\n\n" + "\n".join(_fields(message)))
     for name, body in sorted(bodies.items()):
         calls = ", ".join(f"`{min(r.methods or ())} /api{r.path}`" for r in routes if _body(r) is body)
         parts.append(f"## {name}\n\n{inspect.getdoc(body)} For {calls}.\n\n" + "\n".join(_fields(body)))
@@ -58,9 +61,15 @@ def page(routers: Sequence[APIRouter]) -> str:
 def _summary(route: APIRoute) -> str:
     words = inspect.getdoc(route.endpoint)
     assert words, f"{route.path} has no docstring"
-    asked = [param.alias for param in route.dependant.query_params]
-    named = f" Query: {', '.join(f'`{name}`' for name in asked)}." if asked else ""
+    asked = [f"`{param.alias}`{_bounds(param.field_info.metadata)}" for param in route.dependant.query_params]
+    named = f" Query: {', '.join(asked)}." if asked else ""
     return words.replace("\n", " ") + named
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    signs = {"ge": "≥", "le": "≤", "max_length": "characters ≤"}
+    found = [f"{sign} {getattr(each, key)}" for each in metadata for key, sign in signs.items() if hasattr(each, key)]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _body(route: APIRoute) -> type[BaseModel] | None:

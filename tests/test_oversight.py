@@ -34,7 +34,7 @@ def test_votes_are_found_by_what_is_known_of_them(store: Store, votes: list[str]
     assert found(store, version=1) == ["And the sky?"]
     assert found(store, verdict="tie") == found(store, text="0% OF") == ["100% of what?"]
     assert len(found(store, text="Light.")) == 3, "what was answered counts, too"
-    assert found(store, evidence=False) == found(store, until="2026") == found(store, left_out=True) == []
+    assert found(store, evidence=False) == found(store, until="2026-01-01") == found(store, left_out=True) == []
     assert len(found(store, since="2026-07-04")) == 3
     first, before = store.find_votes(Search(), limit=2)
     rest, end = store.find_votes(Search(), before=before, limit=2)

@@ -261,3 +261,13 @@ def test_a_snapshot_that_cannot_be_written_leaves_no_half_file(store: Store, tmp
     with pytest.raises(sqlite3.OperationalError):
         store.snapshot(1, tmp_path / "missing" / "snapshot.db")
     assert not list(tmp_path.glob("snapshot.db*"))
+
+
+def test_what_an_excluded_voter_asked_is_asked_of_nobody(store: Store, tmp_path: Path) -> None:
+    prefer(store, compare(store, "anna", "Mine?"), 0)
+    prefer(store, compare(store, "ben", "Junk?"), 0)
+    out = store.leave_out(voter="voter-2", kind="exclude", reason="junk", who="ada")
+    assert [json.loads(row["messages"])[0]["content"] for row in Read(store, tmp_path).asked] == ["Mine?"]
+    store.lift(out.id)
+    (tmp_path / "snapshot.db").unlink()
+    assert len(Read(store, tmp_path).asked) == 2

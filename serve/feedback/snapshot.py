@@ -59,7 +59,9 @@ SELECT messages.id, asked, source, voter_id, coalesce(dropped, 0) AS dropped
 FROM messages
 JOIN conversations ON conversations.id = conversation_id
 LEFT JOIN (SELECT DISTINCT prompt_id, dropped FROM answers) ON prompt_id = messages.id
-WHERE asked > 0 ORDER BY messages.rowid, dropped
+WHERE asked > 0 AND NOT EXISTS (SELECT 1 FROM exclusions
+    WHERE exclusions.voter_id = conversations.voter_id AND kind = 'exclude' AND lifted IS NULL)
+ORDER BY messages.rowid, dropped
 """
 
 

@@ -50,7 +50,7 @@ class _Body(BaseModel):
 
 
 class MessageBody(_Body):
-    """One turn."""
+    """One turn; all turns together have at most 200,000 bytes."""
 
     role: Role
     content: str
@@ -64,27 +64,41 @@ class ComparisonBody(_Body):
     """A prompt to be answered twice or more."""
 
     messages: list[MessageBody]
+    """The last one is the user's."""
     k: int | None = None
+    """Answers, 2 to 6; 2 where nothing else is said."""
     conversation_id: _Text | None = None
+    """The talk that this goes on with; without one a new talk begins."""
     share: bool = False
+    """Whether other voters may be shown this prompt with what came before it."""
     max_tokens: int | None = None
+    """1 or more, as far as prompt and answer fit the model. What is left out is the server's own."""
     temperature: float | None = None
+    """0 (greedy) to 2."""
     top_p: float | None = None
+    """Above 0, at most 1."""
     top_k: int | None = None
+    """0 (all) to 1,000,000."""
     stop: str | list[str] | None = None
+    """Texts that end an answer, at most 4."""
     seed: int | None = None
+    """0 to about 9.2e18; votes on answers of a chosen seed or sampling are no evidence."""
     truncation: Truncation = "disabled"
+    """`auto` leaves the oldest turns out where the talk has outgrown the model."""
     versions: list[_Number] | None = None
-    """Who answers; for operators."""
+    """Who answers, one for each answer; for operators."""
 
 
 class VoteBody(_Body):
     """A ranking, best group first, or a verdict."""
 
     ranking: list[list[str]] | None = None
+    """Every candidate's id exactly once, in groups, best first; those in one group are a tie."""
     verdict: Verdict | None = None
     strength: int | None = Field(default=None, ge=1, le=5)
+    """How much better the best is: 1 barely, 5 far."""
     reasons: _Reasons = []
+    """At most 20."""
 
     @model_validator(mode="after")
     def _one_judgement(self) -> Self:
@@ -124,12 +138,31 @@ class LoginBody(_Body):
     token: str
 
 
+class ScheduleBody(_Body):
+    """What is to be changed of the schedule; what is left out stays. What was set at the start cannot be changed."""
+
+    min_new_votes: str | int | None = None
+    """1 or more rankings and ties."""
+    max_interval: str | None = None
+    """A span such as `90s`, `15m`, `24h` or `7d`, of ten years at most, or `none`."""
+    promotion: Literal["auto", "canary", "manual"] | None = None
+    compare_share: str | float | None = None
+    """0 to 1."""
+    canary_share: str | float | None = None
+    """0 to 1."""
+    canary_deadline: str | None = None
+    """A span."""
+
+
 class RunBody(_Body):
     """What a run should do; all of it may be left out."""
 
     stages: list[Stage] | None = None
+    """Some of `sft`, `reward` and `ppo`; what there is something to learn from, where nothing is said."""
     settings: dict[str, Any] | None = None
+    """By section, such as `{"ppo": {"updates": 12}}`; `GET /api/settings` tells all, with bounds."""
     force: bool = False
+    """Start with few votes, too; the gate stays as it is."""
 
 
 class ExclusionBody(_Body):
@@ -321,13 +354,10 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse([asdict(entry) for entry in found])
 
     @router.patch("/schedule")
-    async def change_schedule(changes: dict[str, str | int | float]) -> Response:
+    async def change_schedule(body: ScheduleBody) -> Response:
         """Change some of it, all or nothing; answers with all of it."""
-        await asyncio.to_thread(
-            lambda: schedule.change(
-                service.store, service.settings, {name: f"{value}" for name, value in changes.items()}, who=_WHO
-            )
-        )
+        changes = {name: str(value) for name, value in body.model_dump(exclude_none=True).items()}
+        await asyncio.to_thread(lambda: schedule.change(service.store, service.settings, changes, who=_WHO))
         return await schedule_()
 
     @router.get("/board")
@@ -371,9 +401,9 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return Response(status_code=204)
 
     @router.get("/log")
-    async def deeds() -> Response:
+    async def deeds(limit: Annotated[int, Query(ge=1, le=100_000)] = 200) -> Response:
         """Who did what, newest first."""
-        return JSONResponse([plain(asdict(deed)) for deed in await asyncio.to_thread(service.store.deeds)])
+        return JSONResponse([plain(asdict(deed)) for deed in await asyncio.to_thread(service.store.deeds, limit)])
 
     @router.put("/versions/{number}/note")
     async def note(number: _PathNumber, body: VersionNoteBody) -> Response:

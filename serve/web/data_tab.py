@@ -62,7 +62,7 @@ def build(page: gr.Blocks, service: Service) -> None:
     gr.HTML(data_view.importer())
     gr.HTML(theme.section("Datasets out"))
     gr.HTML(data_view.exports())
-    gr.HTML(theme.section("Who did what"))
+    gr.HTML(theme.section("Who did what", "The newest 200; the API has all."))
     log = gr.HTML(elem_id="deeds")
 
     everything = [found, following, older, note, standing, log]
