@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import sqlite3
 import tempfile
 import threading
 import time
@@ -29,7 +30,7 @@ from serve.feedback.entries import NewCandidate
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import CONFIG, WEIGHTS, Registry
-from serve.records import Judgement, Message, Sampling
+from serve.records import Comparison, Judgement, Message, Sampling
 from serve.secrets import Secrets
 from serve.service import Service
 from serve.settings import Settings
@@ -135,7 +136,7 @@ def vote(store: Store, number: int, *, versions: tuple[int, int] = (0, 0), bette
     for i in range(number):
         voter = f"person-{i % 7}"
         question, answer = chance.choice(list(ASKED.items()))
-        prompt = store.record_prompt(voter, [Message("user", question)])
+        prompt = store.record_prompt(voter, [Message("user", question)], share=i % 4 == 1)
         pair = versions if i % 4 == 0 else (versions[1], versions[1])
         first = chance.random() < 0.5  # where the second of the two stands
         shown = (pair[1], pair[0]) if first else pair
@@ -155,8 +156,29 @@ def vote(store: Store, number: int, *, versions: tuple[int, int] = (0, 0), bette
                 logprobs=(0.0,) * len(words),
                 finish_reason="stop",
             )
-        best, other = comparison.candidates if (chance.random() < better) == first else comparison.candidates[::-1]
-        store.add_vote(comparison.id, voter, Judgement(ranking=((best.id,), (other.id,))))
+        judge(store, store.comparison(comparison.id, voter), chance, better=None if pair[0] == pair[1] else better)
+
+
+def judge(store: Store, comparison: Comparison, chance: random.Random, *, better: float | None = None) -> None:
+    """Choose the newer version's answer so often, or else mostly the one with fewer words."""
+    first, second = comparison.candidates
+    if better is not None:
+        first, second = sorted(comparison.candidates, key=lambda c: -(c.answer.version or 0))
+    elif len(second.answer.text) < len(first.answer.text):
+        first, second = second, first
+    if chance.random() > (0.78 if better is None else better):
+        first, second = second, first
+    store.add_vote(comparison.id, comparison.voter_id, Judgement(ranking=((first.id,), (second.id,))))
+
+
+def judge_again(store: Store) -> None:
+    """Some pairs by somebody else, and some by the same person with sides swapped."""
+    chance = random.Random(1)
+    for i in range(60):
+        voter = f"person-{i % 7}"
+        found = store.next_in_queue(voter) if i < 30 else store.repeat(voter, apart=3)
+        if found is not None:
+            judge(store, found, chance)
 
 
 def curves(store: Store, run: int, *, upto: float, eta: float | None = None) -> None:
@@ -224,6 +246,7 @@ def past(store: Store, registry: Registry, clock: Clock, folder: DataFolder) -> 
             curves(store, run.id, upto=0.66, eta=260.0)
             (folder.run(run.id) / "log.txt").write_text(LOG)
             vote(store, 17, versions=(1, 2), better=0.68)
+            judge_again(store)
             continue
         curves(store, run.id, upto=0.15 if report is refused else 1.0)
         clock.now += timedelta(minutes=minutes)
@@ -255,6 +278,26 @@ class Site:
 
     url: str
     engine: FakeEngine
+    store: Store
+
+    def take_over(self, votes: int) -> None:
+        """Give votes that went into a version to the person at the browser, who came last."""
+
+        def work(db: sqlite3.Connection) -> None:
+            (mine,) = db.execute("SELECT id FROM voters ORDER BY rowid DESC LIMIT 1").fetchone()
+            found = db.execute(
+                "SELECT votes.id AS vote, comparison_id, conversation_id FROM votes JOIN run_votes ON vote_id = votes.id"
+                " JOIN runs ON runs.id = run_id JOIN comparisons ON comparisons.id = comparison_id"
+                " JOIN messages ON messages.id = prompt_id WHERE version IS NOT NULL AND repeats IS NULL"
+                " GROUP BY votes.id ORDER BY count(*), votes.rowid DESC LIMIT ?",
+                (votes,),
+            ).fetchall()
+            for row in found:
+                db.execute("UPDATE votes SET voter_id = ? WHERE id = ?", (mine, row["vote"]))
+                db.execute("UPDATE comparisons SET voter_id = ? WHERE id = ?", (mine, row["comparison_id"]))
+                db.execute("UPDATE conversations SET voter_id = ? WHERE id = ?", (mine, row["conversation_id"]))
+
+        self.store.writing(work)
 
 
 @contextmanager
@@ -277,7 +320,7 @@ def serving(*, empty: bool) -> Iterator[Site]:
         thread.start()
         while not server.started:
             time.sleep(0.05)
-        yield Site(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine)
+        yield Site(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine, store)
         server.should_exit = True
         thread.join(10)
         store.close()
@@ -318,6 +361,7 @@ def walk(page: Page, site: Site) -> Iterator[str]:
     for key in ("2", "j", "1"):
         page.keyboard.press(key)
     yield "rank"
+    site.take_over(5)
     page.goto(site.url + "/you")
     expect(page.locator("#my-votes tbody tr").first).to_be_visible()
     yield "yours"
@@ -354,7 +398,7 @@ def walk_empty(page: Page, site: Site) -> Iterator[str]:
 
 SHOWN = ("chat", "vote", "rank", "yours", "operator", "data")
 """The pictures of README and guides."""
-TALL = ("yours", "operator", "everything", "yours-empty", "operator-empty", "data-empty")
+TALL = ("operator", "everything", "yours-empty", "operator-empty", "data-empty")
 """Taken whole, not only what fits the window."""
 
 

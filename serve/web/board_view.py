@@ -154,7 +154,7 @@ def _promises(figure: go.Figure, column: int, seen: Seen) -> None:
             error_y=_bars(found),
             mode="markers+text",
             text=[f"v{r.version}" for r in rated],
-            textposition="top left",
+            textposition=[("top left", "bottom right")[i % 2] for i in range(len(rated))],
             marker={"color": GREEN, "size": 10},
             hovertemplate="%{text}: promised %{x:.0%}, found %{y:.0%}<extra></extra>",
         ),
