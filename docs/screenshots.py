@@ -286,7 +286,8 @@ class Site:
         def work(db: sqlite3.Connection) -> None:
             (mine,) = db.execute("SELECT id FROM voters ORDER BY rowid DESC LIMIT 1").fetchone()
             found = db.execute(
-                "SELECT votes.id AS vote, comparison_id, conversation_id FROM votes JOIN run_votes ON vote_id = votes.id"
+                "SELECT votes.id AS vote, comparison_id, conversation_id"
+                " FROM votes JOIN run_votes ON vote_id = votes.id"
                 " JOIN runs ON runs.id = run_id JOIN comparisons ON comparisons.id = comparison_id"
                 " JOIN messages ON messages.id = prompt_id WHERE version IS NOT NULL AND repeats IS NULL"
                 " GROUP BY votes.id ORDER BY count(*), votes.rowid DESC LIMIT ?",
