@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,13 @@ from serve.records import BASE_VERSION, Version, version_name
 DRAWS = 300
 PRIOR = 0.5
 """Wins and ties that every two versions which met have before a vote (as Jeffreys): by 3 votes no rate is 0 or 1."""
+WON = (1.0, 0.0, 0.5)
 SURE = 400
 """Decided votes beyond which nobody is asked for more: 50% ± 5%."""
+
+
+Outcome = tuple[int, int, float]
+"""Two versions, and what the first won against the second."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Met:
     first: int
     second: int
     won: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """All that the model sees of it."""
+        return self.first, self.second, self.won
 
 
 @dataclass(frozen=True)
@@ -122,15 +131,27 @@ def over_base(met: Sequence[Met], *, draws: int = DRAWS, seed: int = 0) -> dict[
     met = [meeting for meeting in met if meeting.first in joined]
     if not met:
         return {}
+    import numpy as np
+
     pairs = sorted({(min(m.first, m.second), max(m.first, m.second)) for m in met})
-    known = [Met("", *pair, won) for pair in pairs for won in (1.0, 0.0, 0.5)]
-    every, rng = [*met, *known], random.Random(seed)
-    best = _fit(every, [1.0] * len(met) + [PRIOR] * len(known), joined)
-    drawn = []
-    for _ in range(draws):
-        of_vote: dict[str, float] = {m.vote: rng.gammavariate(1.0, 1.0) for m in met}
-        weights = [of_vote[m.vote] for m in met] + [rng.gammavariate(PRIOR, 1.0) for _ in known]
-        drawn.append(_fit(every, weights, joined))
+    prior: list[Outcome] = [(*pair, won) for pair in pairs for won in WON]
+    outcomes = sorted({*prior, *(m.outcome for m in met)})
+    number = {outcome: i for i, outcome in enumerate(outcomes)}
+    vote_number = {vote: i for i, vote in enumerate(sorted({m.vote for m in met}))}
+    votes, known = len(vote_number), np.array([number[outcome] for outcome in prior])
+    place, of_vote = np.array([number[m.outcome] for m in met]), np.array([vote_number[m.vote] for m in met])
+
+    def weigh(by_vote: Any, before: Any) -> list[float]:
+        """How much each outcome weighs in all, by the votes' weights and those before any vote."""
+        sums = np.bincount(place, by_vote[of_vote], len(outcomes)) + np.bincount(known, before, len(outcomes))
+        return [float(total) for total in sums]
+
+    rng = np.random.default_rng(seed)
+    best = _fit(outcomes, weigh(np.ones(votes), np.full(len(known), PRIOR)), joined)
+    drawn = [
+        _fit(outcomes, weigh(rng.exponential(size=votes), rng.gamma(PRIOR, size=len(known))), joined)
+        for _ in range(draws)
+    ]
     found = {}
     for version in joined - {BASE_VERSION}:
         rates = sorted(rate[version] for rate in drawn)
@@ -153,14 +174,13 @@ def connected(met: Iterable[Met]) -> set[int]:
     return joined
 
 
-def _fit(met: Sequence[Met], weights: Sequence[float], joined: Collection[int]) -> dict[int, float]:
-    """Each version's share of decided votes over the base, of weighted meetings."""
+def _fit(outcomes: Sequence[Outcome], weights: Sequence[float], joined: Collection[int]) -> dict[int, float]:
+    """Each version's share of decided votes over the base, by weighted outcomes."""
     import evalica  # brings SciPy, which the rest of the server does without
 
     names = {1.0: evalica.Winner.X, 0.0: evalica.Winner.Y, 0.5: evalica.Winner.Draw}
-    scores = evalica.newman(
-        [m.first for m in met], [m.second for m in met], [names[m.won] for m in met], weights=weights
-    ).scores
+    first, second, won = zip(*outcomes, strict=True)
+    scores = evalica.newman(first, second, [names[each] for each in won], weights=weights).scores
     base = float(scores[BASE_VERSION])
     return {version: float(scores[version]) / (float(scores[version]) + base) for version in joined}
 
