@@ -315,6 +315,12 @@ async def _command(command: str, settings: Settings, options: dict[str, Any]) ->
             return await client.train(stages=options["stages"], settings=overrides, force=options["force"])
         if command == "versions":
             return await client.versions()
+        if command == "board":
+            return await client.board()
+        if command == "log":
+            return await client.log()
+        if command == "schedule":
+            return await client.schedule(nested(options.get("changes") or []))
         if command == "promote":
             return await client.promote(options["version"])
         if command == "rollback":
@@ -390,6 +396,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--force", action="store_true", default=False, help="do not wait for enough new votes")
     add("status", "what serves, what is learned from, what runs")
     add("versions", "all versions")
+    add("board", "whether it is getting better, by blind votes")
+    schedule = add("schedule", "when runs start by themselves, and what then; changed while the server runs")
+    schedule.add_argument("changes", nargs="*", metavar="NAME=VALUE", help="such as min_new_votes=20")
+    add("log", "who did what")
     add("promote", "make a version serve").add_argument("version", type=int)
     add("rollback", "return to the version that served before")
     export = add("export", "the record as JSON lines")

@@ -114,6 +114,22 @@ class Client:
         ]
         return Result(data, _table([names, *rows]))
 
+    async def board(self) -> Result:
+        """Whether it is getting better, in sentences."""
+        data = await self.call("GET", "/api/board")
+        return Result(data, "\n".join(data["verdicts"]))
+
+    async def log(self) -> Result:
+        """Who did what, newest first."""
+        data = await self.call("GET", "/api/log")
+        return Result(data, _table([[deed["created"], deed["who"], deed["what"]] for deed in data]) if data else "")
+
+    async def schedule(self, changes: Mapping[str, Any]) -> Result:
+        """When runs start by themselves and what then; with `changes`, after them."""
+        data = await self.call("PATCH" if changes else "GET", "/api/schedule", json=dict(changes) if changes else None)
+        names = [[entry["name"], entry["value"], "set at the start" if entry["fixed"] else ""] for entry in data]
+        return Result(data, _table(names))
+
     async def promote(self, version: int) -> Result:
         """Make a version serve."""
         data = await self.call("POST", f"/api/versions/{version}/promote")

@@ -78,6 +78,22 @@ def test_versions_start_with_the_base(folder: DataFolder, capsys: pytest.Capture
     assert base.split()[:2] == ["0", "serving"]
 
 
+def test_the_schedule_is_shown_and_changed(folder: DataFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "schedule", "min_new_votes=20", "max_interval=2h", "--json") == 0
+    assert {entry["name"]: entry["value"] for entry in said(capsys)}["max_interval"] == "2h"
+    assert run(folder, "schedule") == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["min_new_votes", "20"]
+    assert run(folder, "schedule", "min_new_votes=0") == 1
+    assert "min_new_votes: Input should be greater than or equal to 1" in capsys.readouterr().err
+    assert run(folder, "log") == 0
+    assert "set min_new_votes to 20, max_interval to 2h" in capsys.readouterr().out
+
+
+def test_the_board_says_whether_it_is_getting_better(folder: DataFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "board") == 0
+    assert "nothing has been learned yet" in capsys.readouterr().out
+
+
 def test_what_is_imported_is_exported_again(
     folder: DataFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
