@@ -320,7 +320,9 @@ async def _command(command: str, settings: Settings, options: dict[str, Any]) ->
         if command == "log":
             return await client.log()
         if command == "schedule":
-            return await client.schedule(nested(options.get("changes") or []))
+            changes = options.get("changes") or []
+            nested(changes)  # refuses what is no NAME=VALUE
+            return await client.schedule(dict(change.split("=", 1) for change in changes))
         if command == "promote":
             return await client.promote(options["version"])
         if command == "rollback":

@@ -12,28 +12,40 @@ from pathlib import Path
 
 from serve.folder import DataFolder
 
-FILES = ("snapshot.db", "rollouts.jsonl")
+SNAPSHOT = "snapshot.db"
+FILES = (SNAPSHOT, "rollouts.jsonl")
 MARK = "delete-copies"
 
 log = logging.getLogger(__name__)
 
 
 def delete_copies(folder: DataFolder, since: datetime, active: int | None) -> None:
-    """Delete those made since, also of runs that were moved aside; those of the active run when it ends."""
+    """Delete those of runs whose snapshot was made since, also of runs that were moved aside.
+
+    Those of the active run are marked, whose snapshot may be in the making: `settle` deletes them when it has ended.
+    """
     for run in folder.runs.glob("*/"):
-        if not any((run / name).exists() and (run / name).stat().st_mtime >= since.timestamp() for name in FILES):
-            continue
+        made = _made(run)
         if active is not None and run == folder.run(active):
-            (run / MARK).touch()
-            log.warning("%s holds what was just deleted until its run has ended", run)
-        else:
+            if made is None or made >= since.timestamp():
+                (run / MARK).touch()
+                log.warning("%s holds what was just deleted until its run has ended", run)
+        elif made is not None and made >= since.timestamp():
             _delete(run)
 
 
-def run_ended(run: Path) -> None:
-    """Delete a run's copies, if something in them was deleted while it was on."""
-    if (run / MARK).exists():
-        _delete(run)
+def settle(folder: DataFolder, active: int | None) -> None:
+    """Delete what was marked, of every run that is not on."""
+    for mark in folder.runs.glob(f"*/{MARK}"):
+        if active is None or mark.parent != folder.run(active):
+            _delete(mark.parent)
+
+
+def _made(run: Path) -> float | None:
+    try:
+        return (run / SNAPSHOT).stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _delete(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serve import schedule
 from serve.board import Board, board
-from serve.copies import delete_copies
+from serve.copies import delete_copies, settle
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, NotFound, Unavailable
 from serve.feedback import exchange
@@ -423,7 +424,7 @@ class Service:
     ) -> Demonstration:
         """Keep an answer written or edited by a person; in a conversation it is the history from here on.
 
-        For a comparison of somebody else's prompt it goes when that prompt does.
+        With a conversation or a comparison it goes when that prompt does.
 
         Raises InvalidInput, NotFound.
         """
@@ -441,7 +442,9 @@ class Service:
     async def next_in_queue(self, voter: str) -> Comparison | None:
         """A comparison that this voter has not judged, also while it is being written."""
         found = await asyncio.to_thread(self.store.next_in_queue, voter)
-        return None if found is None else await self.comparison(found.id, voter)
+        with contextlib.suppress(NotFound):  # unshared this very moment
+            return None if found is None else await self.comparison(found.id, voter)
+        return None
 
     async def next_to_judge(self, voter: str) -> Comparison | LiveComparison | None:
         """What is next in the queue; where nothing is, several answers to a shipped prompt, as they are written.
@@ -487,7 +490,7 @@ class Service:
     async def forget(self, voter: str) -> None:
         """Delete what a voter wrote, said and chose, also from the copies that ended training runs learned from.
 
-        The copy of a run that is not over stays, for the run needs it; the log says so.
+        The copy of a run that is on goes when it ends.
         """
         for live in [live for live, whose in self._writing.items() if whose == voter]:
             live.cancel()
@@ -796,8 +799,12 @@ class Service:
             self._delete_copies(begun)
 
     def _delete_copies(self, begun: datetime) -> None:
-        active = self.store.active_run()
-        delete_copies(self.settings.folder, begun, None if active is None else active.id)
+        def active() -> int | None:
+            run = self.store.active_run()
+            return None if run is None else run.id
+
+        delete_copies(self.settings.folder, begun, active())
+        settle(self.settings.folder, active())  # the run may have ended in between
 
     async def _record(self, draft: Draft) -> None:
         self.counts["tokens"] += len(draft.deltas)

@@ -9,6 +9,7 @@ import pytest
 
 from serve.board import sayings
 from serve.errors import (
+    Conflict,
     InvalidInput,
     NotFound,
 )
@@ -293,6 +294,43 @@ def test_what_is_no_longer_shared_is_shown_to_nobody_in_no_way(store: Store) -> 
         store.comparison(vote["comparison"], "ben")
     home = json.dumps(store.everything("ben"))
     assert "Mine." in home and "secret" not in home and "Light." not in home
+
+
+def test_a_vote_that_was_stored_has_the_same_receipt_after_the_prompt_is_unshared(store: Store) -> None:
+    store.give_consent("anna", share=True)
+    compare(store, "anna", "A secret?", share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    tie = Judgement(verdict="tie")
+    first = store.add_vote(waiting.id, "ben", tie, idempotency_key="k")
+    store.give_consent("anna", share=False)
+    assert store.add_vote(waiting.id, "ben", tie, idempotency_key="k") == first
+
+
+def test_who_said_no_shares_nothing_that_was_on_its_way(store: Store) -> None:
+    store.give_consent("anna", share=False)
+    compare(store, "anna", "A secret?", share=True)
+    assert store.next_in_queue("ben") is None
+
+
+def test_nobody_goes_on_with_a_prompt_for_judging_which_everybody_may_see(store: Store) -> None:
+    talk = store.record_prompt("anna", [user("Hello?")], source="shipped").conversation_id
+    words = [user("Hello?"), assistant("Hi."), user("My secret is this.")]
+    with pytest.raises(Conflict, match="begin a new conversation"):
+        store.record_prompt("anna", words, conversation_id=talk)
+    with pytest.raises(Conflict, match="begin a new conversation"):
+        store.add_demonstration("anna", words, "Oh.", conversation_id=talk)
+    assert "secret" not in json.dumps(store.everything("anna"))
+
+
+def test_a_better_answer_to_a_prompt_that_is_gone_is_not_kept(store: Store) -> None:
+    compare(store, "anna", "A secret?", share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    store.forget("anna")
+    with pytest.raises(NotFound, match="no more"):
+        store.add_demonstration("ben", waiting.messages, "Mine.", comparison_id=waiting.id)
+    assert store.demonstrations_count() == 0
 
 
 def test_an_open_comparison_of_an_unshared_prompt_takes_no_vote(store: Store) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.copies import MARK, run_ended
+from serve.copies import MARK, settle
 from tests.fakes import Web
 from tests.scenes import compare, user
 
@@ -50,11 +50,25 @@ def test_the_copies_of_a_run_that_is_on_go_when_it_ends(web: Web) -> None:
     on = copies(web, f"{run.id:04d}")
     asyncio.run(web.service.delete("anna", talk))
     assert left(on) == {*WHOLE, MARK}
-    run_ended(on)
+    settle(web.folder, None)
+    assert left(on) == {"report.json"}
+
+
+def test_a_snapshot_in_the_making_is_marked_too_and_a_mark_that_was_left_is_found_later(web: Web) -> None:
+    web.store.record_prompt("anna", [user("Hi.")])
+    compare(web.store, "ben")
+    run = web.store.create_run("operator", ["reward", "ppo"], {})
+    on = copies(web, f"{run.id:04d}")
+    (on / "snapshot.db").rename(on / "snapshot.db.partial")
+    asyncio.run(web.service.forget("anna"))
+    (on / "snapshot.db.partial").rename(on / "snapshot.db")
+    settle(web.folder, run.id)
+    assert left(on) == {*WHOLE, MARK}
+    settle(web.folder, None)
     assert left(on) == {"report.json"}
 
 
 def test_a_run_in_which_nothing_was_deleted_keeps_its_copies(web: Web) -> None:
     on = copies(web, "0001")
-    run_ended(on)
+    settle(web.folder, None)
     assert left(on) == WHOLE

@@ -79,12 +79,19 @@ def test_a_record_of_the_first_release_keeps_its_rows(tmp_path: Path) -> None:
         "INSERT INTO messages (id, conversation_id, role, content, created) VALUES ('m', 'c', 'user', 'Hi', '')"
     )
     old.execute("INSERT INTO answers (id, prompt_id, created) VALUES ('a', 'm', '2026')")
+    for turn, parent, asked, share in (("private", None, 1, 0), ("after", "private", 1, 1), ("alone", None, 1, 1)):
+        old.execute(
+            "INSERT INTO messages (id, conversation_id, parent_id, role, content, asked, share, created)"
+            " VALUES (?, 'c', ?, 'user', ?, ?, ?, '')",
+            (turn, parent, turn, asked, share),
+        )
     old.close()
     with Store.open(folder) as store:
         assert store.demonstrations_count() == 1
         with store.reading() as db:
             assert [tuple(row) for row in db.execute("SELECT id, dropped FROM answers")] == [("a", 0)]
             assert pseudonyms(db) == {"anna": "voter-1"}
+            assert [row["id"] for row in db.execute("SELECT id FROM messages WHERE share")] == ["alone"]
             assert [tuple(row) for row in db.execute("SELECT share, consented FROM voters")] == [(0, None)]
 
 

@@ -21,8 +21,8 @@ def did(verdict: str = "ranking", **lesson: Any) -> str:
     ("said", "words"),
     [
         (did(), "Waits for the next run."),
-        (did("skip"), "Teaches nothing: neither was better."),
-        (did("both_bad"), "Teaches nothing: neither was better."),
+        (did("skip"), "Teaches nothing."),
+        (did("both_bad"), "Teaches nothing."),
         (did(status="running", version=None), "Is being learned from now."),
         (did(status="rejected", version=None), "A run learned from it, and made no version."),
         (did(status="rejected"), "<b>Version 2</b> learned from it in run 3, and did not pass the checks."),

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from serve.copies import run_ended
+from serve.copies import settle
 from serve.errors import Conflict, HustingsError, InvalidInput, NothingToLearn, RunActive, Unavailable
 from serve.feedback.statistics import sequential_verdict
 from serve.feedback.store import Store
@@ -99,6 +99,7 @@ class Scheduler:
     def start(self) -> None:
         """Begin to tick. A run that an earlier server left is resumed by the first tick."""
         run = self._store.active_run()
+        settle(self._folder, None if run is None else run.id)
         if run is not None and run.status == "running":
             self._store.update_run(run.id, status="interrupted", eta_seconds=None)
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it tells of every tick
@@ -406,11 +407,10 @@ class Scheduler:
         error: str | None = None,
     ) -> Run:
         log.info("run %d: %s%s", run.id, status, f" ({error})" if error else "")
-        run_ended(self._folder.run(run.id))
         learned: dict[str, Any] = {"progress": 1.0} if status in _LEARNED else {}
         if learned:
             threading.Thread(target=self._doubt, args=(run,), daemon=True).start()
-        return self._store.update_run(
+        ended = self._store.update_run(
             run.id,
             status=status,
             version=version,
@@ -420,6 +420,8 @@ class Scheduler:
             finished=self._clock(),
             **learned,
         )
+        settle(self._folder, None)  # what was deleted while it was on; a deletion from now on sees that it has ended
+        return ended
 
     # ── what is due ───────────────────────────────────────────────────────────────────────────────────────────────
 

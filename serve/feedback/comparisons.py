@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from serve.errors import InvalidInput, NotFound
+from serve.errors import InvalidInput
 from serve.feedback.conversations import (
     VISIBLE,
     answer_from,
@@ -20,7 +20,15 @@ from serve.feedback.conversations import (
 )
 from serve.feedback.database import moment, stamp
 from serve.feedback.entries import NewCandidate, PromptRef, SharedPair
-from serve.feedback.votes import CANDIDATES, COMPARISON, Votes, skip_open_comparisons, standing_vote
+from serve.feedback.votes import (
+    CANDIDATES,
+    COMPARISON,
+    Votes,
+    require_comparison,
+    skip_open_comparisons,
+    standing_vote,
+    visible_comparison,
+)
 from serve.records import Answer, Candidate, Comparison, Sampling
 
 OPEN_FOR = timedelta(hours=24)
@@ -167,9 +175,14 @@ class Comparisons(Votes):
         return self.writing(work)
 
     def comparison(self, comparison_id: str, voter_id: str) -> Comparison:
-        """A comparison as it stands. Raises NotFound if it is unknown or somebody else's."""
+        """A comparison as it stands. Raises NotFound if it is unknown, somebody else's or shared no more."""
         with self.reading() as db:
             return _load(db, comparison_id, voter_id, self._clock())
+
+    def require_comparison(self, comparison_id: str, voter_id: str) -> None:
+        """Raises NotFound unless it was shown to this voter."""
+        with self.reading() as db:
+            require_comparison(db, comparison_id, voter_id)
 
     def open_comparison(self, voter_id: str, conversation_id: str) -> Comparison | None:
         """The comparison that waits for its vote where this conversation stands."""
@@ -308,12 +321,7 @@ def insert_comparison(
 
 
 def _load(db: sqlite3.Connection, comparison_id: str, voter_id: str, now: datetime) -> Comparison:
-    row = db.execute(
-        COMPARISON + f"WHERE comparisons.id = :id AND comparisons.voter_id = :voter AND {VISIBLE}",
-        {"id": comparison_id, "voter": voter_id},
-    ).fetchone()
-    if row is None:
-        raise NotFound("there is no such comparison of yours, or its author no longer shares the prompt")
+    row = visible_comparison(db, comparison_id, voter_id)
     vote = standing_vote(db, comparison_id)
     expires = moment(row["expires"])
     status: Literal["open", "voted", "expired"] = "voted" if vote else "expired" if expires <= now else "open"

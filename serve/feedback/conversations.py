@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from serve.errors import InvalidInput, NotFound
+from serve.errors import Conflict, InvalidInput, NotFound
 from serve.feedback.database import Database, moment, storable
 from serve.feedback.entries import ConversationSummary, ConversationTurn, PromptRef
 from serve.records import Answer, FinishReason, Message, Sampling
@@ -72,6 +72,8 @@ WITH RECURSIVE path(id) AS (
 )
 SELECT 1 FROM messages JOIN path USING (id) WHERE role = 'user' AND asked AND NOT share
 """
+
+SAID_NO = "SELECT 1 FROM voters WHERE id = ? AND consented IS NOT NULL AND NOT share"
 
 VISIBLE = "(conversations.voter_id = :voter OR messages.share OR conversations.source <> 'voter')"
 """Whether a voter may see a prompt: their own, a shared one, or one that came along or was imported."""
@@ -146,6 +148,13 @@ def require_conversation(db: sqlite3.Connection, voter_id: str, conversation_id:
         "SELECT 1 FROM conversations WHERE id = ? AND voter_id = ?", (conversation_id, voter_id)
     ).fetchone():
         raise NotFound("there is no such conversation of yours")
+
+
+def require_talk(db: sqlite3.Connection, voter_id: str, conversation_id: str) -> None:
+    """Raises NotFound unless it is this voter's, and Conflict where it is for judging: everybody may see its prompt."""
+    require_conversation(db, voter_id, conversation_id)
+    if not db.execute("SELECT 1 FROM conversations WHERE id = ? AND source = 'voter'", (conversation_id,)).fetchone():
+        raise Conflict("this prompt was for judging answers; begin a new conversation to go on")
 
 
 def require_prompt(db: sqlite3.Connection, voter_id: str, prompt: PromptRef) -> None:
@@ -249,7 +258,8 @@ class Conversations(Database):
         """Find or add these messages in the conversation's tree (a new one by default) and say where the last lies.
 
         A `test` does not count among what people ask, from which runs draw their prompts. A prompt is shown with all
-        that came before it, so it is shared only where every earlier one is, and those after an unshared one are not.
+        that came before it, so it is shared only where every earlier one is, and those after an unshared one are not;
+        nor where the voter has said no to sharing since it was sent.
 
         Raises InvalidInput when there is nothing to answer, NotFound when the conversation is not the voter's.
         """
@@ -262,9 +272,10 @@ class Conversations(Database):
                 place = insert_conversation(db, voter_id, messages, source, now)
             else:
                 place = conversation_id
-                require_conversation(db, voter_id, place)
+                require_talk(db, voter_id, place)
             parent = walk(db, place, messages, now)
-            shared = share and not db.execute(HIDDEN_ABOVE, (parent,)).fetchone()
+            shared = share and not db.execute(SAID_NO, (voter_id,)).fetchone()
+            shared = shared and not db.execute(HIDDEN_ABOVE, (parent,)).fetchone()
             db.execute("UPDATE messages SET asked = asked + ?, share = ? WHERE id = ?", (not test, shared, parent))
             if not shared:
                 db.execute(UNSHARE_BELOW, (parent,))

@@ -268,9 +268,9 @@ def _time(name: str, text: str | None) -> str | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
         raise InvalidInput(f"{name} is a date such as 2026-01-31, not “{text}”") from None
-    return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
 
 
 def _voter_id(db: sqlite3.Connection, pseudonym: str) -> str:

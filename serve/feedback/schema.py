@@ -355,6 +355,16 @@ def m009_schedule(db: Database) -> None:
     )
 
 
+@migrations()
+def m010_hidden_turns(db: Database) -> None:
+    """A prompt is shown with all that came before it: what follows an unshared one is shared no more."""
+    db.execute(
+        "WITH RECURSIVE hidden(id) AS (SELECT id FROM messages WHERE role = 'user' AND asked AND NOT share"
+        " UNION SELECT m.id FROM messages AS m JOIN hidden ON m.parent_id = hidden.id)"
+        " UPDATE messages SET share = 0 WHERE share AND id IN (SELECT id FROM hidden)"
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to today's schema; each migration is applied whole or not at all.
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from serve.errors import InvalidInput
+from serve.errors import InvalidInput, NotFound
 from serve.feedback.conversations import (
     VISIBLE,
     check_prompt,
     ensure_voter,
     move_leaf,
     new_id,
-    require_conversation,
+    require_talk,
     walk,
 )
 from serve.feedback.database import Database, moment, storable
@@ -81,8 +81,8 @@ class Voters(Database):
     ) -> Demonstration:
         """Store an answer that a person wrote; in a conversation it is the history from here on.
 
-        It lasts as long as the prompt that it answers, of a conversation or a comparison. Raises InvalidInput
-        when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
+        Where a conversation or a comparison is named, it lasts as long as the prompt that it answers.
+        Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
         """
         check_prompt(messages)
         if not storable("the answer", answer).strip():
@@ -91,16 +91,17 @@ class Voters(Database):
         def work(db: sqlite3.Connection) -> Demonstration:
             now = self._now()
             ensure_voter(db, voter_id, now)
+            asked = db.execute("SELECT prompt_id FROM comparisons WHERE id = ?", (comparison_id,)).fetchone()
+            if comparison_id is not None and asked is None:
+                raise NotFound("this prompt is there no more")
             demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
             insert_demonstration(db, voter_id, demonstration, source, now)
-            if comparison_id is not None:
+            if asked is not None:
                 db.execute(
-                    "UPDATE demonstrations SET prompt_id = (SELECT prompt_id FROM comparisons WHERE id = ?)"
-                    " WHERE id = ?",
-                    (comparison_id, demonstration.id),
+                    "UPDATE demonstrations SET prompt_id = ? WHERE id = ?", (asked["prompt_id"], demonstration.id)
                 )
             if conversation_id is not None:
-                require_conversation(db, voter_id, conversation_id)
+                require_talk(db, voter_id, conversation_id)
                 prompt = walk(db, conversation_id, messages, now)
                 db.execute("UPDATE demonstrations SET prompt_id = ? WHERE id = ?", (prompt, demonstration.id))
                 move_leaf(

@@ -31,6 +31,23 @@ FROM candidates JOIN answers ON answers.id = answer_id WHERE comparison_id = ? O
 """
 
 
+def require_comparison(db: sqlite3.Connection, comparison_id: str, voter_id: str) -> None:
+    """Raises NotFound unless it was shown to this voter."""
+    if not db.execute("SELECT 1 FROM comparisons WHERE id = ? AND voter_id = ?", (comparison_id, voter_id)).fetchone():
+        raise NotFound("there is no such comparison of yours")
+
+
+def visible_comparison(db: sqlite3.Connection, comparison_id: str, voter_id: str) -> sqlite3.Row:
+    """One that this voter may see. Raises NotFound, also where the prompt's author no longer shares it."""
+    require_comparison(db, comparison_id, voter_id)
+    row: sqlite3.Row | None = db.execute(
+        COMPARISON + f"WHERE comparisons.id = :id AND {VISIBLE}", {"id": comparison_id, "voter": voter_id}
+    ).fetchone()
+    if row is None:
+        raise NotFound("the author of this prompt no longer shares it")
+    return row
+
+
 def standing_vote(db: sqlite3.Connection, comparison_id: str) -> Vote | None:
     """The vote that counts now, if there is one."""
     row = db.execute("SELECT * FROM standing_votes WHERE comparison_id = ?", (comparison_id,)).fetchone()
@@ -140,12 +157,7 @@ class Votes(Conversations):
 
         def work(db: sqlite3.Connection) -> VoteReceipt:
             now = self._now()
-            comparison = db.execute(
-                COMPARISON + f"WHERE comparisons.id = :id AND comparisons.voter_id = :voter AND {VISIBLE}",
-                {"id": comparison_id, "voter": voter_id},
-            ).fetchone()
-            if comparison is None:
-                raise NotFound("there is no such comparison of yours, or its author no longer shares the prompt")
+            require_comparison(db, comparison_id, voter_id)
             candidates = db.execute(CANDIDATES, (comparison_id,)).fetchall()
             if idempotency_key is not None:
                 repeated = db.execute(
@@ -154,6 +166,7 @@ class Votes(Conversations):
                 ).fetchone()
                 if repeated:
                     return _receipt(repeated["id"], candidates, repeated["continues_with"])
+            comparison = visible_comparison(db, comparison_id, voter_id)
             standing = db.execute(
                 "SELECT source FROM standing_votes WHERE comparison_id = ?", (comparison_id,)
             ).fetchone()

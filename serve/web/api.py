@@ -39,6 +39,7 @@ def _whole(text: str) -> str:
 
 _Text = Annotated[str, AfterValidator(_whole)]
 _Reasons = Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=20)]
+_Value = str | int | float | None
 _Number = Annotated[int, Field(ge=0, le=_LARGEST)]
 _PathNumber = Annotated[int, Path(ge=0, le=_LARGEST)]
 
@@ -141,16 +142,17 @@ class LoginBody(_Body):
 class ScheduleBody(_Body):
     """What is to be changed of the schedule; what is left out stays. What was set at the start cannot be changed."""
 
-    min_new_votes: str | int | None = None
+    min_new_votes: _Value = None
     """1 or more rankings and ties."""
-    max_interval: str | None = None
+    max_interval: _Value = None
     """A span such as `90s`, `15m`, `24h` or `7d`, of ten years at most, or `none`."""
-    promotion: Literal["auto", "canary", "manual"] | None = None
-    compare_share: str | float | None = None
+    promotion: _Value = None
+    """`auto`, `canary` or `manual`."""
+    compare_share: _Value = None
     """0 to 1."""
-    canary_share: str | float | None = None
+    canary_share: _Value = None
     """0 to 1."""
-    canary_deadline: str | None = None
+    canary_deadline: _Value = None
     """A span."""
 
 
@@ -283,7 +285,9 @@ def _voters(service: Service) -> APIRouter:
 
 def _judges(service: Service) -> APIRouter:
     async def require_mine(request: Request) -> None:
-        await service.comparison(request.path_params["comparison_id"], request.state.voter)
+        await asyncio.to_thread(
+            service.store.require_comparison, request.path_params["comparison_id"], request.state.voter
+        )
 
     router = APIRouter(route_class=guarded(require_mine))
 
@@ -356,7 +360,8 @@ def _operators(service: Service, training: Training) -> APIRouter:
     @router.patch("/schedule")
     async def change_schedule(body: ScheduleBody) -> Response:
         """Change some of it, all or nothing; answers with all of it."""
-        changes = {name: str(value) for name, value in body.model_dump(exclude_none=True).items()}
+        told = body.model_dump(exclude_unset=True)
+        changes = {name: "none" if value is None else str(value) for name, value in told.items()}
         await asyncio.to_thread(lambda: schedule.change(service.store, service.settings, changes, who=_WHO))
         return await schedule_()
 

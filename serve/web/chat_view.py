@@ -39,10 +39,12 @@ def branches(scene: Scene) -> str:
     """For every turn that was said or answered in several ways: which of them this is, and the ways to the others.
 
     `data-turn` is the turn's number among those shown; the page's script puts each beside its turn. `data-here` names
-    the talk, for the address.
+    the talk, for the address, and `data-leaf` where it stands.
     """
     shown = [turn for turn in scene.turns if turn.message.content.strip() and turn.message.role != "system"]
-    return f'<i data-here="{html.escape(scene.conversation_id or "")}"></i>' + "".join(
+    leaf = scene.turns[-1].message_id if scene.turns else ""
+    place = f'<i data-here="{html.escape(scene.conversation_id or "")}" data-leaf="{html.escape(leaf)}"></i>'
+    return place + "".join(
         _branch(number, ids, ids.index(turn.message_id))
         for number, turn in enumerate(shown)
         if len(ids := scene.branches.get(turn.message_id, ())) > 1

@@ -147,7 +147,8 @@ def build(page: gr.Blocks, service: Service) -> None:
     asked = [text, voter, version, verdict, since, blind, left_out]
     for field in asked:
         assert isinstance(field, gr.Textbox | gr.Dropdown | gr.Checkbox)
-        field.change(find, asked, everything, trigger_mode="always_last", **quick)
+        told = [field.submit, field.blur] if field is since else [field.change]  # half a date is none
+        gr.on(told, find, asked, everything, trigger_mode="always_last", **quick)
     older.click(go_back, [following, *asked], everything, **quick)
     found.leave_out(leave_out, asked, everything, **quick)
     standing.lift(lift, asked, everything, **quick)

@@ -222,7 +222,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             wanted = {
                 name: str(value).strip()
                 for name, value in zip(fields, values, strict=True)
-                if str(value).strip() != told[name]
+                if str(value).strip() != told.get(name)
             }
             try:
                 changed = await asyncio.to_thread(lambda: schedule.change(service.store, settings, wanted, who=WHO))

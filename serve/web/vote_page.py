@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from serve.errors import AlreadyVoted, Expired, HustingsError, InvalidInput
+from serve.errors import AlreadyVoted, Expired, HustingsError, InvalidInput, NotFound
 from serve.limits import MAX_CANDIDATES
 from serve.live import LiveComparison
 from serve.records import Comparison, Judgement
@@ -29,6 +29,7 @@ Update = dict[Any, Any]
 
 DAY = timedelta(days=1)
 ASK = "Which is best? Equal ranks are a tie."
+GONE = "That one is shared no more."
 WRITTEN = "All answers are there."
 AGAIN = ' <a href="/vote">Try again</a>'
 DONE = (
@@ -149,8 +150,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 if now != before:
                     before = now
                     yield theme.answers(texts[: len(shown)], shown)
-            if watching.get(view) is token:
-                del watching[view]
+            if watching.get(view) is not token:
+                return
+            del watching[view]
             yield {note: theme.problem(found.error) if found.error else theme.note(f"{said} {WRITTEN} {ASK}".strip())}
 
         async def arrive(request: gr.Request) -> AsyncIterator[Update]:
@@ -180,9 +182,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def judge(comparison_id: str, judgement: Judgement, request: gr.Request) -> AsyncIterator[Update]:
             voter, view = voter_of(request), view_of(request)
-            comparison = await service.comparison(comparison_id, voter)
             undoable = ""
             try:
+                comparison = await service.comparison(comparison_id, voter)
                 receipt = await service.vote(voter, comparison_id, judgement)
                 said, undoable = vote_view.outcome(comparison, receipt), receipt.id
             except AlreadyVoted:  # in another tab, or by a second click
@@ -191,12 +193,19 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 undoable = judged.id if judged else ""
             except Expired:
                 said = "That one was too old."
+            except NotFound:
+                said = GONE
             async for update in next_one(voter, view, said, undoable):
                 yield update
 
         async def rank(comparison_id: str, event: gr.EventData, request: gr.Request) -> AsyncIterator[Update]:
             try:
-                comparison = await service.comparison(comparison_id, voter_of(request))
+                try:
+                    comparison = await service.comparison(comparison_id, voter_of(request))
+                except NotFound:
+                    async for update in next_one(voter_of(request), view_of(request), GONE):
+                        yield update
+                    return
                 judgement = Judgement(ranking=ranking_of(comparison, event._data.get("ranks")))
                 async for update in judge(comparison_id, judgement, request):
                     yield update
@@ -215,8 +224,12 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             try:
                 voter = voter_of(request)
                 watching.pop(view_of(request), None)
-                comparison = await service.withdraw(voter, vote_id)
-                return await show(voter, await service.comparison(comparison, voter), f"Undone. {ASK}")
+                comparison_id = await service.withdraw(voter, vote_id)
+                try:
+                    comparison = await service.comparison(comparison_id, voter)
+                except NotFound:
+                    return {note: theme.note(f"Undone. {GONE}"), undo: gr.update(visible=False)}
+                return await show(voter, comparison, f"Undone. {ASK}")
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
@@ -243,8 +256,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         page.load(lambda on: on, likes, keys, **quick)
         keys.input(lambda on: on, keys, likes, **quick)
         keys.change(None, keys, None, js=theme.SWITCH_SHORTCUTS)
-        controls.rank(rank, item, everything, **slow)
-        controls.dismiss(dismiss, item, everything, **slow)
+        anew: dict[str, Any] = slow | {"trigger_mode": "multiple"}  # the one before may still be bringing the next
+        controls.rank(rank, item, everything, **anew)
+        controls.dismiss(dismiss, item, everything, **anew)
         undo.click(take_back, done, everything, **quick)
         write.click(lambda: gr.update(visible=True), None, editor.card, **quick)
         editor.cancel.click(lambda: gr.update(visible=False), None, editor.card, **quick)

@@ -84,7 +84,7 @@ def did(vote: Mapping[str, Any]) -> str:
     lessons: Sequence[Mapping[str, Any]] = vote["trained"]
     made = [lesson for lesson in lessons if lesson["version"] is not None]
     if vote["verdict"] in ("skip", "both_bad"):
-        return "Teaches nothing: neither was better."
+        return "Teaches nothing."
     if not made:
         if any(lesson["status"] in ("queued", "running", "interrupted") for lesson in lessons):
             return "Is being learned from now."

@@ -631,6 +631,29 @@ def test_a_better_answer_half_written_outlives_a_reload_until_it_is_left(newcome
     expect(words).to_have_count(0)
     chat.get_by_role("button", name="Edit answer").click()
     expect(words).to_have_value(re.compile("v0 says"))
+    words.fill("Another half")
+    say(chat, "And at night?")  # the editor closes: what is in it was for the answer above
+    asked(chat)
+    chat.click("#vote-a")
+    chat.get_by_role("button", name="Edit answer").click()
+    chat.wait_for_timeout(400)
+    expect(words).to_have_value(re.compile("v0 says"))
+
+
+def test_what_is_typed_before_the_page_knows_its_talk_stays(newcomer: Page, site: Site) -> None:
+    newcomer.add_init_script("""
+        new MutationObserver((_, observer) => {
+          const box = document.querySelector('#box textarea');
+          if (!box) return;
+          observer.disconnect();
+          box.value = 'Very early';
+          box.dispatchEvent(new Event('input', {bubbles: true}));
+        }).observe(document, {childList: true, subtree: true});
+    """)
+    newcomer.reload()
+    expect(newcomer.locator("#talk-list .side-foot, #talk-list .talks")).to_be_visible()
+    newcomer.wait_for_timeout(600)
+    expect(newcomer.locator("#box textarea")).to_have_value("Very early")
 
 
 def test_defaults_of_the_server_are_no_wish_of_ones_own() -> None:

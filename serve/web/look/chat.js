@@ -45,23 +45,32 @@ document.addEventListener('click', event => {
 
 // The address names the talk, so that a reload, a second tab and the back button find it again; and what is typed belongs
 // to its talk, and outlives the page: Gradio loads it anew when the connection was lost.
-let here, sent;
+let here, sent, kept;
 const box = () => document.querySelector('#box textarea');
-const keepDraft = words => localStorage[words ? 'setItem' : 'removeItem'](`hustings-draft ${here}`, words);
+const draft = () => `hustings-draft ${here}`;
+const keepDraft = words => { kept = words; words ? localStorage.setItem(draft(), words) : localStorage.removeItem(draft()); };
 new MutationObserver(() => {
   const now = document.querySelector('#branches [data-here]')?.dataset.here;
   if (now === undefined || now === here || !box()) return;
-  const address = `?talk=${encodeURIComponent(now || 'new')}`;
+  const address = `?talk=${encodeURIComponent(now || 'new')}`, early = here === undefined && box().value;
   if (location.search !== address) history[here ? 'pushState' : 'replaceState'](null, '', address);
   if (here !== undefined) keepDraft(box().value === sent ? '' : box().value);
   here = now;
-  type(box(), localStorage.getItem(`hustings-draft ${here}`) ?? '');
+  sent = undefined;
+  if (!early) type(box(), localStorage.getItem(draft()) ?? '');  // else it was typed before the page knew its talk
+  kept = undefined;
 }).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-here']});
 addEventListener('popstate', () => location.reload());
-document.addEventListener('input', event => event.target === box() && keepDraft(event.target.value));
-const sending = () => { sent = box()?.value; setTimeout(() => box()?.value || keepDraft(''), 1000); };
+const keepTyped = () => here !== undefined && box() && box().value !== kept && keepDraft(box().value);
+setInterval(keepTyped, 300);
+addEventListener('pagehide', keepTyped);
+const sending = words => { sent = words ?? box()?.value; };
 document.addEventListener('keydown', event => event.target === box() && event.key === 'Enter' && !event.shiftKey && sending(), true);
-document.addEventListener('click', event => event.target.closest('#box .submit-button') && sending(), true);
+document.addEventListener('click', event => {
+  if (event.target.closest('#box .submit-button, #forget')) sending();
+  const example = event.target.closest('#history .example');
+  if (example) sending(example.textContent.trim());
+}, true);
 
 // What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
 new MutationObserver(() => {

@@ -47,17 +47,20 @@ const type = (field, words) => {
 };
 
 // The editor of a better answer: it takes the focus, and what is in it outlives the page until it is kept or left.
-const editing = () => 'hustings-words ' + (document.querySelector('#asked .asked')?.dataset.comparison ?? location.search);
-let editor = null;
+let editor = null, edited;
+const answerAt = () => document.querySelector('#asked [data-comparison]')?.dataset.comparison ?? document.querySelector('#branches [data-leaf]')?.dataset.leaf;
 new MutationObserver(() => {
   const now = document.querySelector('#words textarea');
   if (now === editor) return;
+  if (!now) sessionStorage.removeItem(edited);  // it was kept, or left
+  if (now && !editor) {
+    edited = `hustings-words ${answerAt()}`;
+    setTimeout(() => {  // the answer to be bettered comes a moment later
+      const written = now.isConnected && sessionStorage.getItem(edited);
+      if (written) type(now, written);
+      now.focus();
+    }, 150);
+  }
   editor = now;
-  setTimeout(() => {  // the answer to be bettered comes a moment later
-    const kept = now?.isConnected && sessionStorage.getItem(editing());
-    if (kept) type(now, kept);
-    now?.focus();
-  }, 150);
 }).observe(document.documentElement, {childList: true, subtree: true});
-document.addEventListener('input', event => event.target === editor && sessionStorage.setItem(editing(), editor.value));
-document.addEventListener('click', event => event.target.closest('#save, #cancel') && sessionStorage.removeItem(editing()), true);
+document.addEventListener('input', event => event.target === editor && sessionStorage.setItem(edited, editor.value));
