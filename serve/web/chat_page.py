@@ -108,6 +108,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         here = gr.Textbox(visible=False)
         asked = gr.Textbox(visible=False)
         voted = gr.Textbox(visible=False)
+        unfinished = gr.Textbox(visible=False)  # the talk, if something was being written there when it was shown
         forgets = gr.Textbox(visible=False)  # the talk whose oldest turns may be left out
         manner = (settings.temperature, settings.top_p, settings.max_tokens)
         likes = gr.BrowserState([settings.ask, True, *manner], storage_key="hustings", secret="none")  # noqa: S106
@@ -223,6 +224,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 here: scene.conversation_id or "",
                 asked: scene.asked.id if scene.asked else "",
                 voted: vote.id if vote else "",
+                unfinished: scene.conversation_id if writing else "",
                 afterthought: gr.update(visible=vote is not None),
                 strength: gr.update(value=vote and vote.judgement.strength, visible=ranks),
                 reasons: [reason for reason in REASONS if vote and reason in vote.judgement.reasons],
@@ -242,6 +244,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             here,
             asked,
             voted,
+            unfinished,
             afterthought,
             strength,
             reasons,
@@ -459,21 +462,20 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return {note: theme.problem(error)}
 
         async def open_talk(voter: str, place: str | None) -> Update:
-            words = "" if service.ready else theme.note(LOADING)
             scene, agreed_to = await talks.scene(voter, place), await service.consent(voter)
-            return show(
-                scene,
-                {
-                    note: words,
-                    talk_list: await listed(voter, place),
-                    newcomer.card: gr.update(visible=not agreed_to.given),
-                    share: agreed_to.share,
-                },
-            )
+            update: Update = {note: ""}
+            update |= show(scene) if scene.writing else await ended(voter, place)
+            if not service.ready:
+                update[note] = theme.note(LOADING)
+            update[talk_list] = await listed(voter, place)
+            update[newcomer.card] = gr.update(visible=not agreed_to.given)
+            return update | {share: agreed_to.share}
 
         async def resume(place: str, request: gr.Request) -> AsyncIterator[Update]:
             """Go on showing what is being written in a conversation that was just opened."""
             yield nothing
+            if not place:
+                return
             try:
                 voter = voter_of(request)
                 scene = await talks.scene(voter, place)
@@ -602,7 +604,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         # Through the queue, so that they come after what was already on its way to the page.
         turning: dict[str, Any] = slow | {"concurrency_id": "turning"}
-        page.load(arrive, None, everything, **quick).then(resume, here, everything, **slow)
+        page.load(arrive, None, everything, **quick).then(resume, unfinished, everything, **slow)
         page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
         waking.tick(awake, None, [waking, note], **quick)
         own = [warmth, top_p, longest]
@@ -643,7 +645,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         search.change(find, [search, here], [note, talk_list], trigger_mode="always_last", **quick)
         talk_list.retitle(retitle, [search, here], [note, talk_list], **quick)
         talk_list.discard(discard, [search, here], everything, **turning)
-        talk_list.pick(pick, search, everything, **turning).then(resume, here, everything, **slow)
+        talk_list.pick(pick, search, everything, **turning).then(resume, unfinished, everything, **slow)
         new_chat.click(fresh, None, everything, **turning).then(None, js=_BACK_TO_TYPING)
 
         named.register(service)
