@@ -25,7 +25,7 @@ SERIOUS = {"serious", "critical"}
 
 def findings(page: Page) -> list[str]:
     """Rule, selector and markup of each serious finding that is no known exception."""
-    page.wait_for_timeout(400)  # transitions
+    page.wait_for_timeout(100)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert page.viewport_size is not None
     wide = [f"the page is {width} wide"] if width > page.viewport_size["width"] else []
@@ -50,6 +50,11 @@ def logged_in(page: Page, site: Site) -> None:
     expect(page.locator("#glance p").first).to_be_visible()
 
 
+STILL = """
+addEventListener('DOMContentLoaded', () => document.head.insertAdjacentHTML(
+  'beforeend', '<style>* { transition: none !important; animation: none !important; }</style>'));
+"""
+"""Colours are measured, and must not be on their way."""
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1280, "height": 900}},
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
@@ -71,6 +76,7 @@ def ended(running: Site) -> None:
 @pytest.mark.usefixtures("ended")
 def test_axe_finds_nothing_serious_on_any_page(look: str, browser: Browser, site: Site) -> None:
     context = browser.new_context(**LOOKS[look])
+    context.add_init_script(STILL)
     page = context.new_page()
     found: dict[str, list[str]] = {}
     try:
