@@ -49,7 +49,7 @@ def test_votes_become_a_version_that_an_operator_sees_compares_and_takes_back(
         expect(operator.locator("#all-of tbody td:nth-child(3)").first).not_to_have_text("–")
 
         chat.goto(f"{http.base_url}/you")
-        expect(chat.locator("#my-votes")).to_contain_text("Version 1 learned from it.")
+        expect(chat.locator("#my-votes")).to_contain_text("Version 1 learned from it in run 1.")
         operator.get_by_role("button", name="Roll back to version 0 (base)").click()
         expect(operator.locator("#serving .figure")).to_have_text("Version 0 (base)")
         operator.get_by_role("tab", name="Data and log").click()
