@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from tests.browser.conftest import Site
+from tests.browser.conftest import Site, breathe
 from tests.browser.test_chat_page import last_comparison
 from tests.scenes import compare
 
@@ -18,6 +18,8 @@ def voting(site: Site, person: BrowserContext) -> Page:
     site.store.writing(lambda db: db.execute("DELETE FROM voters"))  # nobody has shared anything
     page = person.new_page()
     page.goto(site.url + "/vote")
+    expect(page.locator("#consent")).to_be_visible()
+    breathe(page)
     page.click("#private")
     expect(rankers(page)).to_have_count(4)
     expect(page.locator("#note")).to_contain_text("Which is best?")
