@@ -479,6 +479,7 @@ def test_conversations_are_renamed_searched_and_deleted(newcomer: Page, site: Si
 
     chat.locator("#talk-list li").nth(1).hover()
     chat.get_by_role("button", name="Rename “How do I bake bread?”").click()
+    breathe(chat)
     chat.get_by_role("textbox", name="Title").fill("Bread")
     chat.keyboard.press("Enter")
     expect(talks(chat)).to_have_text([QUESTION, "Bread"])
@@ -711,12 +712,14 @@ def test_completion_is_announced_once_and_what_streams_is_not(chat: Page, site: 
     assert [words.startswith("Both answers are there.") for words in told] == [True]
 
 
+AT_END = "innerHeight + scrollY >= document.documentElement.scrollHeight - 90"
+
+
 def test_the_page_follows_what_is_written_unless_the_reader_has_scrolled_up(chat: Page, site: Site) -> None:
     site.engine.script = lambda version, seed, prompt: [f"{seed}\n\n", *[f"line {i}\n\n" for i in range(60)]]
-    below = "innerHeight + scrollY >= document.documentElement.scrollHeight - 90"
     say(chat, QUESTION)
     asked(chat)
-    chat.wait_for_function(below)
+    chat.wait_for_function(AT_END)
     assert chat.evaluate("scrollY") > 500
     chat.click("#vote-a")
     expect(chat.locator("#arena")).to_be_hidden()
@@ -738,13 +741,13 @@ def test_the_page_keeps_following_what_grows_faster_than_it_is_told_of_its_scrol
             document.body.append(tall);
         }).observe(document.body);
     })"""
-    at_end = "scrollY > 3000 && innerHeight + scrollY >= document.documentElement.scrollHeight - 90"
+    at_end, clear = f"scrollY > 3000 && {AT_END}", "document.querySelectorAll('.tall').forEach(tall => tall.remove())"
     chat.evaluate(grow)
     chat.wait_for_function(at_end)
     chat.evaluate("scrollTo(0, 0)")  # the reader's, in a long chat; a new one is short, and followed again
     chat.wait_for_timeout(200)
-    chat.evaluate("document.querySelectorAll('.tall').forEach(tall => tall.remove())")
+    chat.evaluate(clear)
     chat.wait_for_timeout(200)
     chat.evaluate(grow)
     chat.wait_for_function(at_end)
-    chat.evaluate("document.querySelectorAll('.tall').forEach(tall => tall.remove())")
+    chat.evaluate(clear)
