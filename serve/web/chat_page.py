@@ -59,21 +59,33 @@ SAME = "Both answers came out the same, so there is nothing to choose."
 
 _BACK_TO_TYPING = "() => setTimeout(() => document.querySelector('#box textarea')?.focus({preventScroll: true}), 99)"
 _TALKS = """
-const rename = button => {
-  const title = button.parentElement.querySelector('[data-talk]'), field = document.createElement('input');
-  Object.assign(field, {value: title.textContent, maxLength: 60, ariaLabel: 'Title'});
+let renaming = null;
+const titleOf = talk => element.querySelector(`[data-talk="${talk}"]`);
+const edit = ({field, talk}) => {
+  const title = titleOf(talk);
+  renaming = title && {field, talk, title};
+  title?.replaceWith(field);
+  if (title) field.focus();
+};
+const rename = talk => {
+  const before = titleOf(talk).textContent, field = document.createElement('input');
+  Object.assign(field, {value: before, maxLength: 60, ariaLabel: 'Title'});
   const end = keep => {
-    if (!field.isConnected) return;
+    if (renaming?.field !== field) return;
+    const title = renaming.title;
+    renaming = null;
     field.replaceWith(title);
-    if (keep && field.value.trim() && field.value !== title.textContent)
-      trigger('retitle', {talk: button.dataset.rename, title: field.value});
+    if (keep && field.value.trim() && field.value !== before) trigger('retitle', {talk, title: field.value});
     title.focus();
   };
   field.addEventListener('keydown', e => { if (['Enter', 'Escape'].includes(e.key)) end(e.key === 'Enter'); });
-  field.addEventListener('blur', () => end(true));
-  title.replaceWith(field);
+  field.addEventListener('blur', () => setTimeout(() => { if (document.activeElement !== field) end(true); }));
+  edit({field, talk});
   field.select();
 };
+new MutationObserver(() => {  // a list that is drawn anew keeps what is being typed
+  if (renaming && !renaming.field.isConnected) edit(renaming);
+}).observe(element, {childList: true, subtree: true});
 const discard = button => {
   if (button.classList.contains('sure')) return trigger('discard', {talk: button.dataset.delete});
   button.classList.add('sure');
@@ -86,7 +98,7 @@ const discard = button => {
 element.addEventListener('click', e => {
   const button = e.target.closest('button');
   if (button?.dataset.talk) trigger('pick', {talk: button.dataset.talk});
-  if (button?.dataset.rename) rename(button);
+  if (button?.dataset.rename) rename(button.dataset.rename);
   if (button?.dataset.delete) discard(button);
 });
 """

@@ -86,6 +86,7 @@ def test_a_vote_can_be_undone_by_button_and_by_key(chat: Page, site: Site) -> No
     )
     assert not vote.evidence, "who wrote what was known"
     expect(chat.locator("#undo")).to_be_visible()
+    expect(chat.locator("#box textarea")).to_be_focused()
     chat.keyboard.press("Escape")
     chat.keyboard.press("u")
     expect(chat.locator("#arena")).to_be_visible()
@@ -471,6 +472,7 @@ def test_conversations_are_renamed_searched_and_deleted(newcomer: Page, site: Si
     say(chat, "How do I bake bread?")
     asked(chat)
     chat.click("#vote-a")
+    expect(chat.locator("#undo")).to_be_visible()
     chat.click("#new-chat")
     expect(chat.locator("#history .user")).to_have_count(0)
     say(chat, QUESTION)
@@ -500,6 +502,22 @@ def test_conversations_are_renamed_searched_and_deleted(newcomer: Page, site: Si
     expect(talks(chat)).to_have_text([QUESTION])
     expect(chat.locator("#history .user")).to_have_count(0)
     expect(chat.locator("#note")).to_have_text("Deleted.")
+
+
+def test_a_list_that_is_drawn_anew_keeps_the_title_that_is_being_typed(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    listed = chat.locator("#talk-list ul")
+    before = listed.evaluate("list => list.outerHTML")
+    chat.locator("#talk-list li").first.hover()
+    chat.get_by_role("button", name=f"Rename “{QUESTION}”").first.click()
+    field = chat.get_by_role("textbox", name="Title")
+    field.fill("Blue")
+    listed.evaluate("(list, before) => { list.outerHTML = before; }", before)
+    expect(field).to_be_focused()
+    field.press_sequentially(" skies")
+    field.press("Enter")
+    expect(talks(chat).first).to_have_text("Blue skies")
 
 
 def test_a_turn_can_be_said_otherwise_and_the_old_branch_comes_back(chat: Page, site: Site) -> None:
