@@ -675,7 +675,7 @@ def test_closing_cancels_everything_and_refuses_what_comes_after(
         engine.load(1, adapters[1])
 
 
-def test_a_listener_whose_event_loop_is_gone_does_not_stop_the_engine(engine: LocalEngine) -> None:
+def test_a_listener_whose_event_loop_is_gone_does_not_stop_the_engine(no_eos: None, engine: LocalEngine) -> None:
     generation = submit(engine, prompt_of(engine, "Anyone?"), (0, 1), sampling=LONG)
 
     async def listen_briefly() -> None:
@@ -683,7 +683,8 @@ def test_a_listener_whose_event_loop_is_gone_does_not_stop_the_engine(engine: Lo
             break
 
     asyncio.run(listen_briefly())
-    wait_until(lambda: generation._wake_loop is None)  # the engine has met the closed loop
+    # Until the engine has met the closed loop; on a loaded machine it may be at the answer's end by then.
+    wait_until(lambda: generation._wake_loop is None or not generation._unfinished)
     generation.cancel()
     assert answer(engine, prompt_of(engine, "Next"), (0, 1))
 
