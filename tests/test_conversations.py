@@ -68,6 +68,9 @@ def test_a_conversation_can_be_renamed_found_and_deleted_by_its_author_alone(sto
     assert found("yeast") == [other.conversation_id], "whatever was said counts"
     assert found("0%") == found("e_f") == [other.conversation_id] and found("%r") == found("h_w") == []
     assert len(found(" ")) == 2
+    greek = store.record_prompt("anna", [user("Πού είναι η Αθήνα; Äpfel?")])
+    assert found("ΑΘΉΝΑ") == found("äPFEL") == [greek.conversation_id], "in any alphabet"
+    store.delete_conversation(greek.conversation_id, "anna")
 
     store.rename_conversation(bread.conversation_id, "anna", "  Baking\nday ")
     assert store.conversations("anna", "baking day")[0].title == "Baking day"

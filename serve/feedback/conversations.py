@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sqlite3
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from serve.feedback.entries import ConversationSummary, ConversationTurn, Prompt
 from serve.records import Answer, FinishReason, Message, Sampling
 
 TITLE_LENGTH = 60
+LISTED = 200
+"""How many conversations are listed at once; a search finds older ones."""
 
 Source = Literal["voter", "shipped", "imported"]
 
@@ -36,8 +37,8 @@ SELECT id, title, updated, (
     WHERE conversation_id = conversations.id AND training_votes.voter_id = conversations.voter_id
 ) AS votes
 FROM conversations
-WHERE voter_id = :voter AND source = 'voter' AND (title LIKE :search ESCAPE '\\' OR EXISTS (
-    SELECT 1 FROM messages WHERE conversation_id = conversations.id AND content LIKE :search ESCAPE '\\'
+WHERE voter_id = :voter AND source = 'voter' AND (holds(title, :search) OR EXISTS (
+    SELECT 1 FROM messages WHERE conversation_id = conversations.id AND holds(content, :search)
 ))
 ORDER BY updated DESC, rowid DESC LIMIT :limit
 """
@@ -232,11 +233,6 @@ def reply(db: sqlite3.Connection, conversation_id: str, prompt_id: str, answer_i
     return insert_message(db, conversation_id, prompt_id, Message("assistant", text), answer_id, now)
 
 
-def like(search: str) -> str:
-    """A pattern for LIKE of what holds these very characters."""
-    return "%" + re.sub(r"([\\%_])", r"\\\1", search.strip()) + "%"
-
-
 def move_leaf(db: sqlite3.Connection, conversation_id: str, message_id: str, now: str) -> None:
     """The talk now stands at this message."""
     db.execute("UPDATE conversations SET leaf_id = ?, updated = ? WHERE id = ?", (message_id, now, conversation_id))
@@ -352,10 +348,10 @@ class Conversations(Database):
                 for row in path(db, found["leaf_id"])
             ]
 
-    def conversations(self, voter_id: str, search: str = "", limit: int = 200) -> list[ConversationSummary]:
+    def conversations(self, voter_id: str, search: str = "", limit: int = LISTED) -> list[ConversationSummary]:
         """The voter's conversations, the latest first; of a search, those whose title or words hold it."""
         with self.reading() as db:
-            rows = db.execute(TALKS, {"voter": voter_id, "search": like(search), "limit": limit}).fetchall()
+            rows = db.execute(TALKS, {"voter": voter_id, "search": search.strip(), "limit": limit}).fetchall()
         return [ConversationSummary(row["id"], row["title"], moment(row["updated"]), row["votes"]) for row in rows]
 
     def shipped_asked(self, voter_id: str) -> set[str]:

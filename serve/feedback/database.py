@@ -157,7 +157,12 @@ def _connect(folder: DataFolder) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = full")
     connection.execute("PRAGMA foreign_keys = on")
     connection.execute("PRAGMA secure_delete = on")  # what is forgotten leaves the file, too
+    connection.create_function("holds", 2, _holds, deterministic=True)  # LIKE knows the case of ASCII alone
     return connection
+
+
+def _holds(text: str | None, words: str) -> bool:
+    return words.casefold() in (text or "").casefold()
 
 
 def _end_what_a_crash_left_open(connection: sqlite3.Connection, now: datetime) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from serve.errors import Conflict, InvalidInput, NotFound
 from serve.feedback.ballots import pseudonyms
-from serve.feedback.conversations import like, new_id
+from serve.feedback.conversations import new_id
 from serve.feedback.database import Database, moment, stamp, storable
 from serve.feedback.entries import Deed, Exclusion
 
@@ -39,9 +39,9 @@ WHERE sequence < :before
     AND (:version IS NULL OR EXISTS (
         SELECT 1 FROM candidates JOIN answers ON answers.id = answer_id
         WHERE candidates.comparison_id = standing_votes.comparison_id AND version = :version))
-    AND (:search = '%%' OR prompt LIKE :search ESCAPE '\\' OR EXISTS (
+    AND (holds(prompt, :search) OR EXISTS (
         SELECT 1 FROM candidates JOIN answers ON answers.id = answer_id
-        WHERE candidates.comparison_id = standing_votes.comparison_id AND text LIKE :search ESCAPE '\\'))
+        WHERE candidates.comparison_id = standing_votes.comparison_id AND holds(text, :search)))
     AND (NOT :left_out OR EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL
         AND (vote_id = standing_votes.id OR exclusions.voter_id = standing_votes.voter_id)))
 ORDER BY sequence DESC LIMIT :limit
@@ -82,7 +82,7 @@ class Oversight(Database):
                 {
                     **vars(search),
                     **span,
-                    "search": like(search.text),
+                    "search": search.text.strip(),
                     "before": 2**62 if before is None else before,
                     "limit": limit + 1,
                 },

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from serve.feedback.conversations import LISTED
 from serve.records import Comparison, VoteReceipt, version_name
 from serve.web.talks import Scene
 
@@ -21,7 +22,8 @@ def talk_list(talks: Sequence[ConversationSummary], current: str | None, search:
         words = "Nothing of yours holds these words." if search.strip() else "Your conversations will be listed here."
         return f'<p class="side-foot">{words}</p>'
     rows = "".join(_talk(talk, talk.id == current) for talk in talks)
-    return f'<p class="side-title">Your conversations</p><ul class="talks">{rows}</ul>'
+    older = '<p class="side-foot">A search finds older ones.</p>' if len(talks) == LISTED else ""
+    return f'<p class="side-title">Your conversations</p><ul class="talks">{rows}</ul>{older}'
 
 
 def _talk(talk: ConversationSummary, current: bool) -> str:

@@ -1,4 +1,4 @@
-"""How both pages look: one theme, light and dark, with fonts that the server brings along.
+"""How all pages look: one theme, light and dark, with fonts that the server brings along.
 
 `mount_options(page)` goes to `gradio.mount_gradio_app`, for the theme, styles and script of a page are set where it is
 mounted. The style sheets and scripts lie in look/; colours are named once, at the top of common.css.
@@ -64,6 +64,11 @@ MARK = (
     '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round"'
     ' stroke-linejoin="round" aria-hidden="true"><path d="M3 13h18v7.2a.8.8 0 0 1-.8.8H3.8a.8.8 0 0 1-.8-.8z"/>'
     '<path d="M8 13V4a1 1 0 0 1 1-1h6a1 1 0 0 1 1 1v9"/><path d="m10 7.6 1.5 1.5L14.2 6"/><path d="M7 17h10"/></svg>'
+)
+_LIGHT_OR_DARK = (
+    '<button type="button" class="look" aria-label="Light or dark" title="Light or dark">'
+    '<svg viewBox="0 0 24 24" aria-hidden="true" fill="none" stroke="currentColor" stroke-width="1.8">'
+    '<circle cx="12" cy="12" r="8"/><path d="M12 4a8 8 0 0 1 0 16z" fill="currentColor"/></svg></button>'
 )
 
 
@@ -138,7 +143,7 @@ def theme() -> gr.themes.Base:
 
 
 def mount_options(page: Literal["chat", "vote", "you", "operator"]) -> dict[str, Any]:
-    """How a page looks and moves, for `mount_gradio_app`: what both pages share, then the page's own."""
+    """How a page looks and moves, for `mount_gradio_app`: what all pages share, then the page's own."""
     css, script = (
         "\n".join((_LOOK / f"{part}.{kind}").read_text(encoding="utf-8") for part in ("common", page))
         for kind in ("css", "js")
@@ -149,10 +154,10 @@ def mount_options(page: Literal["chat", "vote", "you", "operator"]) -> dict[str,
 
 
 def masthead(motto: str, aside: str = "") -> str:
-    """The top of a page: the mark, the name, what the page is for, and `aside` (HTML) at the right."""
+    """The top of a page: the mark, the name, what the page is for; at the right `aside` (HTML), and light or dark."""
     return (
         f'<header class="masthead"><a class="brand" href="/">{MARK}<span>Hustings</span></a>'
-        f'<span class="motto">{html.escape(motto)}</span>{aside}</header>'
+        f'<span class="motto">{html.escape(motto)}</span>{aside}{_LIGHT_OR_DARK}</header>'
     )
 
 

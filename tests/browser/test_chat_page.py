@@ -520,6 +520,36 @@ def test_a_list_that_is_drawn_anew_keeps_the_title_that_is_being_typed(chat: Pag
     expect(talks(chat).first).to_have_text("Blue skies")
 
 
+def test_a_deleted_talk_takes_its_draft_along(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.locator("#box textarea").fill("Half a sentence")
+    chat.wait_for_function("Object.values(localStorage).includes('Half a sentence')")
+    for _ in range(2):
+        chat.locator("#talk-list li:has([aria-current])").hover()
+        chat.locator("#talk-list li:has([aria-current]) [data-delete]").click()
+    expect(chat.locator("#note")).to_have_text("Deleted.")
+    chat.wait_for_timeout(500)
+    assert not chat.evaluate("Object.values(localStorage).includes('Half a sentence')")
+
+
+def test_light_or_dark_is_chosen_for_all_pages_and_as_the_system_has_it_before(newcomer: Page, site: Site) -> None:
+    chat, dark = newcomer, re.compile(r"\bdark\b")
+    expect(chat.locator("body")).not_to_have_class(dark)
+    chat.get_by_role("button", name="Light or dark").click()
+    expect(chat.locator("body")).to_have_class(dark)
+    chat.goto(site.url + "/you")
+    expect(chat.locator("body")).to_have_class(dark)
+    chat.get_by_role("button", name="Light or dark").click()
+    expect(chat.locator("body")).not_to_have_class(dark)
+    chat.emulate_media(color_scheme="dark")
+    expect(chat.locator("body")).to_have_class(dark)
+    chat.get_by_role("button", name="Light or dark").click()
+    chat.reload()
+    expect(chat.locator("#my-votes")).to_be_visible()
+    expect(chat.locator("body")).not_to_have_class(dark)
+
+
 def test_a_turn_can_be_said_otherwise_and_the_old_branch_comes_back(chat: Page, site: Site) -> None:
     say(chat, QUESTION)
     asked(chat)

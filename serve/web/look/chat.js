@@ -68,6 +68,9 @@ const sending = words => { sent = words ?? box()?.value; };
 document.addEventListener('keydown', event => event.target === box() && event.key === 'Enter' && !event.shiftKey && sending(), true);
 document.addEventListener('click', event => {
   if (event.target.closest('#box .submit-button, #forget')) sending();
+  const gone = event.target.closest('[data-delete].sure')?.dataset.delete;  // its draft goes with it
+  if (gone) localStorage.removeItem(`hustings-draft ${gone}`);
+  if (gone && gone === here) sending();
   const example = event.target.closest('#history .example');
   if (example) sending(example.textContent.trim());
 }, true);

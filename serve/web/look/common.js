@@ -1,6 +1,20 @@
 // Gradio may bring this script when the page is there already.
 const whenReady = start => document.readyState === 'loading' ? addEventListener('DOMContentLoaded', start) : start();
 
+// Light or dark as the system has it, unless this browser was told otherwise.
+const LOOK = 'hustings-look', system = matchMedia('(prefers-color-scheme: dark)');
+const wear = () => document.body.classList.toggle('dark', (localStorage.getItem(LOOK) ?? (system.matches ? 'dark' : 'light')) === 'dark');
+whenReady(() => {
+  wear();
+  new MutationObserver(wear).observe(document.body, {attributeFilter: ['class']});  // Gradio follows the system alone
+});
+document.addEventListener('click', event => {
+  if (!event.target.closest('.look')) return;
+  const dark = !document.body.classList.contains('dark');
+  dark === system.matches ? localStorage.removeItem(LOOK) : localStorage.setItem(LOOK, dark ? 'dark' : 'light');
+  wear();
+});
+
 // Whether a key is meant as a shortcut. Escape leaves what is being written.
 const WRITTEN_IN = 'textarea, select, [contenteditable="true"], input:not([type=checkbox], [type=radio])';
 const isShortcut = event => {
