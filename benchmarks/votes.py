@@ -45,7 +45,7 @@ from training.scorer import Scorer, doubt
 from training.sequences import Sequences
 
 SHOWN = ("brevity", "closing", "declining", "one_paragraph", "contrast", "advice")
-"""The last two were looked at for two choices (docs/log.md): how much a busy voter's votes weigh, where rollouts end."""
+"""The last two were looked at for two choices (docs/log.md): a busy voter's weight, and where rollouts end."""
 WAYS = ("random", "disagreement", "four")
 VOTES = (100, 300, 1000)
 ANSWERS, HELD_OUT_ANSWERS = 8, 4
