@@ -381,6 +381,8 @@ def as_it_is(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         {"lam": 0.0},
         {"gamma": 0.5},
         {"kl_horizon": 64},
+        {"kl_target": 1.0},
+        {"kl_stop": 0.01},
         {"epochs": 1},
         {"minibatches": 32},
         {"answers_per_prompt": 1},
@@ -405,6 +407,8 @@ def test_every_part_of_ppo_can_be_switched_and_matters(
         assert found[1]["kl"] == pytest.approx(0, abs=1e-4) and as_it_is[1]["kl"] > 1e-3
     if "eos_penalty" in switched:
         assert as_it_is[0]["capped"] > 0
+    if "kl_stop" in switched:
+        assert len(found) < len(as_it_is)
 
 
 def test_a_run_asked_to_stop_leaves_a_checkpoint_and_goes_on_from_it(tiny_model: Path, tmp_path: Path) -> None:
