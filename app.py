@@ -318,11 +318,10 @@ async def _command(command: str, settings: Settings, options: dict[str, Any]) ->
         if command == "board":
             return await client.board()
         if command == "log":
-            return await client.log()
+            return await client.log(options["limit"])
         if command == "schedule":
-            changes = options.get("changes") or []
-            nested(changes)  # refuses what is no NAME=VALUE
-            return await client.schedule(dict(change.split("=", 1) for change in changes))
+            changes = nested(options.get("changes") or [])
+            return await client.schedule({name: str(value) for name, value in changes.items()})
         if command == "promote":
             return await client.promote(options["version"])
         if command == "rollback":
@@ -401,7 +400,8 @@ def _parser() -> argparse.ArgumentParser:
     add("board", "whether it is getting better, by blind votes")
     schedule = add("schedule", "when runs start by themselves, and what then; changed while the server runs")
     schedule.add_argument("changes", nargs="*", metavar="NAME=VALUE", help="such as min_new_votes=20")
-    add("log", "who did what")
+    who_did_what = add("log", "who did what, newest first")
+    who_did_what.add_argument("--limit", type=int, default=200, metavar="N", help="so many at most (default: 200)")
     add("promote", "make a version serve").add_argument("version", type=int)
     add("rollback", "return to the version that served before")
     export = add("export", "the record as JSON lines")
@@ -443,7 +443,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.basicConfig(level=logging.WARNING, format="%(message)s")
             result = asyncio.run(_command(command, settings, options))
     except HustingsError as error:
-        print(f"hustings: {error}", file=sys.stderr)
+        if options.get("json"):
+            from serve.client import told
+
+            print(json.dumps(told(error), indent=2))
+        else:
+            print(f"hustings: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -27,7 +27,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve.feedback.entries import NewCandidate
-from serve.feedback.store import Store
+from serve.feedback.store import Store, stamp
 from serve.folder import DataFolder
 from serve.policy.adapters import CONFIG, WEIGHTS, Registry
 from serve.records import Comparison, Judgement, Message, Sampling
@@ -41,6 +41,8 @@ from training.config import PPOConfig
 IMAGES = Path(__file__).parent / "images"
 TOKEN = "for-the-pictures"  # noqa: S105
 UPDATES = PPOConfig().updates
+NEWEST = "SELECT id FROM voters ORDER BY rowid DESC LIMIT 1"
+"""Whoever sits at the browser: nobody came later."""
 
 SKY = "Why is the sky blue?"
 SUNSET = "Then why are sunsets red?"
@@ -87,6 +89,29 @@ ASKED = {
     "Why do cats purr?": "Mostly because they are content, and sometimes to calm themselves.",
 }
 """What people asked in the made-up past, and how a good answer begins."""
+TO_RANK = (
+    "What can I do with stale bread besides throw it away?",
+    (
+        (2, "Make croutons: cut it into cubes, toss them in oil and salt, and roast them until they are crisp."),
+        (
+            2,
+            (
+                "Three good ways:\n\n- **Croutons**: cubes with oil and salt, ten minutes in the oven\n"
+                "- **French toast**: soak slices in egg and milk, then fry them\n"
+                "- **Breadcrumbs**: grate it, and keep them in a jar"
+            ),
+        ),
+        (
+            0,
+            (
+                "Stale bread is bread that is no longer fresh. There are many things that can be done with bread, and "
+                "people all over the world eat bread every day. It is important to store bread properly."
+            ),
+        ),
+        (2, "You can give it to the birds, or throw it away."),
+    ),
+)
+"""A prompt that the project brings, and who says what to it."""
 PADDING = (
     "There are many ways to look at this, and it is important to consider all of them carefully before you decide."
 )
@@ -280,11 +305,24 @@ class Site:
     engine: FakeEngine
     store: Store
 
+    def ask_to_rank(self) -> None:
+        """Let several answers wait for the person at the browser."""
+        with self.store.reading() as db:
+            (mine,) = db.execute(NEWEST).fetchone()
+        question, answers = TO_RANK
+        prompt = self.store.record_prompt(mine, [Message("user", question)], test=True, source="shipped")
+        wanted = [NewCandidate(version, seed) for seed, (version, _) in enumerate(answers)]
+        comparison = self.store.create_comparison(mine, prompt, wanted, Sampling(), evidence=True)
+        for candidate, (_, text) in zip(comparison.candidates, answers, strict=True):
+            self.store.finish_answer(
+                candidate.answer.id, text=text, token_ids=(0,), logprobs=(0.0,), finish_reason="stop"
+            )
+
     def take_over(self, votes: int) -> None:
-        """Give votes that went into a version to the person at the browser, who came last."""
+        """Give votes that went into a version to the person at the browser."""
 
         def work(db: sqlite3.Connection) -> None:
-            (mine,) = db.execute("SELECT id FROM voters ORDER BY rowid DESC LIMIT 1").fetchone()
+            (mine,) = db.execute(NEWEST).fetchone()
             found = db.execute(
                 "SELECT votes.id AS vote, comparison_id, conversation_id"
                 " FROM votes JOIN run_votes ON vote_id = votes.id"
@@ -308,6 +346,8 @@ def serving(*, empty: bool) -> Iterator[Site]:
         clock = Clock()
         folder = DataFolder(Path(temporary) / "feedback.db")
         store = Store.open(folder, clock=clock)
+        began = stamp(clock())
+        store.writing(lambda db: db.execute("UPDATE versions SET created = ? WHERE number = 0", (began,)))
         registry = Registry(folder, store, base_hash=None)
         if not empty:
             past(store, registry, clock, folder)
@@ -356,6 +396,7 @@ def walk(page: Page, site: Site) -> Iterator[str]:
     yield "error"
     site.engine.full = False
 
+    site.ask_to_rank()
     page.goto(site.url + "/vote")
     expect(page.locator(".ranker:visible").first).to_be_visible()
     expect(page.locator("#note")).to_contain_text("Which is best?")

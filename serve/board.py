@@ -19,6 +19,7 @@ from typing import Any
 
 from serve.feedback.entries import Ballot
 from serve.feedback.statistics import Interval, agreement, wilson, win_rate
+from serve.feedback.votes import one_of_each
 from serve.records import BASE_VERSION, Version, version_name
 
 DRAWS = 300
@@ -101,24 +102,18 @@ def board(ballots: Iterable[Ballot], versions: Sequence[Version], serving: int) 
 
 
 def meetings(ballot: Ballot) -> list[Met]:
-    """Every two versions in a blind vote, by one answer of each; none where it ranks nothing.
-
-    Of several answers of a version those count whose ids come first, which is by chance: a vote is one moment of one
-    person, however many answers it ranks.
-    """
+    """Every two versions in a blind vote, by one answer of each; none where it ranks nothing."""
     if not ballot.evidence or ballot.groups is None:
         return []
-    rank = {index: place for place, group in enumerate(ballot.groups) for index in group}
-    first: dict[int, int] = {}
-    for index in sorted(rank, key=lambda index: ballot.answers[index].id):
-        version = ballot.answers[index].version
-        if version is not None:
-            first.setdefault(version, index)
-    found = []
-    for version, other in itertools.combinations(first, 2):
-        a, b = rank[first[version]], rank[first[other]]
-        found.append(Met(ballot.vote_id, version, other, 0.5 if a == b else float(a < b)))
-    return found
+    ranks = one_of_each(
+        (ballot.answers[index].id, ballot.answers[index].version, rank)
+        for rank, group in enumerate(ballot.groups)
+        for index in group
+    )
+    return [
+        Met(ballot.vote_id, version, other, 0.5 if a == b else float(a < b))
+        for (version, a), (other, b) in itertools.combinations(ranks.items(), 2)
+    ]
 
 
 def over_base(met: Sequence[Met], *, draws: int = DRAWS, seed: int = 0) -> dict[int, Interval]:

@@ -27,9 +27,11 @@ _POLL_SECONDS = 0.5
 class ApiError(HustingsError):
     """The API refused; its own sentence is the message."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, **more: Any) -> None:
         super().__init__(message)
         self.code = code
+        self.more = more
+        """What else the API said, such as the run that is on."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,13 @@ class Client:
         data = await self.call("GET", "/api/board")
         return Result(data, "\n".join(data["verdicts"]))
 
-    async def log(self) -> Result:
+    async def log(self, limit: int) -> Result:
         """Who did what, newest first."""
-        data = await self.call("GET", "/api/log")
-        return Result(data, _table([[deed["created"], deed["who"], deed["what"]] for deed in data]) if data else "")
+        data = await self.call("GET", "/api/log", params={"limit": limit})
+        lines = [_table([[deed["created"], deed["who"], deed["what"]] for deed in data])] if data else []
+        if len(data) == limit:
+            lines.append(f"(the newest {limit}; --limit shows more)")
+        return Result(data, "\n".join(lines))
 
     async def schedule(self, changes: Mapping[str, Any]) -> Result:
         """When runs start by themselves and what then; with `changes`, after them."""
@@ -190,10 +195,15 @@ class Client:
 
 def _error(response: httpx.Response) -> ApiError:
     try:
-        error = response.json()["error"]
-        return ApiError(error["code"], error["message"])
+        return ApiError(**response.json()["error"])
     except (ValueError, KeyError, TypeError):
         return ApiError("error", f"the server answered {response.status_code}; its log says why")
+
+
+def told(error: HustingsError) -> dict[str, Any]:
+    """An error as `--json` prints it, which is how the API tells it."""
+    more = error.more if isinstance(error, ApiError) else {}
+    return {"error": {"code": error.code, "message": str(error), **more}}
 
 
 def _gone(error: httpx.TransportError) -> ApiError:

@@ -1,19 +1,21 @@
 """What runs keep of the record, and how what was deleted leaves that, too.
 
-A run learns from `snapshot.db`, and `rollouts.jsonl` holds what it asked the policy. A run that is on needs both: a
-mark in its folder says that they go when it ends.
+A run learns from `snapshot.db`, and `rollouts.jsonl` holds what it asked the policy. A snapshot that was never finished
+lies beside it as `snapshot.db.partial`. A run that is on needs them: a mark in its folder says that they go when it
+ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import datetime
 from pathlib import Path
 
 from serve.folder import DataFolder
 
-SNAPSHOT = "snapshot.db"
-FILES = (SNAPSHOT, "rollouts.jsonl")
+SNAPSHOT = ("snapshot.db", "snapshot.db.partial", "snapshot.db.partial-journal")
+FILES = (*SNAPSHOT, "rollouts.jsonl")
 MARK = "delete-copies"
 
 log = logging.getLogger(__name__)
@@ -42,10 +44,12 @@ def settle(folder: DataFolder, active: int | None) -> None:
 
 
 def _made(run: Path) -> float | None:
-    try:
-        return (run / SNAPSHOT).stat().st_mtime
-    except FileNotFoundError:
-        return None
+    """When a snapshot was last written to, whole or not."""
+    times = []
+    for name in SNAPSHOT:
+        with contextlib.suppress(FileNotFoundError):
+            times.append((run / name).stat().st_mtime)
+    return max(times, default=None)
 
 
 def _delete(run: Path) -> None:

@@ -12,6 +12,7 @@ HustingsError
 │   └── NothingToLearn                409  says how many votes are missing
 ├── Expired                           410  the comparison is older than 24 h
 ├── Unavailable (RuntimeError)        503  the engine is loading, full, too slow or stopping; try again
+│   └── TookTooLong                   503  an answer had not ended in time and was stopped
 ├── AdapterError (ValueError)         422  an adapter that does not fit or is broken; the old version keeps serving
 └── StartupError (RuntimeError)            the server cannot start
     ├── ModelError                         missing or broken model
@@ -112,6 +113,10 @@ class Unavailable(HustingsError, RuntimeError):
 
     status = 503
     code = "unavailable"
+
+
+class TookTooLong(Unavailable):
+    """An answer had not ended in time and was stopped."""
 
 
 class AdapterError(HustingsError, ValueError):

@@ -6,6 +6,7 @@ DIR/feedback.sock        the running server's owner-only socket, for the command
 DIR/secrets.json         cookie key and the hash of the operator token (mode 0600)
 DIR/adapters/v0003/      a published version in PEFT's format, with manifest.json
 DIR/runs/0007/           one training run
+DIR/runs/0007/log.txt    what its trainer says
 """
 
 from __future__ import annotations
@@ -57,3 +58,7 @@ class DataFolder:
     def run(self, run: int) -> Path:
         """Where a run works."""
         return self.runs / f"{run:04d}"
+
+    def run_log(self, run: int) -> Path:
+        """What a run's trainer says."""
+        return self.run(run) / "log.txt"

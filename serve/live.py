@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from serve.engine import CandidateRequest, Finished, Generation, Token
-from serve.errors import HustingsError, Unavailable
+from serve.errors import HustingsError, TookTooLong, Unavailable
 from serve.records import Candidate, Comparison, FinishReason
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class LiveAnswers:
         if all(draft.finish_reason is not None for draft in self.drafts):
             return
         self._fail(
-            Unavailable(
+            TookTooLong(
                 f"the answer had not ended after {self._timeout:g} s and was stopped; ask for a shorter one, try again "
                 "when fewer people wait, or let the operator raise answer_timeout"
             )
@@ -273,7 +273,8 @@ class LiveComparison(LiveAnswers):
     def shown(self) -> tuple[Draft, ...]:
         """What may be seen of the drafts: of each as much as there is of the shortest that is still being written.
 
-        How fast an answer grows, and that it has ended while another goes on, would say something of who writes it.
+        How fast an answer grows would say something of who writes it. That it has ended shows once the others are as
+        long, for from then on anybody sees that it grows no more.
         """
         lengths = [len(draft.text) for draft in self.drafts if draft.finish_reason is None]
         return tuple(draft.up_to(min(lengths)) for draft in self.drafts) if lengths else self.drafts

@@ -21,12 +21,12 @@ from serve.feedback.store import Store
 from serve.settings import Schedule, Settings, interval_text
 
 WORDS = {
-    "min_new_votes": "New rankings and ties that start a run.",
-    "max_interval": "With any new vote, a run starts this long after the last one; none turns it off.",
+    "min_new_votes": "New rankings and ties that start a run: 1 or more.",
+    "max_interval": "With any new vote, a run starts so long after the last (90s, 15m, 24h, 7d); none turns it off.",
     "promotion": "A version that passed serves at once (auto), is tried on blind votes (canary), or waits (manual).",
-    "compare_share": "Share of comparisons against the version before or the base: it measures progress.",
-    "canary_share": "The same, while a version is tried.",
-    "canary_deadline": "A version that is tried and still undecided waits for you after this long.",
+    "compare_share": "Share of comparisons against the version before or the base, 0 to 1: it measures progress.",
+    "canary_share": "The same, while a version is tried: 0 to 1.",
+    "canary_deadline": "A version that is tried and still undecided waits for you after so long (90s, 15m, 24h, 7d).",
 }
 """Every setting of the schedule, and what it does."""
 

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import random
 import secrets
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,7 +18,7 @@ from serve import schedule
 from serve.board import Board, board
 from serve.copies import delete_copies, settle
 from serve.engine import CandidateRequest, Engine, Generation
-from serve.errors import Conflict, Forbidden, HustingsError, NotFound, Unavailable
+from serve.errors import Conflict, Forbidden, HustingsError, InvalidInput, NotFound, Unavailable
 from serve.feedback import exchange
 from serve.feedback.database import stamp
 from serve.feedback.entries import (
@@ -27,6 +26,7 @@ from serve.feedback.entries import (
     ConversationSummary,
     ConversationTurn,
     Exclusion,
+    HeadToHead,
     ImportCounts,
     MetricPoint,
     NewCandidate,
@@ -36,7 +36,17 @@ from serve.feedback.entries import (
 from serve.feedback.oversight import Kind, Search
 from serve.feedback.snapshot import shipped_prompts
 from serve.feedback.store import Store
-from serve.limits import SamplingRequest, check_count, check_messages, check_number, check_seed, check_text, fill_in
+from serve.limits import (
+    MAX_BYTES,
+    SamplingRequest,
+    check_count,
+    check_messages,
+    check_number,
+    check_seed,
+    check_text,
+    fill_in,
+    size_of,
+)
 from serve.live import Draft, LiveAnswers, LiveComparison
 from serve.policy.model_card import archive
 from serve.records import (
@@ -72,9 +82,6 @@ REPEATED, APART = 0.1, 20
 
 FIXED = 12
 """Prompts on which operators compare two versions."""
-
-RANKED = 4
-"""Answers to a shipped prompt that somebody ranks; InstructGPT's labelers had 4 to 9."""
 
 
 class Training(Protocol):
@@ -430,6 +437,9 @@ class Service:
         """
         check_messages(messages)
         check_text(answer, "the answer")
+        for what, said in (("messages are", messages), ("answer is", [Message("assistant", answer)])):
+            if (size := size_of(said)) > MAX_BYTES:
+                raise InvalidInput(f"the {what} {size:,} bytes long, but {MAX_BYTES:,} are allowed")
         return await asyncio.to_thread(
             self.store.add_demonstration,
             voter,
@@ -449,31 +459,51 @@ class Service:
     async def next_to_judge(self, voter: str) -> Comparison | LiveComparison | None:
         """What is next in the queue; where nothing is, several answers to a shipped prompt, as they are written.
 
-        Now and then it is a pair that the voter judged before, with sides swapped. None when this voter has judged
-        everything. Raises Unavailable.
+        What was given out comes again until it is judged. Now and then something new is a pair that the voter judged
+        before, with sides swapped. The shipped prompt is one on which the fold models differ most, as far as they have
+        read answers to any. None when this voter has judged everything. Raises Unavailable.
         """
-        if self._rng.random() < REPEATED:
-            again = await asyncio.to_thread(self.store.repeat, voter, APART)
-            if again is not None:
-                return again
-        waiting = await self.next_in_queue(voter)
-        if waiting is not None:
-            return self.live(waiting.id, voter) or waiting
+        found = await asyncio.to_thread(self.store.open_in_queue, voter)
+        if found is None and self._rng.random() < REPEATED:
+            found = await asyncio.to_thread(self.store.repeat, voter, APART)
+        if found is None:
+            found = await asyncio.to_thread(self.store.next_in_queue, voter)
+        if found is not None:
+            return self.live(found.id, voter) or found
         asked = await asyncio.to_thread(self.store.shipped_asked, voter)
         fresh = [messages for messages in shipped_prompts() if messages[-1].content not in asked]
         if not fresh:
             return None
-        return await self.compare(
-            voter, self._rng.choice(fresh), k=max(2, min(RANKED, self.settings.batch_rows)), shipped=True
-        )
+        doubts = await asyncio.to_thread(self.store.doubts_of_shipped)
+        prompt = max(fresh, key=lambda messages: (doubts.get(messages[-1].content, 0.0), self._rng.random()))
+        k = min(self.settings.rank_candidates, self.settings.batch_rows)
+        return await self.compare(voter, prompt, k=k, shipped=True)
 
-    async def judged(self, voter: str, since: datetime) -> tuple[int, int]:
-        """How many comparisons a voter has judged: in all, and since a time."""
+    async def judged(self, voter: str, since: datetime) -> tuple[int, int, int]:
+        """How many comparisons a voter has judged: in all, since a time, and since then with those skipped."""
         return await asyncio.to_thread(self.store.judged, voter, stamp(since))
 
+    async def new_votes(self) -> tuple[int, int]:
+        """How many new rankings and ties there are, and how many start a run."""
+
+        def work() -> tuple[int, int]:
+            wanted = schedule.current(self.store, self.settings).min_new_votes
+            return self.store.votes_since_last_run(), wanted
+
+        return await asyncio.to_thread(work)
+
     async def me(self, voter: str) -> dict[str, Any]:
-        """What a voter gave, and what it trained."""
-        return await asyncio.to_thread(self.store.me, voter)
+        """What a voter gave, what it trained, and how those versions do in blind votes against their parents."""
+
+        def work() -> dict[str, Any]:
+            found = self.store.me(voter)
+            for version in found["versions"]:
+                parent = version["parent"]
+                met = HeadToHead(0, 0, 0) if parent is None else self.store.head_to_head(version["version"], parent)
+                version.update(wins=met.wins, losses=met.losses)
+            return found
+
+        return await asyncio.to_thread(work)
 
     async def everything_of(self, voter: str) -> dict[str, Any]:
         """All that is kept of a voter."""
@@ -523,6 +553,10 @@ class Service:
         """Of each message where a conversation stands: the ids of all in its place. Raises NotFound."""
         return await asyncio.to_thread(self.store.branches, conversation_id, voter)
 
+    async def answered_before(self, voter: str, conversation_id: str) -> str | None:
+        """The newest answer to the turn where a conversation stands, which is none of it now. Raises NotFound."""
+        return await asyncio.to_thread(self.store.answered_before, conversation_id, voter)
+
     async def switch_branch(self, voter: str, message_id: str) -> None:
         """Go to another branch of a conversation, where it was last. Raises NotFound."""
         await asyncio.to_thread(self.store.switch_branch, message_id, voter)
@@ -545,6 +579,10 @@ class Service:
     async def find_votes(self, search: Search, *, before: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
         """A page of standing votes, newest first, and where the next one begins."""
         return await asyncio.to_thread(self.store.find_votes, search, before=before)
+
+    async def find_demonstrations(self, *, before: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
+        """A page of demonstrations, likewise."""
+        return await asyncio.to_thread(self.store.find_demonstrations, before=before)
 
     async def leave_out(
         self, *, voter: str | None = None, vote: str | None = None, kind: Kind, reason: str, who: str
@@ -593,12 +631,10 @@ class Service:
         def work() -> str:
             self.store.run(run_id)
             try:
-                with (self.settings.folder.run(run_id) / "log.txt").open("rb") as log:
-                    log.seek(max(0, log.seek(0, os.SEEK_END) - 200 * tail))
-                    lines = log.read().decode("utf-8", "replace").splitlines()
+                with self.settings.folder.run_log(run_id).open(encoding="utf-8", errors="replace") as lines:
+                    return "".join(deque(lines, tail)).removesuffix("\n")
             except FileNotFoundError:
                 return ""
-            return "\n".join(lines[-tail:])
 
         return await asyncio.to_thread(work)
 
@@ -681,7 +717,7 @@ class Service:
         return exchange.export(self.store, format, style)
 
     async def import_lines(self, lines: bytes, format: str, reading: str) -> ImportCounts:
-        """Take JSON lines in, all or none; returns counts. Raises InvalidInput with the line."""
+        """Take JSON lines in, all or none; returns counts. Raises InvalidInput with the line, Conflict on a repeat."""
         return await asyncio.to_thread(exchange.import_lines, self.store, lines, format, reading)
 
     # ---- inside

@@ -134,6 +134,8 @@ class Settings(Schedule, BaseSettings):
     """Nucleus where the caller names none; 1 leaves the distribution whole."""
     ask: Literal["always", "sometimes", "never"] = "always"
     """How often the chat page asks for a comparison, until the voter chooses."""
+    rank_candidates: Annotated[int, Field(ge=3, le=6)] = 4
+    """Answers to rank on the vote page where nothing that others shared waits; `batch_rows` at most."""
 
     batch_rows: Annotated[int, Field(ge=2)] = 16
     """Answers decoded together; a comparison has at least two."""

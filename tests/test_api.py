@@ -386,6 +386,35 @@ def test_both_candidates_reach_the_client_before_either_is_complete(tmp_path: Pa
     web.close()
 
 
+def test_a_stream_shows_no_more_than_an_early_vote_stores(tmp_path: Path) -> None:
+    """One answer has long tokens, and ends while the other goes on: neither is to be seen."""
+
+    def pace(version: int, seed: int, prompt: str) -> list[str]:
+        return ["wonderful "] * 2 if seed % 2 else ["ab "] * 9
+
+    web = Web(tmp_path, FakeEngine(pace, hold=5))
+    with (
+        listening(web.app) as address,
+        httpx.Client(base_url=address, timeout=10) as client,
+        client.stream("POST", "/api/comparisons", json=ASK, headers=STREAM) as response,
+    ):
+        events = events_of(response.iter_lines())
+        start = next(events)[1]
+        seen = {candidate["id"]: "" for candidate in start["candidates"]}
+        while "ab " * 5 not in seen.values():
+            name, event = next(events)
+            assert name == "delta"
+            seen[event["candidate_id"]] += event["text"]
+        assert sorted(seen.values()) == ["ab " * 5, "wonderful "]
+        assert client.post(f"/api/comparisons/{start['id']}/vote", json=ranking(start)).status_code == 201
+        web.engine.release()
+        ends = [event["candidate_id"] for name, event in events if name == "end"]
+        assert sorted(ends) == sorted(seen)
+    with web.store.reading() as db:
+        assert dict(db.execute("SELECT id, shown_text FROM candidates").fetchall()) == seen
+    web.close()
+
+
 def test_a_client_that_leaves_its_stream_ends_the_generation(tmp_path: Path) -> None:
     web = Web(tmp_path, FakeEngine(hold=1))
     with listening(web.app) as address, httpx.Client(base_url=address, timeout=10) as client:

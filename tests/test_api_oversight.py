@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -43,6 +44,28 @@ def test_votes_are_found_and_excluded_with_a_reason_and_lifted(
     ]
 
 
+def test_demonstrations_are_listed(voter: TestClient, operator: TestClient) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "answer": "Hello."}
+    voter.post("/api/demonstrations", json=asked)
+    (shown,) = operator.get("/api/demonstrations").json()["demonstrations"]
+    assert (shown["voter"], shown["source"], shown["messages"]) == ("voter-1", "voter", asked["messages"])
+    assert operator.get("/api/demonstrations", params={"before": 1}).json() == {"demonstrations": [], "before": None}
+
+
+def test_a_dataset_comes_in_once(web: Web, operator: TestClient) -> None:
+    lines = json.dumps({"prompt": "Hi?", "chosen": "Hello.", "rejected": "What."})
+    assert operator.post("/api/import?format=trl", content=lines).status_code == 201
+    again = operator.post("/api/import?format=trl", content=lines)
+    assert code(again, 409) == "conflict" and "this file was imported already, on 2" in again.text
+    assert web.store.standing_votes() == 1
+
+
+def test_what_is_too_large_is_told_the_limit(operator: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.web.limits.IMPORT_BYTES", 3 * 2**20)
+    refused = operator.post("/api/import?format=trl", content=b" " * (3 * 2**20 + 1))
+    assert code(refused, 413) == "too_large" and "more than 3 MiB" in refused.text
+
+
 def test_votes_are_found_by_date_and_what_is_no_date_is_refused(voter: TestClient, operator: TestClient) -> None:
     voted(voter)
     for since, found in (("2020-01-31", 1), ("2020-01-31T08:00+02:00", 1), ("2999-01-01", 0)):
@@ -76,6 +99,8 @@ def test_a_runs_log_and_the_settings_can_be_read(web: Web, voter: TestClient, op
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text("one\ntwo\nthree\n")
     assert operator.get(f"/api/runs/{run}/log", params={"tail": 2}).text == "two\nthree"
+    (folder / "log.txt").write_text(f"one\n{'two' * 1000}\nthree\n")
+    assert operator.get(f"/api/runs/{run}/log", params={"tail": 2}).text == f"{'two' * 1000}\nthree", "lines are whole"
     assert code(operator.get("/api/runs/99/log"), 404) == "not_found"
     names = [setting["name"] for setting in operator.get("/api/settings").json()]
     assert "ppo.updates" in names
@@ -91,6 +116,7 @@ def test_the_board_is_json(voter: TestClient, operator: TestClient) -> None:
     ("method", "path"),
     [
         ("GET", "/api/votes"),
+        ("GET", "/api/demonstrations"),
         ("GET", "/api/exclusions"),
         ("POST", "/api/exclusions"),
         ("DELETE", "/api/exclusions/x"),

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 import app
 from serve import doctor
-from serve.client import ApiError, Client, over_socket
+from serve.client import ApiError, Client, over_socket, told
 from serve.errors import PortInUse, StartupError
 from serve.feedback.store import Store
 from serve.folder import DataFolder
@@ -79,7 +79,7 @@ def test_versions_start_with_the_base(folder: DataFolder, capsys: pytest.Capture
 
 
 def test_the_schedule_is_shown_and_changed(folder: DataFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(folder, "schedule", "min_new_votes=20", "max_interval=2h", "--json") == 0
+    assert run(folder, "schedule", "min_new_votes = 20", "max_interval=2h", "--json") == 0
     assert {entry["name"]: entry["value"] for entry in said(capsys)}["max_interval"] == "2h"
     assert run(folder, "schedule") == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ["min_new_votes", "20"]
@@ -87,6 +87,11 @@ def test_the_schedule_is_shown_and_changed(folder: DataFolder, capsys: pytest.Ca
     assert "min_new_votes: Input should be greater than or equal to 1" in capsys.readouterr().err
     assert run(folder, "log") == 0
     assert "set min_new_votes to 20, max_interval to 2h" in capsys.readouterr().out
+    assert run(folder, "schedule", "promotion=manual") == 0
+    capsys.readouterr()
+    assert run(folder, "log", "--limit", "1") == 0
+    newest, rest = capsys.readouterr().out.splitlines()
+    assert "set promotion to manual" in newest and rest == "(the newest 1; --limit shows more)"
 
 
 def test_the_board_says_whether_it_is_getting_better(folder: DataFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +108,8 @@ def test_what_is_imported_is_exported_again(
     assert said(capsys)["demonstrations"] == 1
     assert run(folder, "export", "--format", "sft", "--out", "out.jsonl", "--json") == 0
     assert said(capsys) == {"file": "out.jsonl", "lines": 1}
+    assert run(folder, "import", "--format", "sft", "in.jsonl") == 1
+    assert "this file was imported already" in capsys.readouterr().err
     assert json.loads((tmp_path / "out.jsonl").read_text())["messages"] == row["messages"]
     assert run(folder, "export", "--format", "sft") == 0
     assert said(capsys)["messages"] == row["messages"]
@@ -172,6 +179,23 @@ def test_what_cannot_be_done_is_one_sentence(
     assert error.startswith("hustings: ")
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_with_json_an_error_looks_as_the_api_has_it(folder: DataFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "promote", "9", "--json") == 1
+    error = said(capsys)["error"]
+    assert error["code"] == "not_found" and "there is no version 9" in error["message"]
+    assert run(DataFolder(folder.root / "none" / "feedback.db"), "status", "--json") == 1
+    assert said(capsys)["error"]["code"] == "startup"
+
+    def busy(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(409, json=refusal)
+
+    refusal = {"error": {"code": "run_active", "message": "run 7 is on; wait for it", "run": 7}}
+    http = httpx.AsyncClient(transport=httpx.MockTransport(busy), base_url="http://test")
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(Client(http).call("POST", "/api/runs"))
+    assert told(refused.value) == refusal
 
 
 def test_training_without_votes_says_how_many_are_missing(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -134,6 +137,47 @@ def test_two_calls_of_a_voter_get_the_same_pair(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         waiting = list(pool.map(store.next_in_queue, ["ben"] * 8))
     assert len({w.id for w in waiting if w is not None}) == 1
+
+
+def test_looking_for_something_to_judge_leaves_the_writer_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(store, compare(store), 0)
+
+    def refuse(_: object) -> None:
+        raise AssertionError("there is nothing to write")
+
+    monkeypatch.setattr(store, "writing", refuse)
+    assert store.open_in_queue("anna") is store.next_in_queue("anna") is store.repeat("anna", apart=1) is None
+
+
+def test_a_pair_that_is_gone_before_it_is_shown_makes_room_for_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("anna", "carl"):
+        compare(store, name, f"{name}?", share=True)
+    run, writing = store.create_run("votes", ["reward"], {}), store.writing
+    pairs = store.undoubted(run.id, 10)
+    store.set_doubts(run.id, [(p.first, p.second, float(p.messages[-1].content == "anna?")) for p in pairs])
+
+    def late(work: Callable[[sqlite3.Connection], Any]) -> Any:
+        monkeypatch.undo()
+        store.forget("anna")
+        return writing(work)
+
+    monkeypatch.setattr(store, "writing", late)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None and waiting.messages == (user("carl?"),)
+
+
+def test_prompts_of_an_excluded_voter_wait_in_nobodys_queue(store: Store) -> None:
+    for prompt in ("Spam?", "More spam?"):
+        compare(store, "anna", prompt, share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None and store.open_in_queue("ben") == waiting
+    out = store.leave_out(voter="voter-1", kind="exclude", reason="spam", who="ada")
+    assert store.open_in_queue("ben") is store.next_in_queue("ben") is store.next_in_queue("carl") is None
+    assert store.undoubted(1, 10) == []
+    store.lift(out.id)
+    assert store.next_in_queue("ben") == waiting
 
 
 def test_a_private_prompt_is_shown_to_nobody(store: Store) -> None:

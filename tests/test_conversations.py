@@ -15,6 +15,7 @@ from tests.scenes import (
     compare,
     finish,
     prefer,
+    say,
     user,
 )
 
@@ -91,10 +92,17 @@ def test_a_conversation_can_be_renamed_found_and_deleted_by_its_author_alone(sto
 def test_a_list_says_how_many_votes_go_with_a_conversation(store: Store) -> None:
     comparison = compare(store)
     assert store.conversations("anna")[0].votes == 0
-    prefer(store, comparison, 0)
+    say(store, comparison, "both_bad")
     assert store.conversations("anna")[0].votes == 1
+    skipped = compare(store, prompt="And rain?", conversation_id=comparison.conversation_id)
+    say(store, skipped, "skip")
+    preferred = compare(store, prompt="And snow?", conversation_id=comparison.conversation_id)
+    prefer(store, preferred, 0)
+    store.leave_out(voter="voter-1", kind="exclude", reason="A bot.", who="ada")
+    assert store.conversations("anna")[0].votes == 2, "excluded ones go, too; a skip says nothing"
     store.delete_conversation(comparison.conversation_id, "anna")
-    assert store.standing_votes() == 0
+    with store.reading() as db:
+        assert db.execute("SELECT count(*) FROM votes").fetchone()[0] == 0
 
 
 def test_branches_stay_and_can_be_gone_back_to(store: Store) -> None:
@@ -107,7 +115,11 @@ def test_branches_stay_and_can_be_gone_back_to(store: Store) -> None:
     store.switch_branch(first.message_id, "anna")
     assert _texts(store, talk) == ["One?", "1.", "More?"], "where that branch was last"
     assert store.branches(talk, "anna")[more.message_id] == (more.message_id,)
-    for act in (lambda: store.switch_branch(edited.message_id, "ben"), lambda: store.branches(talk, "ben")):
+    for act in (
+        lambda: store.switch_branch(edited.message_id, "ben"),
+        lambda: store.branches(talk, "ben"),
+        lambda: store.answered_before(talk, "ben"),
+    ):
         with pytest.raises(NotFound):
             act()
 

@@ -68,6 +68,19 @@ def test_a_snapshot_in_the_making_is_marked_too_and_a_mark_that_was_left_is_foun
     assert left(on) == {"report.json"}
 
 
+def test_a_snapshot_that_was_never_finished_goes_too(web: Web) -> None:
+    web.store.record_prompt("anna", [user("Hi.")])
+    before, since = copies(web, "0001", age=3600), copies(web, "0002")
+    for run in (before, since):
+        (run / "snapshot.db").rename(run / "snapshot.db.partial")
+        (run / "snapshot.db.partial-journal").write_bytes(b"what anna said")
+    then = (before / "snapshot.db.partial").stat().st_mtime
+    os.utime(before / "snapshot.db.partial-journal", (then, then))
+    asyncio.run(web.service.forget("anna"))
+    assert "snapshot.db.partial" in left(before)
+    assert left(since) == {"report.json"}
+
+
 def test_a_run_in_which_nothing_was_deleted_keeps_its_copies(web: Web) -> None:
     on = copies(web, "0001")
     settle(web.folder, None)

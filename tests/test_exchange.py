@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from serve.errors import InvalidInput
+from serve.errors import Conflict, InvalidInput
 from serve.feedback.ballots import ballots
 from serve.feedback.entries import Ballot, ImportCounts
-from serve.feedback.exchange import FORMATS, export, import_lines
+from serve.feedback.exchange import FORMATS, STYLES, export, import_lines
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.records import Message
@@ -157,11 +157,14 @@ def test_an_unknown_format_is_refused_at_once(store: Store) -> None:
 # Round trips
 
 
-@pytest.mark.parametrize("format", ["trl", "hh", "kto", "arena"])
-def test_a_pair_survives_the_way_out_and_in(store: Store, other: Store, format: str) -> None:
+@pytest.mark.parametrize(
+    ("format", "style"),
+    [*((format, STYLES[0]) for format in ("trl", "hh", "kto", "arena")), ("trl", "plain"), ("kto", "plain")],
+)
+def test_a_pair_survives_the_way_out_and_in(store: Store, other: Store, format: str, style: str) -> None:
     prefer(store, compare(store, "anna", TALK, texts=("Less.", " More, with\n\n“quotes”. ")), 1)
     prefer(store, compare(store, "ben", texts=("Light.", "Water.")), 0)
-    counts = import_lines(other, "".join(export(store, format)), format)
+    counts = import_lines(other, "".join(export(store, format, style)), format)
     assert counts == ImportCounts(prompts=2, answers=4, votes=2)
     assert [_gist(b) for b in _ballots(other)] == [_gist(b) for b in _ballots(store)]
     assert all(b.imported and not b.evidence for b in _ballots(other))
@@ -177,10 +180,17 @@ def test_ties_and_both_bad_survive_in_arena_and_both_bad_in_kto(store: Store, ot
     assert _gist(_ballots(other)[-1]) == ((user("Bad?"),), None, "both_bad")
 
 
-def test_demonstrations_survive_the_way_out_and_in(store: Store, other: Store) -> None:
+@pytest.mark.parametrize("style", STYLES)
+def test_demonstrations_survive_the_way_out_and_in(store: Store, other: Store, style: str) -> None:
     store.add_demonstration("anna", TALK, "Now we go.")
-    assert import_lines(other, "".join(export(store, "sft")), "sft") == ImportCounts(demonstrations=1)
+    assert import_lines(other, "".join(export(store, "sft", style)), "sft") == ImportCounts(demonstrations=1)
     assert _rows(other, "sft") == _rows(store, "sft")
+
+
+def test_a_plain_prompt_that_only_quotes_hhs_marks_stays_as_it_is(store: Store) -> None:
+    prompts = ["Go on:\n\nAssistant:", "\n\nHuman: Who says this?", "\n\nHuman: Hi\n\nAssistant: Hello.\n\nAssistant:"]
+    import_lines(store, _lines(*({"prompt": prompt, "completion": "So."} for prompt in prompts)), "sft")
+    assert [row["messages"][0]["content"] for row in _rows(store, "sft")] == prompts
 
 
 # In
@@ -190,9 +200,19 @@ def test_the_shipped_demonstrations_can_be_imported(store: Store) -> None:
     shipped = Path(__file__).parent.parent / "serve" / "feedback" / "shipped" / "demonstrations.jsonl"
     counts = import_lines(store, shipped.read_bytes(), "sft")
     assert counts.demonstrations == store.demonstrations_count() >= 5
-    again = import_lines(store, shipped.read_bytes(), "sft")
-    assert again == ImportCounts(skipped=counts.demonstrations)
+    again = import_lines(store, shipped.read_bytes().splitlines()[1:], "sft")
+    assert again == ImportCounts(skipped=counts.demonstrations - 1)
     assert store.demonstrations_count() == counts.demonstrations
+
+
+def test_a_file_comes_in_once_for_each_way_to_read_it(store: Store) -> None:
+    row = {"prompt": "Hi?", "chosen": "Hello.", "rejected": "What."}
+    assert import_lines(store, _lines(row), "trl").votes == 1
+    with pytest.raises(Conflict, match="imported already, on 2026-07-04 at 12:00 UTC; import only what is new"):
+        import_lines(store, [json.dumps(row) + "\r\n", "\n"], "trl")
+    assert store.standing_votes() == 1
+    assert import_lines(store, _lines(row), "trl", "demonstrations").demonstrations == 1
+    assert import_lines(store, _lines(row, row), "trl").votes == 2, "that is another file"
 
 
 @pytest.mark.parametrize(

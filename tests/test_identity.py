@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.errors import StartupError
 from serve.secrets import Secrets
+from serve.web import login
 from serve.web.identity import (
     LOCAL_OPERATOR,
     OPERATOR_COOKIE,
@@ -25,6 +27,7 @@ from serve.web.identity import (
     is_session,
     set_session,
 )
+from serve.web.mark import LIGHT_OR_DARK, MARK
 from tests.fakes import Web
 
 SECRETS = Secrets(b"k" * 32, "")
@@ -205,6 +208,15 @@ def test_the_login_page_lets_an_operator_in(web: Web) -> None:
     assert (right.status_code, right.headers["location"]) == (303, "/operator")
     assert client.get("/api/runs").status_code == 200
     assert client.get("/login").headers["location"] == "/operator"
+
+
+def test_the_login_page_looks_like_the_others_and_does_without_gradio(web: Web) -> None:
+    text = TestClient(web.app).get("/login").text
+    common = (Path(login.__file__).parent / "look" / "common.js").read_text(encoding="utf-8")
+    assert MARK in text and LIGHT_OR_DARK in text
+    kept_as = re.findall(r"LOOK = '([^']+)'", common)
+    assert len(kept_as) == 1 and f"'{kept_as[0]}'" in text, "the look that was chosen elsewhere holds here, too"
+    assert "<script src" not in text and "Georgia" not in text
 
 
 def session(secrets: Secrets) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from serve.board import board
 from serve.errors import Conflict, InvalidInput, NotFound
+from serve.feedback.ballots import ballots
+from serve.feedback.exchange import import_lines
 from serve.feedback.oversight import Search
 from serve.feedback.store import Store
-from tests.scenes import add_versions, compare, prefer, say, user
+from serve.records import Message
+from tests.scenes import add_versions, assistant, compare, prefer, say, user
 
 
 def found(store: Store, **search: object) -> list[str]:
@@ -40,6 +45,46 @@ def test_votes_are_found_by_what_is_known_of_them(store: Store, votes: list[str]
     rest, end = store.find_votes(Search(), before=before, limit=2)
     assert [row["id"] for row in (*first, *rest)] == votes[::-1] and end is None
     assert first[0]["voter"] == "voter-2" and [a["version"] for a in first[0]["answers"]] == [1, 0]
+
+
+def test_a_vote_is_found_by_all_that_was_said_before_it_and_shows_that(store: Store) -> None:
+    talk = [Message("system", "Be kind."), user("Hi?"), assistant("Hello there."), user("And now?")]
+    prefer(store, compare(store, prompt=talk), 0)
+    prefer(store, compare(store, "ben", "Hi!"), 0)
+    for words in ("be KIND", "Hi?", "hello there", "and now"):
+        assert found(store, text=words) == ["And now?"]
+    assert found(store, text="nobody said this") == []
+    (row,) = store.find_votes(Search(text="kind"))[0]
+    assert [Message(**said) for said in row["messages"]] == talk
+
+
+def test_demonstrations_are_listed_with_the_numbers_of_their_voters(store: Store) -> None:
+    store.add_demonstration("anna", [user("Say it.")], "Done.")
+    wrong = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Buy now!"}]}
+    import_lines(store, json.dumps(wrong), "sft")
+    store.add_demonstration("ben", [user("And?")], "So.")
+    first, before = store.find_demonstrations(limit=2)
+    rest, end = store.find_demonstrations(before=before, limit=2)
+    assert [(row["voter"], row["source"], row["answer"]) for row in (*first, *rest)] == [
+        ("voter-3", "voter", "So."),
+        ("voter-2", "imported", "Buy now!"),
+        ("voter-1", "voter", "Done."),
+    ]
+    assert end is None and first[1]["messages"] == wrong["messages"][:1]
+    store.leave_out(voter="voter-2", kind="exclude", reason="advertises", who="ada")
+    store.leave_out(voter="voter-3", kind="flag", reason="look again", who="ada")
+    marks = [(row["excluded"], row["flagged"]) for row in store.find_demonstrations()[0]]
+    assert marks == [(False, True), (True, False), (False, False)]
+    assert store.demonstrations_count() == 2
+
+
+def test_the_board_needs_neither_prompts_nor_token_ids(store: Store, votes: list[str]) -> None:
+    with store.reading() as db:
+        whole = list(ballots(db))
+    lean = store.ballots()
+    assert whole[0].messages and whole[0].answers[0].token_ids
+    assert not any(ballot.messages or answer.token_ids for ballot in lean for answer in ballot.answers)
+    assert board(lean, store.versions(), 0) == board(whole, store.versions(), 0)
 
 
 def test_what_is_excluded_teaches_nothing_and_counts_nowhere_until_it_is_lifted(
@@ -130,3 +175,4 @@ def test_an_excluded_vote_does_not_come_back_by_casting_it_anew(store: Store) ->
     store.withdraw_vote(vote, "anna")
     prefer(store, comparison, 1)
     assert store.standing_votes() == 0
+    assert found(store, left_out=True) == ["Why is the sea blue?"], "and is shown among what does not count"

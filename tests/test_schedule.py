@@ -33,6 +33,21 @@ def test_every_setting_of_the_schedule_is_told_in_words_with_its_value(store: St
     assert set(found) == set(Schedule.model_fields)
 
 
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [
+        ("min_new_votes", "1 or more"),
+        ("max_interval", "90s, 15m, 24h, 7d"),
+        ("promotion", "(auto)"),
+        ("compare_share", "0 to 1"),
+        ("canary_share", "0 to 1"),
+        ("canary_deadline", "90s, 15m, 24h, 7d"),
+    ],
+)
+def test_the_words_of_a_setting_say_what_it_may_be(name: str, bounds: str) -> None:
+    assert bounds in schedule.WORDS[name]
+
+
 def test_a_change_holds_for_every_process_and_is_logged(store: Store) -> None:
     settings = Settings.load()
     changed = schedule.change(

@@ -936,6 +936,11 @@ def test_past_its_deadline_a_canary_goes_back_to_staged(canary: Hall) -> None:
 def test_a_new_canary_takes_the_place_of_the_old(canary: Hall) -> None:
     canary.finished(canary.trigger())
     assert (canary.store.version(1).status, canary.store.version(2).status) == ("staged", "canary")
+    assert {deed.what for deed in canary.store.deeds() if deed.who == "scheduler"} >= {
+        "made version 1 the canary: run 1 passed the gate",
+        "staged version 1 again: version 2 is tried instead",
+        "made version 2 the canary: run 2 passed the gate",
+    }
 
 
 def test_a_canary_that_the_engine_refuses_is_staged(canary: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -994,3 +999,14 @@ def test_a_reward_model_that_does_not_answer_leaves_the_queue_and_the_run_as_the
     assert run.status == "succeeded"
     assert len(server.store.undoubted(run.id, 10)) == 1
     assert server.store.next_in_queue("ben") is not None
+
+
+def test_nobody_at_the_page_waits_long_for_a_reward_model_that_reads_for_the_queue(
+    server: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.scheduler._PATIENCE", 0.01)
+    server.plan(judges=True)
+    server.vote()
+    server.finished(server.trigger())
+    with server.scheduler._judging._one, pytest.raises(Unavailable, match="reading other answers; ask again"):
+        server.scheduler.score([((Message("user", "Hi"),), "Hello.")])

@@ -34,6 +34,7 @@ TABLES = {
     "deeds",
     "doubts",
     "schedule",
+    "imports",
 }
 
 

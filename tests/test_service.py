@@ -27,6 +27,7 @@ from serve.errors import (
     Unavailable,
 )
 from serve.feedback.ballots import ballots
+from serve.feedback.snapshot import shipped_prompts
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
@@ -801,8 +802,8 @@ def test_who_has_nothing_to_judge_ranks_answers_to_shipped_prompts(world: Make) 
             "anna", waiting.id, Judgement(ranking=tuple((c.id,) for c in waiting.candidates))
         )
         assert len(receipt.revealed) == 4
-        assert await w.service.judged("anna", datetime.now(UTC) - timedelta(days=1)) == (1, 1)
-        assert await w.service.judged("anna", datetime.now(UTC) + timedelta(days=1)) == (1, 0)
+        assert await w.service.judged("anna", datetime.now(UTC) - timedelta(days=1)) == (1, 1, 2), "one was skipped"
+        assert await w.service.judged("anna", datetime.now(UTC) + timedelta(days=1)) == (1, 0, 0)
         another = await w.service.next_to_judge("anna")
         assert isinstance(another, LiveComparison) and another.comparison.messages != waiting.messages
         await another.wait()
@@ -812,6 +813,58 @@ def test_who_has_nothing_to_judge_ranks_answers_to_shipped_prompts(world: Make) 
     with w.store.reading() as db:
         assert db.execute("SELECT sum(asked) FROM messages").fetchone()[0] == 1, "nobody asked what was shipped"
         assert db.execute("SELECT evidence FROM votes ORDER BY rowid DESC LIMIT 1").fetchone()[0] == 1
+
+
+def test_what_was_given_out_comes_back_before_anything_new(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = world()
+    monkeypatch.setattr("serve.service.APART", 0)
+
+    async def next_one(repeated: float) -> Comparison:
+        monkeypatch.setattr("serve.service.REPEATED", repeated)
+        found = await w.service.next_to_judge("anna")
+        assert isinstance(found, Comparison)
+        return found
+
+    async def judge(comparison: Comparison) -> None:
+        await w.service.vote("anna", comparison.id, Judgement(ranking=tuple((c.id,) for c in comparison.candidates)))
+
+    async def talk() -> None:
+        for _ in range(3):
+            await (await w.service.compare("ben", ASK, share=True)).wait()
+        pairs = [await next_one(0.0)]
+        await judge(pairs[0])
+        pairs.append(await next_one(0.0))
+        await judge(pairs[1])
+        again = await next_one(1.0)
+        assert [c.answer.id for c in again.candidates] in [[c.answer.id for c in p.candidates[::-1]] for p in pairs]
+        assert await next_one(0.0) == again
+        await judge(again)
+        third = await next_one(0.0)
+        assert await next_one(1.0) == third and third.messages == tuple(ASK)
+
+    run(talk())
+
+
+@pytest.mark.parametrize(("settings", "k"), [({"rank_candidates": 3}, 3), ({"rank_candidates": 6, "batch_rows": 5}, 5)])
+def test_shipped_prompts_that_the_fold_models_differ_on_are_ranked_first(
+    world: Make, settings: dict[str, int], k: int
+) -> None:
+    w, doubted = world(**settings), list(shipped_prompts())[7]
+
+    async def talk() -> None:
+        asked = await w.service.compare("ben", doubted, shipped=True)
+        await asked.wait()
+        first, second = (candidate.answer.id for candidate in asked.comparison.candidates)
+        w.store.set_doubts(w.store.create_run("votes", ["reward"], {}).id, [(first, second, 0.5)])
+        pair = await w.service.next_to_judge("anna")
+        assert isinstance(pair, Comparison), "what ben was asked waits for others, too"
+        await w.service.vote("anna", pair.id, Judgement(verdict="skip"))
+        live = await w.service.next_to_judge("anna")
+        assert isinstance(live, LiveComparison)
+        assert (len(live.drafts), live.comparison.messages) == (k, doubted)
+        await live.wait()
+
+    run(talk())
 
 
 def test_sometimes_is_a_coin_with_a_known_probability(world: Make) -> None:

@@ -97,6 +97,8 @@ def test_a_canary_must_have_a_deadline() -> None:
         ("dtype", "int3"),
         ("threads", 0),
         ("batch_rows", 1),
+        ("rank_candidates", 2),
+        ("rank_candidates", 7),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: object) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from serve.engine import CandidateRequest, Token
-from serve.errors import InvalidInput, PromptTooLong, Unavailable
+from serve.errors import Conflict, InvalidInput, PromptTooLong, Unavailable
 from serve.limits import SamplingRequest
 from serve.live import LiveComparison
 from serve.records import Judgement, Message, Sampling
+from serve.web import chat_view
 from serve.web.talks import Talks
 from tests.fakes import FakeEngine, Web
 
@@ -86,7 +87,8 @@ def test_answers_that_are_the_same_are_settled_by_the_server(tmp_path: Path) -> 
     async def talk() -> None:
         live = await asked(talks)
         scene = await talks.scene("anna", live.conversation_id)
-        assert (await talks.settle_twins("anna", scene)).settled
+        for _ in ("one tab", "another"):
+            assert (await talks.settle_twins("anna", scene)).settled
 
     asyncio.run(talk())
     with web.store.reading() as db:
@@ -126,6 +128,11 @@ def texts(web: Web, conversation_id: str | None) -> list[str]:
     return [turn.message.content for turn in web.store.conversation(conversation_id or "", "anna")]
 
 
+def message_ids(web: Web, conversation_id: str | None) -> list[str]:
+    """The same, by their ids."""
+    return [turn.message_id for turn in web.store.conversation(conversation_id or "", "anna")]
+
+
 def test_an_earlier_turn_can_be_said_otherwise_and_the_old_branch_stays(web: Web) -> None:
     talks = Talks(web.service)
 
@@ -139,10 +146,11 @@ def test_an_earlier_turn_can_be_said_otherwise_and_the_old_branch_stays(web: Web
         await second.wait()
         before = texts(web, place)
         assert before[:2] == ["Be brief.", "Why is the sea blue?"] and len(before) == 5
-        for wrong, text in ((1, "Hm?"), (9, "Hm?"), (0, before[1]), (0, " ")):
+        _, first_turn, answer, *_ = message_ids(web, place)
+        for wrong, text in ((answer, "Hm?"), (first_turn, before[1]), (first_turn, " ")):
             with pytest.raises(InvalidInput):
                 await talks.ask_instead("anna", place, wrong, text, "never")
-        await (await talks.ask_instead("anna", place, 0, "Why is the lake blue?", "never")).wait()
+        await (await talks.ask_instead("anna", place, first_turn, "Why is the lake blue?", "never")).wait()
         now = texts(web, place)
         assert now[:2] == ["Be brief.", "Why is the lake blue?"] and len(now) == 3
         branches = await web.service.branches("anna", place)
@@ -161,10 +169,11 @@ def test_a_settled_turn_can_be_answered_anew(web: Web) -> None:
         live = await asked(talks)
         place = live.conversation_id or ""
         with pytest.raises(InvalidInput, match="Choose between"):
-            await talks.retry("anna", place)
+            await talks.retry("anna", place, message_ids(web, place)[-1])
         await web.service.vote("anna", live.comparison.id, Judgement(ranking=tuple((d.id,) for d in live.drafts)))
         chosen = texts(web, place)
-        again = await talks.retry("anna", place, sampling=SamplingRequest(temperature=0.1))
+        sampling = SamplingRequest(temperature=0.1)
+        again = await talks.retry("anna", place, message_ids(web, place)[-1], sampling=sampling)
         assert isinstance(again, LiveComparison)
         await again.wait()
         assert texts(web, place) == chosen[:1]
@@ -187,17 +196,96 @@ def test_the_last_vote_can_be_taken_back_also_while_the_winner_is_written(tmp_pa
         live = await talks.say("anna", "Why is the sea blue?", None, "always")
         assert isinstance(live, LiveComparison)
         place = live.conversation_id or ""
-        with pytest.raises(InvalidInput, match="no vote to undo"):
-            await Talks(web.service).undo("anna", place)
+        with pytest.raises(Conflict, match="another tab"):
+            await talks.undo("anna", place, "")
         async for _ in live.events():
             if all(len(draft.deltas) == 2 for draft in live.drafts):
                 break
         await web.service.vote("anna", live.comparison.id, Judgement(ranking=tuple((d.id,) for d in live.drafts)))
-        assert (await talks.scene("anna", place)).judged is not None
-        await talks.undo("anna", place)
+        judged = (await talks.scene("anna", place)).judged
+        assert judged is not None and judged.vote is not None
+        await talks.undo("anna", place, judged.vote.id)
         scene = await talks.scene("anna", place)
         assert scene.judged is None and scene.asked is not None and scene.asked.id == live.comparison.id
         assert [message.content for message in scene.messages] == ["Why is the sea blue?"]
+
+    asyncio.run(talk())
+    web.close()
+
+
+def test_a_tab_that_was_left_behind_undoes_keeps_and_edits_nothing_of_what_came_since(web: Web) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await asked(talks)
+        place = live.conversation_id or ""
+        first = await web.service.vote("anna", live.comparison.id, Judgement(verdict="tie"))
+        _, answer = message_ids(web, place)
+        after = await talks.say("anna", "And the sky?", place, "always")
+        assert isinstance(after, LiveComparison)
+        await after.wait()
+        await web.service.vote("anna", after.comparison.id, Judgement(verdict="tie"))
+        later = message_ids(web, place)[2]
+        for step in (
+            talks.undo("anna", place, first.id),
+            talks.revise("anna", place, answer, "Water is."),
+            talks.retry("anna", place, answer),
+        ):
+            with pytest.raises(Conflict, match="gone on in another tab"):
+                await step
+        assert web.store.demonstrations_count() == 0 and web.store.standing_votes() == 2
+        await (await talks.ask_instead("anna", place, message_ids(web, place)[0], "Why?", "never")).wait()
+        with pytest.raises(Conflict, match="gone on in another tab"):
+            await talks.ask_instead("anna", place, later, "And rain?", "never")
+        assert texts(web, place)[0] == "Why?"
+
+    asyncio.run(talk())
+
+
+def test_an_edit_of_a_talk_that_is_too_long_may_leave_its_oldest_turns_out(web: Web) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await talks.say("anna", f"Tell me of {'the sea ' * 120}", None, "never")
+        assert live is not None
+        await live.wait()
+        place = live.conversation_id or ""
+        after = await talks.say("anna", "And rain?", place, "never", truncation="auto")
+        assert after is not None
+        await after.wait()
+        turn = message_ids(web, place)[2]
+        with pytest.raises(PromptTooLong):
+            await talks.ask_instead("anna", place, turn, "And snow?", "never")
+        await (await talks.ask_instead("anna", place, turn, "And snow?", "never", truncation="auto")).wait()
+        assert texts(web, place)[2] == "And snow?"
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("judged", [True, False], ids=["both bad", "stopped"])
+def test_an_answer_that_another_try_has_left_behind_can_be_gone_back_to(tmp_path: Path, judged: bool) -> None:
+    web = Web(tmp_path)
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        live = await asked(talks)
+        place = live.conversation_id or ""
+        await web.service.vote("anna", live.comparison.id, Judgement(verdict="tie"))
+        prompt, chosen = message_ids(web, place)
+        web.engine.hold = None if judged else 0
+        again = await talks.retry("anna", place, chosen)
+        assert isinstance(again, LiveComparison)
+        if judged:
+            await again.wait()
+            await web.service.vote("anna", again.comparison.id, Judgement(verdict="both_bad"))
+        else:
+            await talks.stop("anna", place)
+        scene = await talks.scene("anna", place)
+        assert scene.stuck and scene.turns[-1].message_id == prompt and scene.earlier == chosen
+        assert f'data-to="{chosen}">Back to the answer before' in chat_view.branches(scene)
+        await web.service.switch_branch("anna", chosen)
+        scene = await talks.scene("anna", place)
+        assert scene.settled and scene.earlier is None
 
     asyncio.run(talk())
     web.close()

@@ -58,9 +58,30 @@ def test_me_says_what_i_gave_and_what_it_trained(store: Store, tmp_path: Path) -
     assert me["counts"] == {"conversations": 1, "comparisons": 1, "votes": 1, "demonstrations": 1}
     assert [vote["id"] for vote in me["votes"]] == [receipt.id]
     assert me["votes"][0]["trained"] == [{"run": run.id, "status": "succeeded", "version": 1, "win_rate": 0.75}]
+    assert me["versions"] == [{"version": 1, "status": "staged", "parent": 0}]
     assert me["votes"][0]["prompt"] == "Why is the sea blue?"
     assert [d["id"] for d in me["demonstrations"]] == [demonstration.id]
     assert store.me("nobody")["counts"] == {"conversations": 0, "comparisons": 0, "votes": 0, "demonstrations": 0}
+
+
+def test_a_vote_that_an_operator_left_out_says_so(store: Store) -> None:
+    receipt = prefer(store, compare(store), 0)
+    prefer(store, compare(store), 0)
+    store.leave_out(vote=receipt.id, kind="exclude", reason="a slip", who="operator")
+    assert [vote["excluded"] for vote in store.me("anna")["votes"]] == [True, False]
+
+
+def test_a_better_answer_is_kept_only_for_what_its_voter_may_see(store: Store) -> None:
+    own = compare(store, "anna", "My own?")
+    store.give_consent("anna", share=True)
+    compare(store, "anna", "A riddle?", share=True)
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    store.give_consent("anna", share=False)
+    for comparison in (own, waiting):
+        with pytest.raises(NotFound, match="this prompt is there no more"):
+            store.add_demonstration("ben", comparison.messages, "Mine.", comparison_id=comparison.id)
+    assert store.demonstrations_count() == 0
 
 
 def test_a_voter_agrees_to_share_or_not_and_may_think_again(store: Store) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve.board import meetings
 from serve.errors import (
     AlreadyVoted,
     Conflict,
@@ -333,6 +334,16 @@ def test_a_ranking_of_several_answers_counts_once_between_two_versions(store: St
     comparison = compare(store, texts=("a", "b", "c", "d"), versions=(1, 0, 0, 0))
     store.add_vote(comparison.id, "anna", ranking(comparison, [0], [1], [2], [3]))
     assert store.head_to_head(1, 0) == HeadToHead(1, 0, 0)
+
+
+def test_board_and_canary_take_the_same_pair_of_a_ranking(store: Store) -> None:
+    add_versions(store, 1)
+    for _ in range(12):  # which of the two answers of version 0 counts is by chance
+        comparison = compare(store, texts=("a", "b", "c"), versions=(1, 0, 0))
+        store.add_vote(comparison.id, "anna", ranking(comparison, [1], [0], [2]))
+        met = [meeting for ballot in store.ballots() for meeting in meetings(ballot)]
+        won = [meeting.won if meeting.first == 1 else 1 - meeting.won for meeting in met]
+        assert store.head_to_head(1, 0) == HeadToHead(won.count(1), won.count(0), 0)
 
 
 def test_withdrawing_a_vote_that_cannot_be_cast_anew_leaves_the_talk(store: Store, clock: Clock) -> None:

@@ -11,24 +11,39 @@ from serve.web import you_view
 from tests.scenes import compare, prefer, say
 
 LESSON = {"run": 3, "status": "succeeded", "version": 2, "win_rate": 0.71}
+VERSION = {"version": 2, "status": "serving", "parent": 1, "wins": 0, "losses": 0}
+UNTIL = "It learns after 7 more votes."
+PROMISED = " The checks expected its answers to win 71% against those of version 1; people have not decided yet."
+FOUND = " Not knowing who wrote what, people preferred its answers to those of version 1 in 7 of 10 votes."
 
 
-def did(verdict: str = "ranking", **lesson: Any) -> str:
-    return you_view.did({"verdict": verdict, "trained": [LESSON | lesson] if lesson or verdict == "taught" else []})
+def did(*lessons: dict[str, Any], verdict: str = "ranking", excluded: bool = False, **version: Any) -> str:
+    """What is said of a vote that such runs learned from, the last of them made such a version."""
+    vote = {"verdict": verdict, "excluded": excluded, "trained": [LESSON | lesson for lesson in lessons]}
+    return you_view.did(vote, {2: VERSION | version}, UNTIL)
 
 
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (did(), "Waits for the next run."),
-        (did("skip"), "Teaches nothing."),
-        (did("both_bad"), "Teaches nothing."),
-        (did(status="running", version=None), "Is being learned from now."),
-        (did(status="rejected", version=None), "A run learned from it, and made no version."),
-        (did(status="rejected"), "<b>Version 2</b> learned from it in run 3, and did not pass the checks."),
+        (did(), "Waits for the next run. It learns after 7 more votes."),
+        (did(excluded=True), "An operator left it out."),
+        (did({}, excluded=True), "An operator left it out. <b>Version 2</b> had learned from it before."),
+        (did(verdict="skip"), "Teaches nothing."),
+        (did(verdict="both_bad"), "Teaches nothing."),
+        (did({"status": "running", "version": None}), "Is being learned from now."),
+        (did({"status": "rejected", "version": None}), "A run learned from it, and made no version."),
         (
-            did(version=2),
-            "<b>Version 2</b> learned from it in run 3. Its answers win 71% against the one before it, the checks say.",
+            did({"status": "cancelled", "version": None}),
+            "A run with it did not finish; the next one takes it up again.",
+        ),
+        (did({}, status="rejected"), "<b>Version 2</b> learned from it in run 3, and did not pass the checks."),
+        (did({}, status="rolled_back", wins=9), "<b>Version 2</b> learned from it in run 3, and was taken back."),
+        (did({}), f"<b>Version 2</b> learned from it in run 3.{PROMISED}"),
+        (did({}, wins=7, losses=3), f"<b>Version 2</b> learned from it in run 3.{FOUND}"),
+        (
+            did({"version": 1}, {"win_rate": None}, status="retired"),
+            "<b>Version 2</b> learned from it in run 3. An earlier version had learned from it, too.",
         ),
     ],
 )
@@ -43,4 +58,18 @@ def test_what_the_server_noted_is_no_vote_of_anybody(store: Store) -> None:
     say(store, compare(store, "anna", "Four?"), "skip")
     me = store.me("anna")
     assert '<div class="figure">2</div>' in you_view.counts(me)
-    assert "One?" not in you_view.votes(me) and "Four?" in you_view.votes(me)
+    drawn = you_view.votes(me, 2, UNTIL)
+    assert "One?" not in drawn and "Four?" in drawn and not you_view.has_older(me, 2)
+
+
+def test_the_newest_votes_come_first_and_the_older_ones_when_asked_for(store: Store) -> None:
+    for prompt in ("One?", "Two?"):
+        prefer(store, compare(store, "anna", prompt), 0)
+    me = store.me("anna")
+    drawn = you_view.votes(me, 1, UNTIL)
+    assert "Two?" in drawn and "One?" not in drawn and you_view.has_older(me, 1)
+    assert "One?" in you_view.votes(me, 2, UNTIL)
+
+
+def test_whoever_has_no_votes_is_told_how_far_the_next_run_is(store: Store) -> None:
+    assert UNTIL in you_view.votes(store.me("anna"), 1, UNTIL)

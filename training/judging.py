@@ -27,6 +27,9 @@ LOADING, READING = 120.0, 6.0
 """Seconds that loading the model and reading an answer may take at most: chats go first."""
 LONGEST = 1024
 """Tokens of prompt and answer; longer prompts lose their front."""
+TOGETHER = 16
+"""Answers whose hidden states are kept at once; a hundred of a thousand tokens would take half a gigabyte."""
+STOPPING = "the server is stopping"
 
 
 @dataclass(frozen=True)
@@ -52,34 +55,47 @@ class Judging:
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
 
-    def ask(self, folder: Path, items: Sequence[tuple[Sequence[Message], str]]) -> list[Judged]:
-        """What the reward model that a run left says. Blocks. Raises Unavailable when it cannot answer."""
+    def ask(
+        self, folder: Path, items: Sequence[tuple[Sequence[Message], str]], *, patience: float = -1
+    ) -> list[Judged]:
+        """What the reward model that a run left says. Blocks, for at most `patience` seconds while others are read; -1
+        waits for ever. Raises Unavailable when it cannot answer.
+        """
         asked = [
             {"messages": [{"role": m.role, "content": m.content} for m in messages], "answer": answer}
             for messages, answer in items
         ]
-        with self._one:
-            if self._closed:
-                raise Unavailable("the server is stopping")
-            pipe = subprocess.PIPE
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "training.judging", str(folder)],
-                    stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).resolve().parents[1],
-                )  # fmt: skip
-            except OSError as error:
-                raise Unavailable(f"the reward model of run {folder.name} cannot be started: {error}") from error
-            try:
-                out, said = self._process.communicate(json.dumps(asked), LOADING + READING * len(items))
-                if self._process.returncode:
-                    raise ValueError(said.strip().rpartition("\n")[2] or f"exit code {self._process.returncode}")
-                return [Judged(row["score"], tuple(row["folds"])) for row in json.loads(out)]
-            except (subprocess.TimeoutExpired, ValueError) as error:
-                raise Unavailable(f"the reward model of run {folder.name} did not answer: {error}") from error
-            finally:
-                self._process.kill()
-                self._process.communicate()
-                self._process = None
+        if not self._one.acquire(timeout=patience):
+            raise Unavailable("the reward model is reading other answers; ask again in a few minutes")
+        try:
+            return self._ask(folder, asked)
+        finally:
+            self._one.release()
+
+    def _ask(self, folder: Path, asked: list[dict[str, Any]]) -> list[Judged]:
+        if self._closed:
+            raise Unavailable(STOPPING)
+        pipe = subprocess.PIPE
+        try:
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-m", "training.judging", str(folder)],
+                stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).resolve().parents[1],
+            )  # fmt: skip
+        except OSError as error:
+            raise Unavailable(f"the reward model of run {folder.name} cannot be started: {error}") from error
+        try:
+            if self._closed:  # meanwhile, by somebody who saw no process yet
+                raise Unavailable(STOPPING)
+            out, said = process.communicate(json.dumps(asked), LOADING + READING * len(asked))
+            if process.returncode:
+                raise ValueError(said.strip().rpartition("\n")[2] or f"exit code {process.returncode}")
+            return [Judged(row["score"], tuple(row["folds"])) for row in json.loads(out)]
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            raise Unavailable(f"the reward model of run {folder.name} did not answer: {error}") from error
+        finally:
+            process.kill()
+            process.communicate()
+            self._process = None
 
     def close(self) -> None:
         """End the process that is at work; nothing is asked any more. Idempotent."""
@@ -121,11 +137,15 @@ def main(folder: RunFolder, asked: list[dict[str, Any]]) -> list[dict[str, Any]]
         prompt = render(backbone.tokenizer, [Message(m["role"], m["content"]) for m in item["messages"]])
         prompts.append(prompt[-(longest - len(answer)) :])
         answers.append(answer)
-    sequences = Sequences.of(prompts, answers)
-    states = frozen(sequences, config.micro_batch_tokens)
-    scores = fitted.scorer.all_values(states, sequences, config.micro_batch_tokens)[1].tolist()
-    folds = fitted.judges.each(states, sequences, config.micro_batch_tokens).tolist()
-    return [{"score": score, "folds": each} for score, each in zip(scores, folds, strict=True)]
+    found: list[dict[str, Any]] = []
+    for begin in range(0, len(asked), TOGETHER):
+        part = slice(begin, begin + TOGETHER)
+        sequences = Sequences.of(prompts[part], answers[part])
+        states = frozen(sequences, config.micro_batch_tokens)
+        scores = fitted.scorer.all_values(states, sequences, config.micro_batch_tokens)[1].tolist()
+        folds = fitted.judges.each(states, sequences, config.micro_batch_tokens).tolist()
+        found += [{"score": score, "folds": each} for score, each in zip(scores, folds, strict=True)]
+    return found
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ _RETRY = {"failed": timedelta(minutes=5), "cancelled": timedelta(hours=1)}
 """How long the schedule waits after a run that came to nothing; doubled for each further one in a row."""
 DOUBTED = 50
 """Pairs of the queue that fold models read after each run."""
+_PATIENCE = 20.0
+"""Seconds that somebody at the page waits for a reward model that reads for others."""
 _LONGEST_RETRY = timedelta(days=1)
 _CANARY_ALPHA = 0.05
 """Chance that a canary no better or worse than the serving version is taken for one."""
@@ -186,11 +188,13 @@ class Scheduler:
     def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float] | None:
         """What the newest reward model says of answers to messages; None where no run has left one.
 
-        Blocks for as long as a model takes to load. Raises Unavailable.
+        Blocks for as long as a model takes to load. Raises Unavailable, also while it reads for the queue.
         """
         folders = (RunFolder(self._folder.run(run.id)) for run in self._store.runs())
         newest = next((folder for folder in folders if has_judges(folder)), None)
-        return None if newest is None else [found.score for found in self._judging.ask(newest.path, items)]
+        if newest is None:
+            return None
+        return [found.score for found in self._judging.ask(newest.path, items, patience=_PATIENCE)]
 
     def due(self) -> Due:
         """How far the next run by schedule is."""
@@ -378,7 +382,10 @@ class Scheduler:
             for earlier in self._store.versions():
                 if earlier.status == "canary":
                     self._store.set_version_status(earlier.number, "staged")
+                    instead = f"version {version.number} is tried instead"
+                    self._store.log_deed("scheduler", f"staged version {earlier.number} again: {instead}")
             self._store.set_version_status(version.number, "canary")
+            self._store.log_deed("scheduler", f"made version {version.number} the canary: {why}")
         return None
 
     def _promote_or_explain(self, number: int, why: str) -> str | None:

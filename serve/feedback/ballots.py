@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 
+from serve.errors import Conflict
 from serve.feedback.comparisons import insert_comparison
 from serve.feedback.conversations import (
     check_prompt,
@@ -28,8 +29,10 @@ IMPORTER = "imported"
 
 BALLOTS = """
 SELECT votes.sequence, votes.id AS vote_id, votes.voter_id, verdict, ranking, strength, votes.evidence, votes.source,
-    votes.created, prompt_id, candidates.id AS candidate_id, position, shown_text, shown_token_ids,
-    answers.id AS answer_id, dropped, text, token_ids, version, finish_reason, max_tokens, temperature
+    votes.created, prompt_id, candidates.id AS candidate_id, position, shown_text, answers.id AS answer_id, dropped,
+    text, version, finish_reason, max_tokens, temperature,
+    shown_token_ids IS NOT NULL AND shown_token_ids IS NOT token_ids AS partial,
+    CASE WHEN :whole THEN coalesce(shown_token_ids, token_ids) END AS seen_token_ids
 FROM counted_votes AS votes
 JOIN candidates USING (comparison_id)
 JOIN answers ON answers.id = answer_id
@@ -38,14 +41,17 @@ ORDER BY votes.sequence, position
 """
 
 
-def ballots(db: sqlite3.Connection) -> Iterator[Ballot]:
-    """Every standing ranking, tie and both_bad that is not excluded, the oldest first."""
+def ballots(db: sqlite3.Connection, *, whole: bool = True) -> Iterator[Ballot]:
+    """Every standing ranking, tie and both_bad that is not excluded, the oldest first.
+
+    Those that are not `whole` come without prompts and token ids, which take most of the time.
+    """
     prompts: dict[str, tuple[Message, ...]] = {}
-    for _, group in itertools.groupby(db.execute(BALLOTS), key=lambda row: row["sequence"]):
+    for _, group in itertools.groupby(db.execute(BALLOTS, {"whole": whole}), key=lambda row: row["sequence"]):
         rows = list(group)
         vote = rows[0]
         if vote["prompt_id"] not in prompts:
-            prompts[vote["prompt_id"]] = path_messages(db, vote["prompt_id"])
+            prompts[vote["prompt_id"]] = path_messages(db, vote["prompt_id"]) if whole else ()
         index = {row["candidate_id"]: i for i, row in enumerate(rows)}
         groups = None
         if vote["ranking"]:
@@ -83,11 +89,12 @@ def pseudonyms(db: sqlite3.Connection) -> dict[str, str]:
 class Ballots(Database):
     """The way in for other people's data."""
 
-    def add_imported(self, items: Iterable[NewBallot | NewDemonstration]) -> ImportCounts:
+    def add_imported(self, items: Iterable[NewBallot | NewDemonstration], sha256: str) -> ImportCounts:
         """Store a whole dataset or nothing. Its votes are no evidence; equal prompts are stored once, and so are equal
         demonstrations, also when they came with an earlier dataset: those are counted as skipped.
 
-        Raises InvalidInput for prompts and answers that cannot be stored.
+        `sha256` tells datasets apart. Raises InvalidInput for prompts and answers that cannot be stored, Conflict for a
+        dataset that came in before: its votes would count twice.
         """
         everything = list(items)
         for item in everything:
@@ -98,6 +105,11 @@ class Ballots(Database):
         def work(db: sqlite3.Connection) -> ImportCounts:
             now = self._clock()
             stamped = self._now()
+            before = db.execute("SELECT created FROM imports WHERE sha256 = ?", (sha256,)).fetchone()
+            if before is not None:
+                when = f"{moment(before['created']):%Y-%m-%d at %H:%M} UTC"
+                raise Conflict(f"this file was imported already, on {when}; import only what is new")
+            db.execute("INSERT INTO imports (sha256, created) VALUES (?, ?)", (sha256, stamped))
             ensure_voter(db, IMPORTER, stamped)
             prompts: dict[tuple[Message, ...], str] = {}
             known = {
@@ -136,8 +148,7 @@ class Ballots(Database):
 
 
 def _answer_from(row: sqlite3.Row) -> BallotAnswer:
-    partial = row["shown_token_ids"] is not None and row["shown_token_ids"] != row["token_ids"]
-    token_ids = row["shown_token_ids"] if partial else row["token_ids"]
+    partial, token_ids = bool(row["partial"]), row["seen_token_ids"]
     return BallotAnswer(
         id=row["answer_id"],
         position=row["position"],

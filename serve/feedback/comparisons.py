@@ -6,6 +6,7 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal
 
 from serve.errors import InvalidInput
@@ -33,7 +34,13 @@ from serve.records import Answer, Candidate, Comparison, Sampling
 
 OPEN_FOR = timedelta(hours=24)
 
-SHARED_PAIRS = """
+EXCLUDED = """EXISTS (SELECT 1 FROM exclusions
+    WHERE exclusions.voter_id = conversations.voter_id AND kind = 'exclude' AND lifted IS NULL)"""
+
+ADMITTED = f"(conversations.voter_id = :voter OR NOT {EXCLUDED})"
+"""Whether a voter may be asked about a prompt: those of excluded voters are brought to nobody else."""
+
+SHARED_PAIRS = f"""
 FROM messages AS prompts
 JOIN conversations ON conversations.id = prompts.conversation_id
 JOIN comparisons ON comparisons.prompt_id = prompts.id
@@ -45,10 +52,10 @@ LEFT JOIN doubts ON doubts.first = a.id AND doubts.second = b.id
 WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
     AND a.version IS NOT NULL AND b.version IS NOT NULL
     AND a.finish_reason IN ('stop', 'length') AND b.finish_reason IN ('stop', 'length')
-    AND a.text <> b.text AND comparisons.repeats IS NULL
+    AND a.text <> b.text AND comparisons.repeats IS NULL AND NOT {EXCLUDED}
 """
 
-QUEUE = (
+QUEUED = (
     "SELECT first.answer_id AS first_id, second.answer_id AS second_id, comparisons.prompt_id, evidence, probability"
     + SHARED_PAIRS
     + """
@@ -60,9 +67,10 @@ QUEUE = (
         JOIN votes ON votes.comparison_id = mine.id
         WHERE mine.voter_id = :voter
     )
-ORDER BY doubt DESC NULLS LAST, random() LIMIT 1
 """
 )
+NEXT_QUEUED = QUEUED + "ORDER BY doubt DESC NULLS LAST, random() LIMIT 1"
+STILL_QUEUED = QUEUED + "AND first.answer_id = :first AND second.answer_id = :second LIMIT 1"
 
 UNDOUBTED = (
     "SELECT DISTINCT a.id AS first_id, b.id AS second_id, a.prompt_id, a.text AS first_text, b.text AS second_text"
@@ -78,18 +86,19 @@ SELECT comparisons.id, prompt_id FROM comparisons
 JOIN standing_votes ON comparison_id = comparisons.id AND verdict IN ('ranking', 'tie')
 JOIN messages ON messages.id = prompt_id
 JOIN conversations ON conversations.id = conversation_id
-WHERE comparisons.voter_id = :voter AND repeats IS NULL AND {VISIBLE}
+WHERE comparisons.voter_id = :voter AND repeats IS NULL AND {VISIBLE} AND {ADMITTED}
     AND NOT EXISTS (SELECT 1 FROM comparisons AS again WHERE again.repeats = comparisons.id)
     AND (2, 0) = (SELECT count(*), count(shown_text) FROM candidates WHERE candidates.comparison_id = comparisons.id)
-    AND :apart <= (SELECT count(*) FROM standing_votes AS later
-        WHERE later.voter_id = :voter AND later.sequence > standing_votes.sequence AND later.verdict <> 'skip')
-ORDER BY random() LIMIT 1
+    AND standing_votes.sequence <= (SELECT later.sequence FROM standing_votes AS later
+        WHERE later.voter_id = :voter AND later.verdict <> 'skip' ORDER BY later.sequence DESC LIMIT 1 OFFSET :apart)
 """
+NEXT_REPEATABLE = REPEATABLE + "ORDER BY random() LIMIT 1"
+STILL_REPEATABLE = REPEATABLE + "AND comparisons.id = :id"
 
 OPEN_REPEAT = (
     COMPARISON
     + f"""
-WHERE comparisons.voter_id = :voter AND repeats IS NOT NULL AND expires > :now AND {VISIBLE}
+WHERE comparisons.voter_id = :voter AND repeats IS NOT NULL AND expires > :now AND {VISIBLE} AND {ADMITTED}
     AND NOT EXISTS (SELECT 1 FROM standing_votes WHERE comparison_id = comparisons.id) LIMIT 1
 """
 )
@@ -108,8 +117,8 @@ ORDER BY standing_votes.sequence DESC LIMIT 1
 
 OPEN_IN_QUEUE = (
     COMPARISON
-    + """
-WHERE comparisons.voter_id = ? AND repeats IS NULL AND expires > ? AND (
+    + f"""
+WHERE comparisons.voter_id = :voter AND repeats IS NULL AND expires > :now AND {ADMITTED} AND (
     conversations.source = 'shipped'
     OR owner_id <> comparisons.voter_id AND (messages.share OR conversations.source = 'imported')
 )
@@ -117,6 +126,14 @@ WHERE comparisons.voter_id = ? AND repeats IS NULL AND expires > ? AND (
 ORDER BY comparisons.created LIMIT 1
 """
 )
+
+DOUBTED_SHIPPED = """
+SELECT messages.content, max(doubt) AS doubt FROM doubts
+JOIN answers ON answers.id = doubts.first
+JOIN messages ON messages.id = answers.prompt_id
+JOIN conversations ON conversations.id = messages.conversation_id
+WHERE conversations.source = 'shipped' GROUP BY messages.content
+"""
 
 
 class Comparisons(Votes):
@@ -203,42 +220,53 @@ class Comparisons(Votes):
             row = db.execute(JUDGED_LAST, (voter_id, conversation_id)).fetchone()
             return row and _load(db, row["id"], voter_id, self._clock())
 
+    def open_in_queue(self, voter_id: str) -> Comparison | None:
+        """What this voter was given to judge and has not judged: a repeat, or what `next_in_queue` gives again."""
+        with self.reading() as db:
+            now = self._clock()
+            return _waiting(db, OPEN_REPEAT, voter_id, now) or _waiting(db, OPEN_IN_QUEUE, voter_id, now)
+
     def next_in_queue(self, voter_id: str) -> Comparison | None:
         """Two stored answers to a prompt that somebody else shared, for this voter to judge.
 
         Prompts that were shipped or imported count as shared, but only answers that a version of ours wrote are shown.
-        The pair on which the newest fold models differ most comes first. The same comparison comes back until it is
-        voted on, also one of this voter's own on a shipped prompt. Whether it is evidence is as it was where the
-        answers were first compared. None when there is nothing left.
+        Prompts of excluded voters are not. The pair on which the newest fold models differ most comes first. The same
+        comparison comes back until it is voted on, also one of this voter's own on a shipped prompt. Whether it is
+        evidence is as it was where the answers were first compared. None when there is nothing left.
         """
-        with self.reading() as db:
-            waiting = db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone()
-            if waiting:
-                return _load(db, waiting["id"], voter_id, self._clock())
-
-        def work(db: sqlite3.Connection) -> Comparison | None:
-            # Another call of the same voter may have made one since.
-            if waiting := db.execute(OPEN_IN_QUEUE, (voter_id, self._now())).fetchone():
-                return _load(db, waiting["id"], voter_id, self._clock())
-            pair = db.execute(QUEUE, {"voter": voter_id}).fetchone()
+        while True:
+            with self.reading() as db:
+                if waiting := _waiting(db, OPEN_IN_QUEUE, voter_id, self._clock()):
+                    return waiting
+                pair = db.execute(NEXT_QUEUED, {"voter": voter_id}).fetchone()
             if pair is None:
                 return None
-            now = self._clock()
-            ensure_voter(db, voter_id, stamp(now))
-            answers = [pair["first_id"], pair["second_id"]]
-            secrets.SystemRandom().shuffle(answers)
-            comparison_id = insert_comparison(
-                db,
-                voter_id,
-                pair["prompt_id"],
-                answers,
-                now,
-                evidence=bool(pair["evidence"]),
-                probability=pair["probability"],
-            )
-            return _load(db, comparison_id, voter_id, now)
+            if shown := self.writing(partial(self._show_pair, voter_id, pair)):
+                return shown
 
-        return self.writing(work)
+    def _show_pair(self, voter_id: str, pair: sqlite3.Row, db: sqlite3.Connection) -> Comparison | None:
+        """Show a pair that was chosen a moment ago; what another call of this voter has made since comes first.
+
+        None where the pair is no longer to be had.
+        """
+        now = self._clock()
+        if waiting := _waiting(db, OPEN_IN_QUEUE, voter_id, now):
+            return waiting
+        answers = [pair["first_id"], pair["second_id"]]
+        if not db.execute(STILL_QUEUED, {"voter": voter_id, "first": answers[0], "second": answers[1]}).fetchone():
+            return None
+        ensure_voter(db, voter_id, stamp(now))
+        secrets.SystemRandom().shuffle(answers)
+        comparison_id = insert_comparison(
+            db,
+            voter_id,
+            pair["prompt_id"],
+            answers,
+            now,
+            evidence=bool(pair["evidence"]),
+            probability=pair["probability"],
+        )
+        return _load(db, comparison_id, voter_id, now)
 
     def repeat(self, voter_id: str, apart: int) -> Comparison | None:
         """A pair that this voter judged at least `apart` judgements ago, once more, with sides swapped.
@@ -246,13 +274,19 @@ class Comparisons(Votes):
         It measures how surely people judge, and is no evidence, for they have seen who wrote what. The same comes back
         until it is voted on. None where there is no such pair.
         """
+        with self.reading() as db:
+            if waiting := _waiting(db, OPEN_REPEAT, voter_id, self._clock()):
+                return waiting
+            pair = db.execute(NEXT_REPEATABLE, {"voter": voter_id, "apart": apart}).fetchone()
+        if pair is None:
+            return None
 
         def work(db: sqlite3.Connection) -> Comparison | None:
             now = self._clock()
-            if waiting := db.execute(OPEN_REPEAT, {"voter": voter_id, "now": stamp(now)}).fetchone():
-                return _load(db, waiting["id"], voter_id, now)
-            pair = db.execute(REPEATABLE, {"voter": voter_id, "apart": apart}).fetchone()
-            if pair is None:
+            # Since then another call of this voter may have made one, and the prompt may be gone.
+            if waiting := _waiting(db, OPEN_REPEAT, voter_id, now):
+                return waiting
+            if not db.execute(STILL_REPEATABLE, {"voter": voter_id, "apart": apart, "id": pair["id"]}).fetchone():
                 return None
             answers = [row["id"] for row in db.execute(CANDIDATES, (pair["id"],))]
             again = insert_comparison(db, voter_id, pair["prompt_id"], answers[::-1], now)
@@ -260,6 +294,11 @@ class Comparisons(Votes):
             return _load(db, again, voter_id, now)
 
         return self.writing(work)
+
+    def doubts_of_shipped(self) -> dict[str, float]:
+        """By the last turn of a shipped prompt: how far fold models differ about two answers to it, at the widest."""
+        with self.reading() as db:
+            return {row["content"]: row["doubt"] for row in db.execute(DOUBTED_SHIPPED)}
 
     def undoubted(self, run_id: int, limit: int) -> list[SharedPair]:
         """Shared pairs that the fold models of this run, or of a later one, have not read yet; the newest first.
@@ -318,6 +357,12 @@ def insert_comparison(
         [(new_id(), comparison_id, answer_id, position) for position, answer_id in enumerate(answer_ids)],
     )
     return comparison_id
+
+
+def _waiting(db: sqlite3.Connection, which: str, voter_id: str, now: datetime) -> Comparison | None:
+    """The comparison that OPEN_IN_QUEUE or OPEN_REPEAT finds for a voter."""
+    row = db.execute(which, {"voter": voter_id, "now": stamp(now)}).fetchone()
+    return row and _load(db, row["id"], voter_id, now)
 
 
 def _load(db: sqlite3.Connection, comparison_id: str, voter_id: str, now: datetime) -> Comparison:

@@ -32,9 +32,10 @@ SELECT path.*, answers.version FROM path LEFT JOIN answers ON answers.id = path.
 
 TALKS = """
 SELECT id, title, updated, (
-    SELECT count(*) FROM training_votes JOIN comparisons ON comparisons.id = comparison_id
+    SELECT count(*) FROM standing_votes JOIN comparisons ON comparisons.id = comparison_id
     JOIN messages ON messages.id = prompt_id
-    WHERE conversation_id = conversations.id AND training_votes.voter_id = conversations.voter_id
+    WHERE conversation_id = conversations.id AND standing_votes.voter_id = conversations.voter_id
+        AND verdict <> 'skip'
 ) AS votes
 FROM conversations
 WHERE voter_id = :voter AND source = 'voter' AND (holds(title, :search) OR EXISTS (
@@ -53,6 +54,11 @@ WITH RECURSIVE path(id, parent_id, conversation_id) AS (
 SELECT path.id AS here, other.id FROM path
 JOIN messages AS other ON other.conversation_id = path.conversation_id AND other.parent_id IS path.parent_id
 WHERE other.role <> 'system' ORDER BY other.rowid
+"""
+
+ANSWERED = """
+SELECT messages.id FROM conversations JOIN messages ON messages.parent_id = leaf_id
+WHERE conversations.id = ? AND role = 'assistant' AND trim(content) <> '' ORDER BY messages.rowid DESC LIMIT 1
 """
 
 BELOW = """
@@ -402,6 +408,13 @@ class Conversations(Database):
             for row in db.execute(SIBLINGS, (conversation_id,)):
                 found.setdefault(row["here"], []).append(row["id"])
         return {here: tuple(ids) for here, ids in found.items()}
+
+    def answered_before(self, conversation_id: str, voter_id: str) -> str | None:
+        """The newest answer to the turn where the talk stands: another try has left it behind. Raises NotFound."""
+        with self.reading() as db:
+            require_conversation(db, voter_id, conversation_id)
+            row = db.execute(ANSWERED, (conversation_id,)).fetchone()
+        return row and str(row["id"])
 
     def switch_branch(self, message_id: str, voter_id: str) -> None:
         """Let the talk stand where it was last in the branch of this message. Raises NotFound."""

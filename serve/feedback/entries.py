@@ -63,7 +63,7 @@ class ConversationSummary:
     title: str
     updated: datetime
     votes: int
-    """Its author's standing votes: they go with it."""
+    """Its author's standing votes, skips aside: they go with it."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ arena   {"model_a", "model_b", "winner", "judge", "conversation_a", "conversatio
 Going out, voters are pseudonyms and every pair that a ranking implies is a row; in kto each answer is a row, good where
 it is ranked first. Going in, a file is taken whole or not at all, and its votes are no evidence; on request they come
 in as demonstrations of the answers ranked first. Rows whose two sides are equal, or answer different prompts, say
-nothing about one prompt: they are left out and counted, and so are demonstrations that were imported before.
+nothing about one prompt: they are left out and counted, and so are demonstrations that were imported before. A file
+that came in whole is refused when it comes again. Plain prompts may have several turns under HH's marks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +65,8 @@ def import_lines(
 ) -> ImportCounts:
     """Store a dataset whole; blank lines are passed over. `reading` is one of `READINGS`.
 
-    Raises InvalidInput naming the line that cannot be used, and then stores nothing.
+    Raises InvalidInput naming the line that cannot be used, and Conflict where the same lines were read the same way
+    before; then nothing is stored.
     """
     parse = _IMPORTS[_known(format)]
     if reading not in READINGS:
@@ -84,17 +87,19 @@ def import_lines(
         raise InvalidInput(str(error), line=rows.line) from error
     if not rows.seen:
         raise InvalidInput("there is nothing to import; send one JSON object a line")
-    counts = store.add_imported(items)
+    rows.sha256.update(f"{format} as {reading}".encode())
+    counts = store.add_imported(items, rows.sha256.hexdigest())
     return replace(counts, skipped=counts.skipped + skipped)
 
 
 class _Rows:
-    """Iterates the JSON objects of a file and knows the line it has reached."""
+    """Iterates the JSON objects of a file and knows the line it has reached, and the hash of those up to there."""
 
     def __init__(self, lines: Iterable[str | bytes]) -> None:
         self._lines = lines
         self.line = 0
         self.seen = 0
+        self.sha256 = hashlib.sha256()
 
     def __iter__(self) -> Iterator[Row]:
         for raw in self._lines:
@@ -103,6 +108,7 @@ class _Rows:
             if not text:
                 continue
             self.seen += 1
+            self.sha256.update(f"{text}\n".encode())
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
@@ -337,7 +343,7 @@ def _whole(prompt: Any, row: Row, side: str) -> Talk:
             return _talk(completion, side)
     else:
         raise InvalidInput(f"{side} must be a text or a list of messages")
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    asked = _turns_asked(prompt) if isinstance(prompt, str) else prompt
     if not isinstance(asked, list):
         raise InvalidInput("prompt must be a text or a list of messages")
     return _talk([*asked, *said], f"prompt and {side}")
@@ -372,6 +378,18 @@ def _from_hh(row: Row, side: str) -> Talk:
     text = row.get(side)
     if not isinstance(text, str):
         raise InvalidInput(f"{side} must be a text")
+    return _talk(_turns(text), side)
+
+
+def _turns_asked(prompt: str) -> list[dict[str, str]]:
+    """A plain prompt as messages: one, or several where they stand under HH's marks up to where the answer begins."""
+    before, mark, after = prompt.rpartition("\n\nAssistant:")
+    turns = _turns(before) if mark and not after.strip() else []
+    return turns if turns and turns[-1]["role"] == "user" else [{"role": "user", "content": prompt}]
+
+
+def _turns(text: str) -> list[dict[str, str]]:
+    """What stands under HH's marks, as messages; what stands before them is the system's."""
     if text.startswith("Human:"):
         text = f"\n\n{text}"
     system, *turns = re.split(r"\n\n(Human|Assistant):", text)
@@ -381,7 +399,7 @@ def _from_hh(row: Row, side: str) -> Talk:
             messages[-1]["content"] += f"\n\n{speaker}:{content}"
         else:
             messages.append({"role": SPEAKERS[speaker], "content": content.removeprefix(" ")})
-    return _talk(messages, side)
+    return messages
 
 
 def _text(raw: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""What operators keep an eye on: votes found again, votes that do not count, and a log of who did what."""
+"""What operators keep an eye on: votes and demonstrations found again, those that do not count, and who did what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from serve.errors import Conflict, InvalidInput, NotFound
 from serve.feedback.ballots import pseudonyms
-from serve.feedback.conversations import new_id
+from serve.feedback.conversations import new_id, path_messages
 from serve.feedback.database import Database, moment, stamp, storable
 from serve.feedback.entries import Deed, Exclusion
 
@@ -19,10 +19,15 @@ Kind = Literal["flag", "exclude"]
 KINDS: tuple[Kind, ...] = ("flag", "exclude")
 LONGEST_NOTE = 2000
 PAGE = 50
-"""Votes found at a time."""
+"""Votes or demonstrations found at a time."""
 
 FOUND = """
-SELECT standing_votes.*, messages.content AS prompt, number,
+WITH RECURSIVE said(id) AS (
+    SELECT id FROM messages WHERE :search <> '' AND holds(content, :search)
+    UNION
+    SELECT messages.id FROM messages JOIN said ON parent_id = said.id
+)
+SELECT standing_votes.*, prompt_id, messages.content AS prompt, number,
     EXISTS (SELECT 1 FROM excluded_votes WHERE excluded_votes.id = standing_votes.id) AS excluded,
     EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL AND kind = 'flag'
         AND (vote_id = standing_votes.id OR exclusions.voter_id = standing_votes.voter_id)) AS flagged
@@ -39,11 +44,22 @@ WHERE sequence < :before
     AND (:version IS NULL OR EXISTS (
         SELECT 1 FROM candidates JOIN answers ON answers.id = answer_id
         WHERE candidates.comparison_id = standing_votes.comparison_id AND version = :version))
-    AND (holds(prompt, :search) OR EXISTS (
+    AND (:search = '' OR prompt_id IN (SELECT id FROM said) OR EXISTS (
         SELECT 1 FROM candidates JOIN answers ON answers.id = answer_id
         WHERE candidates.comparison_id = standing_votes.comparison_id AND holds(text, :search)))
-    AND (NOT :left_out OR EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL
-        AND (vote_id = standing_votes.id OR exclusions.voter_id = standing_votes.voter_id)))
+    AND (NOT :left_out OR excluded OR flagged)
+ORDER BY sequence DESC LIMIT :limit
+"""
+
+SHOWN = """
+SELECT demonstrations.rowid AS sequence, demonstrations.*, number,
+    EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL AND kind = 'exclude'
+        AND exclusions.voter_id = demonstrations.voter_id) AS excluded,
+    EXISTS (SELECT 1 FROM exclusions WHERE lifted IS NULL AND kind = 'flag'
+        AND exclusions.voter_id = demonstrations.voter_id) AS flagged
+FROM demonstrations
+JOIN voter_numbers ON voter_numbers.voter_id = demonstrations.voter_id
+WHERE demonstrations.rowid < :before
 ORDER BY sequence DESC LIMIT :limit
 """
 
@@ -99,12 +115,34 @@ class Oversight(Database):
                     "source": row["source"],
                     "created": row["created"],
                     "prompt": row["prompt"],
+                    "messages": [{"role": m.role, "content": m.content} for m in path_messages(db, row["prompt_id"])],
                     "answers": _answers(db, row["comparison_id"]),
                     "excluded": bool(row["excluded"]),
                     "flagged": bool(row["flagged"]),
                 }
                 for row in rows[:limit]
             ]
+        return found, rows[limit - 1]["sequence"] if len(rows) > limit else None
+
+    def find_demonstrations(
+        self, *, before: int | None = None, limit: int = PAGE
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Demonstrations, newest first, and where the next page begins; voters by their pseudonyms."""
+        with self.reading() as db:
+            rows = db.execute(SHOWN, {"before": 2**62 if before is None else before, "limit": limit + 1}).fetchall()
+        found = [
+            {
+                "id": row["id"],
+                "voter": f"voter-{row['number']}",
+                "source": row["source"],
+                "created": row["created"],
+                "messages": json.loads(row["messages"]),
+                "answer": row["answer"],
+                "excluded": bool(row["excluded"]),
+                "flagged": bool(row["flagged"]),
+            }
+            for row in rows[:limit]
+        ]
         return found, rows[limit - 1]["sequence"] if len(rows) > limit else None
 
     def leave_out(

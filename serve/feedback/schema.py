@@ -8,7 +8,7 @@ voters ─┬─ voter_numbers (pseudonyms)
 runs ─┬─ run_metrics
       ├─ run_votes (which votes a run learned from)
       └─ versions ── promotions (who moved the pointer, and why)
-exclusions (votes and voters that do not count) · deeds (who did what)
+exclusions (votes and voters that do not count) · deeds (who did what) · imports (which datasets came in)
 
 Deleting a voter takes along all that the voter gave and what others said about it; a run keeps its number of votes.
 Times are RFC 3339 in UTC with microseconds, so that they sort as text. Lists are JSON.
@@ -363,6 +363,12 @@ def m010_hidden_turns(db: Database) -> None:
         " UNION SELECT m.id FROM messages AS m JOIN hidden ON m.parent_id = hidden.id)"
         " UPDATE messages SET share = 0 WHERE share AND id IN (SELECT id FROM hidden)"
     )
+
+
+@migrations()
+def m011_imports(db: Database) -> None:
+    """Which datasets came in, so that none comes in twice."""
+    db.execute("CREATE TABLE imports (sha256 TEXT PRIMARY KEY, created TEXT NOT NULL) STRICT, WITHOUT ROWID")
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -60,9 +60,9 @@ class Store(Comparisons, Voters, Ballots, Runs, Versions, Oversight):
     """Who asked, what was answered, how people voted, what was learned. Thread-safe; calls return after the commit."""
 
     def ballots(self) -> list[Ballot]:
-        """Every standing ranking, tie and both_bad, the oldest first."""
+        """Every standing ranking, tie and both_bad, the oldest first; without prompts and token ids."""
         with self.reading() as db:
-            return list(ballots(db))
+            return list(ballots(db, whole=False))
 
     def votes_state(self) -> tuple[object, ...]:
         """Changes with what the board is made of: votes, also excluded or forgotten ones, versions, and what serves."""

@@ -20,11 +20,12 @@ from serve.feedback.conversations import (
 )
 from serve.feedback.database import Database, moment, storable
 from serve.feedback.entries import Consent
+from serve.feedback.votes import visible_comparison
 from serve.records import Demonstration, Message
 
 MY_VOTES = f"""
 SELECT standing_votes.*, conversation_id, CASE WHEN {VISIBLE} THEN messages.content END AS prompt,
-    conversations.voter_id AS owner_id
+    conversations.voter_id AS owner_id, standing_votes.id IN (SELECT id FROM excluded_votes) AS excluded
 FROM standing_votes
 JOIN comparisons ON comparisons.id = comparison_id
 JOIN messages ON messages.id = prompt_id
@@ -37,6 +38,8 @@ SELECT vote_id, runs.id, runs.status, runs.version, runs.report ->> '$.gate.win_
 FROM votes JOIN run_votes ON vote_id = votes.id JOIN runs ON runs.id = run_id
 WHERE voter_id = ? ORDER BY runs.id
 """
+
+MY_VERSIONS = "SELECT number AS version, status, parent FROM versions ORDER BY number"
 
 MY_MESSAGES = """
 SELECT conversation_id, title, messages.id, parent_id, role, content, version, share, messages.created
@@ -82,7 +85,8 @@ class Voters(Database):
         """Store an answer that a person wrote; in a conversation it is the history from here on.
 
         Where a conversation or a comparison is named, it lasts as long as the prompt that it answers.
-        Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's.
+        Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's,
+        or the comparison none that the voter may see.
         """
         check_prompt(messages)
         if not storable("the answer", answer).strip():
@@ -91,22 +95,15 @@ class Voters(Database):
         def work(db: sqlite3.Connection) -> Demonstration:
             now = self._now()
             ensure_voter(db, voter_id, now)
-            asked = db.execute("SELECT prompt_id FROM comparisons WHERE id = ?", (comparison_id,)).fetchone()
-            if comparison_id is not None and asked is None:
-                raise NotFound("this prompt is there no more")
-            demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
-            insert_demonstration(db, voter_id, demonstration, source, now)
-            if asked is not None:
-                db.execute(
-                    "UPDATE demonstrations SET prompt_id = ? WHERE id = ?", (asked["prompt_id"], demonstration.id)
-                )
+            prompt_id = None if comparison_id is None else _judged_prompt(db, comparison_id, voter_id)
             if conversation_id is not None:
                 require_talk(db, voter_id, conversation_id)
-                prompt = walk(db, conversation_id, messages, now)
-                db.execute("UPDATE demonstrations SET prompt_id = ? WHERE id = ?", (prompt, demonstration.id))
+                prompt_id = walk(db, conversation_id, messages, now)
                 move_leaf(
                     db, conversation_id, walk(db, conversation_id, (*messages, Message("assistant", answer)), now), now
                 )
+            demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
+            insert_demonstration(db, voter_id, demonstration, source, now, prompt_id=prompt_id)
             return demonstration
 
         return self.writing(work)
@@ -146,7 +143,8 @@ class Voters(Database):
     def me(self, voter_id: str) -> dict[str, Any]:
         """What this voter gave, as JSON: `counts`, `votes` (each with the runs it `trained`), `demonstrations`.
 
-        A run's `win_rate` is the gate's, of its version over the one that served before.
+        `versions` are those that learned from a vote last. A run's `win_rate` is the gate's, of its version over the
+        one that served before.
         """
         with self.reading() as db:
             counts = {
@@ -174,17 +172,29 @@ class Voters(Database):
                     "strength": row["strength"],
                     "reasons": json.loads(row["reasons"]),
                     "evidence": bool(row["evidence"]),
+                    "excluded": bool(row["excluded"]),
                     "source": row["source"],
                     "created": row["created"],
                     "trained": trained.get(row["id"], []),
                 }
                 for row in db.execute(MY_VOTES, {"voter": voter_id})
             ]
+            last = {
+                made[-1]
+                for vote in votes
+                if (made := [lesson["version"] for lesson in vote["trained"] if lesson["version"] is not None])
+            }
+            versions = [dict(row) for row in db.execute(MY_VERSIONS) if row["version"] in last]
             demonstrations = [
                 {"id": row["id"], "created": row["created"]}
                 for row in db.execute("SELECT * FROM demonstrations WHERE voter_id = ? ORDER BY rowid", (voter_id,))
             ]
-        return {"counts": {**counts, "votes": len(votes)}, "votes": votes, "demonstrations": demonstrations}
+        return {
+            "counts": {**counts, "votes": len(votes)},
+            "votes": votes,
+            "versions": versions,
+            "demonstrations": demonstrations,
+        }
 
     def everything(self, voter_id: str) -> dict[str, Any]:
         """All that is kept of this voter, to take home: talks with all branches, votes with what was judged, and so on.
@@ -231,13 +241,29 @@ class Voters(Database):
 
 
 def insert_demonstration(
-    db: sqlite3.Connection, voter_id: str, demonstration: Demonstration, source: str, now: str
+    db: sqlite3.Connection,
+    voter_id: str,
+    demonstration: Demonstration,
+    source: str,
+    now: str,
+    *,
+    prompt_id: str | None = None,
 ) -> None:
-    """Write a demonstration's row."""
+    """Write a demonstration's row; it goes with the prompt that it answers, if that is one of the record's."""
+    words = messages_json(demonstration.messages)
     db.execute(
-        "INSERT INTO demonstrations (id, voter_id, messages, answer, source, created) VALUES (?, ?, ?, ?, ?, ?)",
-        (demonstration.id, voter_id, messages_json(demonstration.messages), demonstration.answer, source, now),
+        "INSERT INTO demonstrations (id, voter_id, messages, answer, source, prompt_id, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (demonstration.id, voter_id, words, demonstration.answer, source, prompt_id, now),
     )
+
+
+def _judged_prompt(db: sqlite3.Connection, comparison_id: str, voter_id: str) -> str:
+    """The prompt of a comparison that this voter may see. Raises NotFound."""
+    try:
+        return str(visible_comparison(db, comparison_id, voter_id)["prompt_id"])
+    except NotFound:
+        raise NotFound("this prompt is there no more") from None
 
 
 def messages_json(messages: Sequence[Message]) -> str:

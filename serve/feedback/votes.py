@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 from serve.errors import AlreadyVoted, Conflict, Expired, InvalidInput, NotFound
@@ -28,6 +30,17 @@ JOIN conversations ON conversations.id = conversation_id
 CANDIDATES = """
 SELECT candidates.id AS candidate_id, position, shown_text, answers.*
 FROM candidates JOIN answers ON answers.id = answer_id WHERE comparison_id = ? ORDER BY position
+"""
+
+BETWEEN = """
+SELECT training_votes.id AS vote, ranking, candidates.id AS candidate_id, answer_id, version
+FROM training_votes
+JOIN candidates USING (comparison_id)
+JOIN answers ON answers.id = answer_id
+WHERE evidence AND version IN (:version, :other) AND comparison_id IN (
+    SELECT comparison_id FROM answers JOIN candidates ON answer_id = answers.id WHERE version = :version
+)
+ORDER BY vote
 """
 
 
@@ -58,6 +71,18 @@ def standing_vote(db: sqlite3.Connection, comparison_id: str) -> Vote | None:
         ranking, None if ranking else row["verdict"], row["strength"], tuple(json.loads(row["reasons"]))
     )
     return Vote(row["id"], comparison_id, row["voter_id"], judgement, bool(row["evidence"]), moment(row["created"]))
+
+
+def one_of_each(ranked: Iterable[tuple[str, int | None, int]]) -> dict[int, int]:
+    """Of a vote's answers (id, version, rank): each version's rank, by the answer of it whose id comes first.
+
+    That is by chance: a vote is one moment of one person, however many answers of a version it ranks.
+    """
+    ranks: dict[int, int] = {}
+    for _, version, rank in sorted(ranked, key=itemgetter(0)):
+        if version is not None:
+            ranks.setdefault(version, rank)
+    return ranks
 
 
 @dataclass(frozen=True)
@@ -259,15 +284,16 @@ class Votes(Conversations):
 
         return self.writing(work)
 
-    def judged(self, voter_id: str, since: str) -> tuple[int, int]:
-        """How many comparisons this voter has judged in all, and since a time; skips do not count."""
+    def judged(self, voter_id: str, since: str) -> tuple[int, int, int]:
+        """How many comparisons this voter has judged: in all, since a time, and since then with those skipped."""
         with self.reading() as db:
             row = db.execute(
-                "SELECT count(*), coalesce(sum(created >= ?), 0) FROM standing_votes"
-                " WHERE voter_id = ? AND verdict <> 'skip'",
-                (since, voter_id),
+                "SELECT coalesce(sum(verdict <> 'skip'), 0) AS ever,"
+                " coalesce(sum(verdict <> 'skip' AND created >= :since), 0) AS lately,"
+                " coalesce(sum(created >= :since), 0) AS answered FROM standing_votes WHERE voter_id = :voter",
+                {"since": since, "voter": voter_id},
             ).fetchone()
-        return int(row[0]), int(row[1])
+        return int(row["ever"]), int(row["lately"]), int(row["answered"])
 
     def votes_since_last_run(self) -> int:
         """Standing rankings and ties that no finished run (succeeded or rejected) has learned from."""
@@ -284,28 +310,24 @@ class Votes(Conversations):
     def head_to_head(self, version: int, other: int) -> HeadToHead:
         """Evidence between two versions: standing blind rankings and ties of their answers to one prompt.
 
-        A vote counts once, also where it ranks several answers of theirs: by the two whose ids come first, which is by
-        chance. Else a few people's moments would pass for many.
+        A vote counts once, also where it ranks several answers of theirs. Else a few people's moments would pass for
+        many.
         """
         wins = losses = ties = 0
-        counted: set[str] = set()
         with self.reading() as db:
-            for row in db.execute(
-                "SELECT training_votes.id AS vote, ranking, x.id AS ours, y.id AS theirs FROM training_votes"
-                " JOIN candidates AS x USING (comparison_id) JOIN answers AS a ON a.id = x.answer_id AND a.version = ?"
-                " JOIN candidates AS y USING (comparison_id) JOIN answers AS b ON b.id = y.answer_id AND b.version = ?"
-                " WHERE evidence AND x.id <> y.id ORDER BY x.id, y.id",
-                (version, other),
-            ):
-                if row["vote"] in counted:
+            rows = db.execute(BETWEEN, {"version": version, "other": other})
+            for _, group in itertools.groupby(rows, key=itemgetter("vote")):
+                vote = list(group)
+                groups: list[list[str]] = json.loads(vote[0]["ranking"] or "[]")
+                rank = {candidate: i for i, tied in enumerate(groups) for candidate in tied}
+                places = one_of_each(
+                    (row["answer_id"], row["version"], rank.get(row["candidate_id"], 0)) for row in vote
+                )
+                if len(places) < 2:
                     continue
-                counted.add(row["vote"])
-                groups: list[list[str]] = json.loads(row["ranking"] or "[]")
-                rank = {candidate: i for i, group in enumerate(groups) for candidate in group}
-                ours, theirs = rank.get(row["ours"], 0), rank.get(row["theirs"], 0)
-                wins += ours < theirs
-                losses += ours > theirs
-                ties += ours == theirs
+                wins += places[version] < places[other]
+                losses += places[version] > places[other]
+                ties += places[version] == places[other]
         return HeadToHead(wins, losses, ties)
 
     def _count(self, sql: str, *parameters: Any) -> int:

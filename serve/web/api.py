@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve import schedule
 from serve.errors import Unauthorized
+from serve.feedback.exchange import Format, Reading
 from serve.feedback.oversight import Search
 from serve.limits import SamplingRequest, stop_texts
-from serve.live import Delta, End, Failure, LiveComparison, Start
+from serve.live import End, Failure, LiveComparison, Start
 from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
 from serve.secrets import Secrets
 from serve.service import Service, Training
@@ -37,10 +38,15 @@ def _whole(text: str) -> str:
     return text
 
 
+def _number_of(voter: Any) -> Any:
+    return voter.removeprefix("voter-") if isinstance(voter, str) else voter
+
+
 _Text = Annotated[str, AfterValidator(_whole)]
 _Reasons = Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=20)]
 _Value = str | int | float | None
 _Number = Annotated[int, Field(ge=0, le=_LARGEST)]
+_VoterNumber = Annotated[_Number, BeforeValidator(_number_of)]
 _PathNumber = Annotated[int, Path(ge=0, le=_LARGEST)]
 
 
@@ -51,7 +57,7 @@ class _Body(BaseModel):
 
 
 class MessageBody(_Body):
-    """One turn; all turns together have at most 200,000 bytes."""
+    """One turn; all turns together have at most 200,000 bytes, but for those that `truncation` leaves out."""
 
     role: Role
     content: str
@@ -99,7 +105,7 @@ class VoteBody(_Body):
     strength: int | None = Field(default=None, ge=1, le=5)
     """How much better the best is: 1 barely, 5 far."""
     reasons: _Reasons = []
-    """At most 20."""
+    """Why, in a few words each."""
 
     @model_validator(mode="after")
     def _one_judgement(self) -> Self:
@@ -125,6 +131,7 @@ class DemonstrationBody(_Body):
 
     messages: list[MessageBody]
     answer: str
+    """At most 200,000 bytes."""
 
 
 class ConsentBody(_Body):
@@ -171,8 +178,8 @@ class ExclusionBody(_Body):
     """A vote, or all votes of a voter, that should not count (`exclude`) or be looked at again (`flag`)."""
 
     kind: Literal["flag", "exclude"] = "exclude"
-    voter: _Text | None = None
-    """A pseudonym, such as `voter-3`."""
+    voter: _VoterNumber | None = None
+    """`voter-3`, or its number."""
     vote: _Text | None = None
     reason: Annotated[_Text, Field(max_length=2000)]
 
@@ -242,7 +249,7 @@ def _voters(service: Service) -> APIRouter:
 
     @router.patch("/votes/{vote_id}")
     async def note_vote(request: Request, vote_id: str, body: NoteBody) -> Response:
-        """Say afterwards how much better it was, or why; what is left out stays."""
+        """Say afterwards how much better it was, or why. Answers with `id`, `strength` and `reasons`."""
         vote = await service.note_vote(request.state.voter, vote_id, strength=body.strength, reasons=body.reasons)
         return JSONResponse(
             {"id": vote.id, "strength": vote.judgement.strength, "reasons": list(vote.judgement.reasons)}
@@ -250,14 +257,16 @@ def _voters(service: Service) -> APIRouter:
 
     @router.post("/demonstrations")
     async def demonstrate(request: Request, body: DemonstrationBody) -> Response:
-        """Keep an answer that a person wrote: an example to learn from."""
+        """Keep an answer that a person wrote: an example to learn from. Answers with its `id`."""
         messages = [message.record() for message in body.messages]
         demonstration = await service.demonstrate(request.state.voter, messages, body.answer)
         return JSONResponse({"id": demonstration.id}, 201)
 
     @router.get("/me")
     async def me(request: Request) -> Response:
-        """What I gave, and what it trained."""
+        """What I gave, and what it trained: `counts`; `votes`, each with its runs in `trained`; `demonstrations`; and
+        `versions`, those that learned from a vote last, with the blind votes they won and lost against their parents.
+        """
         return JSONResponse(plain(await service.me(request.state.voter)))
 
     @router.get("/me/download")
@@ -316,7 +325,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.post("/runs")
     async def trigger(body: Annotated[RunBody | None, Body()] = None) -> Response:
-        """Start a run; 409 while one is on, or where there is nothing to learn from."""
+        """Start a run; 409 while one is on, or where there is nothing to learn from. Answers with `id` and `status`."""
         body = body or RunBody()
         run = await asyncio.to_thread(
             training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
@@ -372,20 +381,26 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.get("/votes")
     async def votes(
-        voter: _Number | None = None,
-        version: _Number | None = None,
+        voter: Annotated[_VoterNumber | None, Query(description="A number, or `voter-3`.")] = None,
+        version: Annotated[_Number | None, Query(description="One that wrote an answer.")] = None,
         verdict: Literal["ranking", "tie", "both_bad", "skip"] | None = None,
-        evidence: bool | None = None,
-        text: Annotated[str, Query(max_length=500)] = "",
-        since: Annotated[str | None, Query(max_length=40)] = None,
-        until: Annotated[str | None, Query(max_length=40)] = None,
-        left_out: bool = False,
+        evidence: Annotated[bool | None, Query(description="`true`: only blind ones; `false`: only others.")] = None,
+        text: Annotated[str, Query(max_length=500, description="What prompt or answers hold.")] = "",
+        since: Annotated[str | None, Query(max_length=40, description="A date or a time; UTC without a zone.")] = None,
+        until: Annotated[str | None, Query(max_length=40, description="Likewise; the first that is left out.")] = None,
+        left_out: Annotated[bool, Query(description="Only what is flagged or excluded.")] = False,
         before: _Number | None = None,
     ) -> Response:
-        """Standing votes, newest first; `before` of one page asks for the next."""
+        """Standing votes, newest first: `votes`, and `before`, which asks for the next page."""
         search = Search(voter, version, verdict, evidence, text, since, until, left_out)
         found, following = await service.find_votes(search, before=before)
         return JSONResponse({"votes": found, "before": following})
+
+    @router.get("/demonstrations")
+    async def demonstrations(before: _Number | None = None) -> Response:
+        """All `demonstrations`, newest first, and `before`, which asks for the next page."""
+        found, following = await service.find_demonstrations(before=before)
+        return JSONResponse({"demonstrations": found, "before": following})
 
     @router.get("/exclusions")
     async def exclusions() -> Response:
@@ -396,7 +411,8 @@ def _operators(service: Service, training: Training) -> APIRouter:
     @router.post("/exclusions")
     async def leave_out(body: ExclusionBody) -> Response:
         """Flag or exclude a vote, or all votes of a voter, with a reason."""
-        made = await service.leave_out(voter=body.voter, vote=body.vote, kind=body.kind, reason=body.reason, who=_WHO)
+        voter = None if body.voter is None else f"voter-{body.voter}"
+        made = await service.leave_out(voter=voter, vote=body.vote, kind=body.kind, reason=body.reason, who=_WHO)
         return JSONResponse(plain(asdict(made)), 201)
 
     @router.delete("/exclusions/{exclusion_id}")
@@ -426,7 +442,7 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.get("/versions")
     async def versions() -> Response:
-        """All versions, and which one serves."""
+        """`serving`, and all `versions`, each with its `note` and how many `excluded_votes` it learned from."""
         touched = await asyncio.to_thread(service.store.touched)
         notes = await asyncio.to_thread(service.store.version_notes)
         versions = [
@@ -438,29 +454,29 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.post("/versions/{number}/promote")
     async def promote(number: _PathNumber, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
-        """Make a version serve from the next answer on."""
+        """Make a version serve from the next answer on. Answers with `serving`."""
         why = (body or SwitchBody()).why
         return JSONResponse({"serving": await service.promote(number, who=_WHO, why=why)})
 
     @router.post("/rollback")
     async def rollback(body: Annotated[SwitchBody | None, Body()] = None) -> Response:
-        """Return to the version that served before."""
+        """Return to the version that served before. Answers with `serving`."""
         why = (body or SwitchBody()).why
         return JSONResponse({"serving": await service.rollback(who=_WHO, why=why)})
 
     @router.get("/export")
-    async def export(format: Annotated[str, Query()], style: Annotated[str, Query()] = "conversational") -> Response:
-        """The record as JSON lines, in one of the formats; `style` is `conversational` or `plain`."""
-        lines = service.export(format, style)  # refuses what it does not know before anything is sent
+    async def export(format: Format, style: Literal["conversational", "plain"] = "conversational") -> Response:
+        """The record as JSON lines; in the style `plain` prompts and answers are texts, not lists of messages."""
+        lines = service.export(format, style)
         await service.log_deed(_WHO, f"exported {format}")
         headers = {"Content-Disposition": f'attachment; filename="hustings-{format}.jsonl"'}
         return StreamingResponse(lines, 200, headers, "application/x-ndjson")
 
     @router.post("/import")
     async def import_lines(
-        request: Request, format: Annotated[str, Query()], reading: Annotated[str, Query(alias="as")] = "whole"
+        request: Request, format: Format, reading: Annotated[Reading, Query(alias="as")] = "whole"
     ) -> Response:
-        """Take in a dataset, whole or not at all; `as` says what its rows become."""
+        """Take in a dataset, whole or not at all; `as` says what its rows become. 409 for one that came in before."""
         counts = await service.import_lines(await request.body(), format, reading)
         await service.log_deed(_WHO, f"imported {format}: {counts.votes} votes, {counts.demonstrations} demonstrations")
         return JSONResponse(asdict(counts), 201)
@@ -492,25 +508,35 @@ def _sessions(service: Service, secrets: Secrets) -> APIRouter:
 
 
 async def _comparison_events(live: LiveComparison) -> AsyncIterator[str]:
+    """What may be seen of the answers, as it grows: an early vote stores no less, and nobody sees who is faster."""
+    sent: dict[str, int] = {}  # candidate → characters
+    recorded: set[str] = set()  # those whose end may be told
     async for event in events_with_pings(live):
         match event:
             case Start(comparison):
+                sent, recorded = {}, set()
                 yield sse(comparison_json(comparison), "start")
-            case Delta(id=candidate_id, text=text):
-                if text:
-                    yield sse({"candidate_id": candidate_id, "text": text}, "delta")
-            case End(candidate_id, finish_reason):
-                yield sse({"candidate_id": candidate_id, "finish_reason": finish_reason}, "end")
+            case End(candidate_id):
+                recorded.add(candidate_id)
             case Failure(error):
                 yield sse(faults.error_body(error), "error")
             case None:
                 yield ": waiting\n\n"
+        for candidate_id, text, finish_reason in [(draft.id, draft.text, draft.finish_reason) for draft in live.shown]:
+            if new := text[sent.get(candidate_id, 0) :]:
+                sent[candidate_id] = len(text)
+                yield sse({"candidate_id": candidate_id, "text": new}, "delta")
+            if finish_reason is not None and candidate_id in recorded:
+                recorded.remove(candidate_id)
+                yield sse({"candidate_id": candidate_id, "finish_reason": finish_reason}, "end")
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as its voter sees it: who wrote what stays hidden until the vote.
+    """A comparison as its voter sees it: `id`, `status` (`open`, `voted` or `expired`), `messages`, `candidates` (each
+    with `id`, `position`, `text` and `finish_reason`), `created` and `expires`.
 
-    Whoever asked learns the conversation, to go on with it; whoever judges a shared prompt does not.
+    Who wrote what stays hidden until the vote: then `vote` is its id, and `revealed` has the version of each candidate.
+    Whoever asked learns the `conversation_id`, to go on with it; whoever judges a shared prompt does not.
     """
     body: dict[str, Any] = {
         "id": comparison.id,
@@ -552,7 +578,7 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def version_json(version: Version) -> dict[str, Any]:
-    """A version as operators see it."""
+    """A version: its number as `version`, `status`, the `run` that made it, its `parent`, `created` and `report`."""
     return {
         "version": version.number,
         "status": version.status,

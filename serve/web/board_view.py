@@ -31,6 +31,11 @@ class Seen:
     """Of the newest reward model: how sure it was, how often it was right, over how many pairs."""
 
 
+def signature(board: Board, runs: Sequence[Run], versions: Sequence[Version]) -> str:
+    """Changes with what is drawn of them."""
+    return repr((board, _newest_reward(runs), [(version.number, version.report) for version in versions]))
+
+
 def glance(board: Board) -> str:
     """The answer in one or two sentences."""
     first, *rest = board.verdicts

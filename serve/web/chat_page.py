@@ -2,20 +2,31 @@
 
     build(service, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("chat"))`
 
-Every handler takes one step of a talk and then shows the conversation as it stands. The browser holds nothing but the
-ids of what it shows, and the voter is whoever the signed cookie names.
+Every handler takes one step of a talk and then shows the conversation as it stands. The browser holds nothing but what
+was typed and the ids of what it shows, and the voter is whoever the signed cookie names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from serve.errors import AlreadyVoted, Expired, HustingsError, NotFound, PromptTooLong
+from serve.errors import (
+    AlreadyVoted,
+    Conflict,
+    Expired,
+    HustingsError,
+    InvalidInput,
+    NotFound,
+    PromptTooLong,
+    TookTooLong,
+)
 from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Judgement, Message, Verdict
@@ -54,10 +65,16 @@ UNDONE = "Your vote is undone. You can choose again, though you know by now who 
 REASONS = ("More correct", "Clearer", "Better length", "Kinder", "Safer")
 LOADING = "The model is still loading. You can write already; it answers in a moment."
 TOO_LONG = "This talk has grown longer than the model can read at once."
+MESSAGE_TOO_LONG = "This message is too long for the model. Shorten it, please."
+TOOK_TOO_LONG = "This answer took too long and was stopped. Ask again, or ask for a shorter one."
 FORGETS = "The model reads this talk without its oldest turns; they stay in your history."
 SAME = "Both answers came out the same, so there is nothing to choose."
+NOT_BEGUN = "Stands before the first message of a new chat."
+BEGUN = "Set when the talk began; a new chat takes another."
+IN_THE_BOX = "What you wrote is in the text box."
+IN_THE_EDITOR = "Your words are still here, to copy."
 
-_BACK_TO_TYPING = "() => setTimeout(() => document.querySelector('#box textarea')?.focus({preventScroll: true}), 99)"
+_BACK_TO_TYPING = "() => window.backToTyping()"
 _TALKS = """
 let renaming = null;
 const titleOf = talk => element.querySelector(`[data-talk="${talk}"]`);
@@ -88,11 +105,13 @@ new MutationObserver(() => {  // a list that is drawn anew keeps what is being t
 }).observe(element, {childList: true, subtree: true});
 const discard = button => {
   if (button.classList.contains('sure')) return trigger('discard', {talk: button.dataset.delete});
+  const name = button.ariaLabel;
   button.classList.add('sure');
   button.textContent = button.ariaLabel = button.dataset.sure;
   button.addEventListener('blur', () => {
     button.classList.remove('sure');
     button.textContent = '✕';
+    button.ariaLabel = name;
   }, {once: true});
 };
 element.addEventListener('click', e => {
@@ -122,8 +141,12 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         voted = gr.Textbox(visible=False)
         unfinished = gr.Textbox(visible=False)  # the talk, if something was being written there when it was shown
         forgets = gr.Textbox(visible=False)  # the talk whose oldest turns may be left out
+        offered = gr.Textbox(visible=False)  # what was refused as too long, for the offer to take once more
+        turns = gr.Textbox(visible=False)  # the messages shown, in order
+        bettered = gr.Textbox(visible=False)  # the last of them when the editor was opened
         manner = (settings.temperature, settings.top_p, settings.max_tokens)
         likes = gr.BrowserState([settings.ask, True, *manner], storage_key="hustings", secret="none")  # noqa: S106
+        wish = gr.BrowserState("", storage_key="hustings-system", secret="none")  # noqa: S106
 
         with gr.Sidebar(elem_id="side", width=280):
             new_chat = gr.Button("New chat", elem_id="new-chat")
@@ -147,7 +170,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             with gr.Accordion("How it answers", open=False, elem_id="manner"):
                 system = gr.Textbox(
                     label="What it should keep in mind",
-                    info="Stands before the first message of a new chat.",
+                    info=NOT_BEGUN,
                     lines=2,
                     max_lines=8,
                     max_length=4000,
@@ -176,6 +199,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 autoscroll=False,
                 buttons=["copy"],
                 editable="user",
+                group_consecutive_messages=False,  # a row a turn, as the script counts them
                 latex_delimiters=theme.LATEX,
                 sanitize_html=True,
                 allow_tags=False,
@@ -234,9 +258,11 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             ranks = vote is not None and vote.judgement.ranking is not None
             return {
                 here: scene.conversation_id or "",
+                turns: " ".join(turn.message_id for turn in scene.said),
                 asked: scene.asked.id if scene.asked else "",
                 voted: vote.id if vote else "",
                 unfinished: scene.conversation_id if writing else "",
+                system: gr.update(value=scene.system, interactive=False, info=BEGUN) if scene.turns else gr.skip(),
                 afterthought: gr.update(visible=vote is not None),
                 strength: gr.update(value=vote and vote.judgement.strength, visible=ranks),
                 reasons: [reason for reason in REASONS if vote and reason in vote.judgement.reasons],
@@ -254,9 +280,11 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         everything = [
             here,
+            turns,
             asked,
             voted,
             unfinished,
+            system,
             afterthought,
             strength,
             reasons,
@@ -268,7 +296,10 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             after,
             remedy,
             editor.card,
+            editor.words,
+            bettered,
             offer,
+            offered,
             forgets,
             box,
             note,
@@ -284,6 +315,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         async def listed(voter: str, current: str | None, search: str = "") -> str:
             return chat_view.talk_list(await service.conversations(voter, search), current, search)
 
+        async def welcome(wished: Any) -> Update:
+            """What a new chat begins with: how many votes it takes until it learns, and what was to be kept in mind."""
+            learns = parts.until_it_learns(*await service.new_votes())
+            return {
+                history: gr.update(value=[], elem_classes=[], placeholder=f"{WELCOME}\n\n{learns}"),
+                system: gr.update(value=wished if isinstance(wished, str) else "", interactive=True, info=NOT_BEGUN),
+            }
+
         def sampling_of(warmth: float, top_p: float, longest: float) -> SamplingRequest:
             """What differs from the server's own."""
             return SamplingRequest(
@@ -298,18 +337,19 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             if scene.twins:
                 return show(await talks.settle_twins(voter, scene), {note: theme.note(SAME)})
             if error is not None:
-                return show(scene, {note: theme.problem(error)})
+                return show(scene, {note: _problem(error)})
             return show(scene, {note: theme.note(ASK)} if scene.asked else None)
 
         async def follow(live: LiveAnswers, view: tuple[str, str | None]) -> AsyncIterator[Update]:
             """What is being written, as it grows; then the conversation as it stands. Ends when the view turns away."""
             voter, place = view[0], live.conversation_id
-            token = watching[view] = object()
-            done = asyncio.ensure_future(live.wait())
+            token = object()
             before: object = None
             told = 0  # the place in line that the note names
-            scene = await talks.scene(voter, place)
             try:
+                watching[view] = token
+                done = asyncio.ensure_future(live.wait())
+                scene = await talks.scene(voter, place)
                 while not live.done:
                     await asyncio.wait({done}, timeout=theme.TICK)
                     in_line = live.place
@@ -337,15 +377,25 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 if watching.get(view) is token:
                     del watching[view]
 
-        async def refused(place: str, error: HustingsError, request: gr.Request) -> Update:
-            """The conversation as it stands after a turn that was not taken: what waited for a vote still does."""
-            problem: Update = {note: theme.problem(error)}
-            if isinstance(error, PromptTooLong) and error.oldest_can_go:
-                problem = {note: theme.note(TOO_LONG, problem=True), offer: gr.update(visible=True)}
+        async def refused(place: str, error: HustingsError, request: gr.Request, *once_more: str) -> Update:
+            """The conversation as it stands after a step that was not taken: what waited for a vote still does.
+
+            Where the step can be taken without the oldest turns, `once_more` says which one: it is offered.
+            """
+            problem: Update = {note: _problem(error) + f'<i hidden data-refused="{secrets.token_hex(4)}"></i>'}
+            if once_more and isinstance(error, PromptTooLong) and error.oldest_can_go:
+                problem |= {offer: gr.update(visible=True), offered: json.dumps(once_more)}
             try:
                 return show(await talks.scene(voter_of(request), place or None), problem)
             except HustingsError:
                 return problem
+
+        async def caught_up(update: Update, request: gr.Request) -> AsyncIterator[Update]:
+            """A page that shows the conversation as it stands, and what another tab has written there, as it grows."""
+            yield update
+            if place := update.get(unfinished):
+                async for later in resume(place, request):
+                    yield later
 
         async def send(
             text: str,
@@ -376,45 +426,74 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
-                yield await refused(place, error, request)
+                yield await refused(place, error, request, "send")
 
         async def again(
-            place: str, forgets: str, warmth: float, top_p: float, longest: float, request: gr.Request
+            place: str, turns: str, forgets: str, warmth: float, top_p: float, longest: float, request: gr.Request
         ) -> AsyncIterator[Update]:
             try:
                 voter = voter_of(request)
                 truncation, words = _truncation(place, forgets)
                 sampling = sampling_of(warmth, top_p, longest)
-                live = await talks.retry(voter, place, sampling=sampling, truncation=truncation)
+                live = await talks.retry(voter, place, _last(turns), sampling=sampling, truncation=truncation)
                 yield show(await talks.scene(voter, place), {note: words})
                 async for update in follow(live, view_of(request)):
                     yield update
             except HustingsError as error:
-                yield await refused(place, error, request)
+                async for update in caught_up(await refused(place, error, request, "again"), request):
+                    yield update
 
-        async def instead(
+        async def say_instead(
+            turn: str,
+            text: str,
+            typed: str,
             place: str,
             how: AskMe,
+            forgets: str,
+            warmth: float,
+            top_p: float,
+            longest: float,
+            request: gr.Request,
+        ) -> AsyncIterator[Update]:
+            """A turn that was said otherwise: another branch, answered from there."""
+            try:
+                voter = voter_of(request)
+                truncation, words = _truncation(place, forgets)
+                sampling = sampling_of(warmth, top_p, longest)
+                live = await talks.ask_instead(voter, place, turn, text, how, sampling=sampling, truncation=truncation)
+                yield show(await talks.scene(voter, place), {note: words})
+                async for update in follow(live, view_of(request)):
+                    yield update
+            except HustingsError as error:
+                problem = await refused(place, error, request, "instead", turn, text)
+                if not typed.strip() and offered not in problem and type(error) is not InvalidInput:
+                    problem[note] += theme.note(IN_THE_BOX)  # the turn itself is shown as it was
+                    problem[box] = problem.get(box, gr.update()) | {"value": text}
+                async for update in caught_up(problem, request):
+                    yield update
+
+        async def instead(
+            turns: str,
+            typed: str,
+            place: str,
+            how: AskMe,
+            forgets: str,
             warmth: float,
             top_p: float,
             longest: float,
             event: gr.EditData,
             request: gr.Request,
         ) -> AsyncIterator[Update]:
-            """A turn that was said otherwise: another branch, answered from there."""
-            try:
-                voter = voter_of(request)
-                turn = event.index if isinstance(event.index, int) else event.index[0]
-                sampling = sampling_of(warmth, top_p, longest)
-                live = await talks.ask_instead(voter, place, turn, _words(event.value), how, sampling=sampling)
-                yield show(await talks.scene(voter, place), {note: ""})
-                async for update in follow(live, view_of(request)):
-                    yield update
-            except HustingsError as error:
-                yield await refused(place, error, request)
+            """An edited turn, which the event names by its number among those shown."""
+            number = event.index if isinstance(event.index, int) else event.index[0]
+            turn, text = dict(enumerate(turns.split())).get(number, ""), _words(event.value)
+            async for update in say_instead(turn, text, typed, place, how, forgets, warmth, top_p, longest, request):
+                yield update
 
         async def go_on(
-            text: str,
+            step: str,
+            turns: str,
+            typed: str,
             place: str,
             how: AskMe,
             system: str | None,
@@ -424,12 +503,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             request: gr.Request,
         ) -> AsyncIterator[Update]:
             """What was refused as too long, once more: this talk's oldest turns may be left out from here on."""
-            turn = (
-                send(text, place, how, place, system, warmth, top_p, longest, request)
-                if text.strip()
-                else again(place, place, warmth, top_p, longest, request)
-            )
-            async for update in turn:
+            match json.loads(step or "[]"):
+                case ["instead", str(turn), str(text)]:
+                    taken = say_instead(turn, text, typed, place, how, place, warmth, top_p, longest, request)
+                case ["again"]:
+                    taken = again(place, turns, place, warmth, top_p, longest, request)
+                case _:
+                    taken = send(typed, place, how, place, system, warmth, top_p, longest, request)
+            async for update in taken:
                 yield {forgets: place} | update
 
         async def vote(choice: Choice, place: str, comparison_id: str, request: gr.Request) -> Update:
@@ -444,39 +525,45 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def take_back(place: str, request: gr.Request) -> Update:
+        async def take_back(place: str, vote_id: str, request: gr.Request) -> Update:
             try:
                 voter = voter_of(request)
-                await talks.undo(voter, place)
+                watching.pop(view_of(request), None)
+                await talks.undo(voter, place, vote_id)
                 return show(await talks.scene(voter, place), {note: theme.note(UNDONE)})
             except HustingsError as error:
-                return {note: theme.problem(error)}
+                return await refused(place, error, request)
 
         async def add(vote_id: str, how_much: int | None, why: list[str], request: gr.Request) -> Update:
             try:
-                await service.note_vote(voter_of(request), vote_id, strength=how_much, reasons=why)
+                voter = voter_of(request)
+                noted = await service.note_vote(voter, vote_id, strength=how_much)
+                others = [reason for reason in noted.judgement.reasons if reason not in REASONS]  # said by the API
+                await service.note_vote(voter, vote_id, reasons=[*why, *others])
                 return nothing
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def arrive(request: gr.Request) -> Update:
+        async def arrive(wished: Any, request: gr.Request) -> Update:
             """A page that opens: the conversation that its address names, or the latest, with its open comparison."""
             try:
                 voter = voter_of(request)
-                named = request.query_params.get("talk")
-                if named == "new":
-                    return await open_talk(voter, None)
+                wanted = request.query_params.get("talk")
+                if wanted == "new":
+                    return await open_talk(voter, None, wished)
                 with suppress(NotFound):
-                    if named:
-                        return await open_talk(voter, named)
-                return await open_talk(voter, await talks.latest(voter))
+                    if wanted:
+                        return await open_talk(voter, wanted)
+                return await open_talk(voter, await talks.latest(voter), wished)
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def open_talk(voter: str, place: str | None) -> Update:
+        async def open_talk(voter: str, place: str | None, wished: Any = "") -> Update:
             scene, agreed_to = await talks.scene(voter, place), await service.consent(voter)
             update: Update = {note: ""}
             update |= show(scene) if scene.writing else await ended(voter, place)
+            if not place:
+                update |= await welcome(wished)
             if not service.ready:
                 update[note] = theme.note(LOADING)
             update[talk_list] = await listed(voter, place)
@@ -484,7 +571,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             return update | {share: agreed_to.share}
 
         async def resume(place: str, request: gr.Request) -> AsyncIterator[Update]:
-            """Go on showing what is being written in a conversation that was just opened."""
+            """Go on showing what is being written in a conversation that was just opened, or caught up with."""
             yield nothing
             if not place:
                 return
@@ -521,12 +608,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def discard(words: str, place: str, event: gr.EventData, request: gr.Request) -> Update:
+        async def discard(words: str, place: str, wished: Any, event: gr.EventData, request: gr.Request) -> Update:
             try:
                 voter, gone = voter_of(request), str(event._data.get("talk", ""))
+                if gone == place:
+                    watching.pop(view_of(request), None)
                 await service.delete(voter, gone)
                 said = {note: theme.note("Deleted."), talk_list: await listed(voter, place, words)}
-                return show(Scene(), said) if gone == place else said
+                return show(Scene(), said | await welcome(wished)) if gone == place else said
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
@@ -534,16 +623,18 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             """Another branch of this talk."""
             try:
                 voter = voter_of(request)
+                watching.pop(view_of(request), None)
                 await talks.stop(voter, place)
                 await service.switch_branch(voter, str(event._data.get("to", "")))
                 return show(await talks.scene(voter, place), {note: ""})
             except HustingsError as error:
-                return {note: theme.problem(error)}
+                return await refused(place, error, request)
 
-        async def fresh(request: gr.Request) -> Update:
+        async def fresh(wished: Any, request: gr.Request) -> Update:
             try:
                 watching.pop(view_of(request), None)
-                return show(Scene(), {note: "", search: "", talk_list: await listed(voter_of(request), None)})
+                said = {note: "", search: "", talk_list: await listed(voter_of(request), None)}
+                return show(Scene(), said | await welcome(wished))
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
@@ -555,15 +646,15 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return {note: theme.problem(error)}
             return nothing
 
-        async def open_editor(place: str, request: gr.Request) -> Update:
+        async def open_editor(place: str, turns: str, request: gr.Request) -> Update:
             try:
-                scene = await talks.scene(voter_of(request), place)
+                scene = await talks.at_rest(voter_of(request), place, _last(turns))
             except HustingsError as error:
-                return {note: theme.problem(error)}
-            draft = scene.messages[-1].content if scene.settled else ""
+                return await refused(place, error, request)
             return {
                 editor.card: gr.update(visible=True),
-                editor.words: draft,
+                editor.words: scene.messages[-1].content if scene.settled else "",
+                bettered: _last(turns),
                 after: gr.update(visible=False),
                 remedy: gr.update(visible=False),
                 note: "",
@@ -595,14 +686,23 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def keep(text: str, place: str, request: gr.Request) -> Update:
+        async def keep(text: str, place: str, last: str, request: gr.Request) -> Update:
             try:
                 voter = voter_of(request)
-                await talks.revise(voter, place, text)
+                await talks.revise(voter, place, last, text)
                 thanks = "Thank you: the talk goes on with your words, and they are kept as an example to learn from."
                 return show(await talks.scene(voter, place), {note: theme.note(thanks)})
+            except Conflict as error:
+                update = await refused(place, error, request)
+                update[note] += theme.note(IN_THE_EDITOR)
+                away = dict.fromkeys((after, remedy), gr.update(visible=False))
+                return update | away | {editor.card: gr.update(visible=True)}
             except HustingsError as error:
                 return {note: theme.problem(error)}
+
+        def keep_wish(words: str, place: str) -> Any:
+            """What a new chat is to keep in mind outlives the page; what a talk keeps in mind is its own."""
+            return gr.skip() if place else words
 
         def awake() -> Update:
             return {waking: gr.Timer(active=False), note: ""} if service.ready else {waking: gr.skip()}
@@ -616,7 +716,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         # Through the queue, so that they come after what was already on its way to the page.
         turning: dict[str, Any] = slow | {"concurrency_id": "turning"}
-        page.load(arrive, None, everything, **quick).then(resume, unfinished, everything, **slow)
+        page.load(arrive, wish, everything, **quick).then(resume, unfinished, everything, **slow)
         page.load(lambda: gr.Timer(active=not service.ready), None, waking, **quick)
         waking.tick(awake, None, [waking, note], **quick)
         own = [warmth, top_p, longest]
@@ -626,11 +726,12 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             assert isinstance(like, gr.Radio | gr.Checkbox | gr.Slider)
             like.input(_keeper(likes.default_value), liked, likes, **quick)
         keys.change(None, keys, None, js=theme.SWITCH_SHORTCUTS)
+        system.change(keep_wish, [system, here], wish, **quick)
 
         share.input(set_share, share, note, **quick)
         for chosen, answer in ((newcomer.agree, agreed), (newcomer.private, kept_private)):
             chosen.click(answer, None, [newcomer.card, share, note], **quick).then(None, js=_BACK_TO_TYPING)
-        forget.click(go_on, [box, here, how, system, *own], everything, **slow)
+        forget.click(go_on, [offered, turns, box, here, how, system, *own], everything, **slow)
         say = [box, here, how, forgets, system, *own]
         box.submit(send, say, everything, trigger_mode="multiple", **slow)
         history.example_select(_example, None, box, **quick).then(send, say, everything, **slow)
@@ -644,21 +745,24 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         for choice, button in choices.items():
             button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
-        undo.click(take_back, here, everything, **quick)
         for afterword in (strength, reasons):
-            afterword.input(add, [voted, strength, reasons], note, **quick)
+            afterword.input(add, [voted, strength, reasons], note, trigger_mode="always_last", **quick)
         for anew in (retry.click, history.retry):
-            anew(again, [here, forgets, *own], everything, **slow)
-        history.edit(instead, [here, how, *own], everything, **slow)
-        branches.go(go, here, everything, **quick)
-        gr.on([edit.click, write.click], open_editor, here, [editor.card, editor.words, after, remedy, note], **quick)
-        editor.save.click(keep, [editor.words, here], everything, **quick)
+            anew(again, [here, turns, forgets, *own], everything, **slow)
+        history.edit(instead, [turns, box, here, how, forgets, *own], everything, **slow)
+        for step in (
+            undo.click(take_back, [here, voted], everything, **turning),
+            branches.go(go, here, everything, **turning),
+            gr.on([edit.click, write.click], open_editor, [here, turns], everything, **quick),
+            editor.save.click(keep, [editor.words, here, bettered], everything, **quick),
+        ):
+            step.then(resume, unfinished, everything, **slow)  # where another tab was at it
         editor.cancel.click(close_editor, here, everything, **quick)
         search.change(find, [search, here], [note, talk_list], trigger_mode="always_last", **quick)
         talk_list.retitle(retitle, [search, here], [note, talk_list], **quick)
-        talk_list.discard(discard, [search, here], everything, **turning)
+        talk_list.discard(discard, [search, here, wish], everything, **turning)
         talk_list.pick(pick, search, everything, **turning).then(resume, unfinished, everything, **slow)
-        new_chat.click(fresh, None, everything, **turning).then(None, js=_BACK_TO_TYPING)
+        new_chat.click(fresh, wish, everything, **turning).then(None, js=_BACK_TO_TYPING)
 
         named.register(service)
 
@@ -679,6 +783,20 @@ def _chosen(vote: Any, choice: Choice) -> Any:
 def _truncation(place: str, forgets: str) -> tuple[Truncation, str]:
     """Whether a talk's oldest turns may be left out, and what the page says of it."""
     return ("auto", theme.note(FORGETS)) if place and place == forgets else ("disabled", "")
+
+
+def _last(turns: str) -> str:
+    """The last of the messages shown."""
+    return turns.rpartition(" ")[2]
+
+
+def _problem(error: HustingsError) -> str:
+    """An error in the words of this page; the API's name what a program can change."""
+    if isinstance(error, PromptTooLong):
+        return theme.note(TOO_LONG if error.oldest_can_go else MESSAGE_TOO_LONG, problem=True)
+    if isinstance(error, TookTooLong):
+        return theme.note(TOOK_TOO_LONG, problem=True)
+    return theme.problem(error)
 
 
 def _blocks(messages: Sequence[Message]) -> list[dict[str, str]]:

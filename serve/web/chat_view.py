@@ -11,7 +11,7 @@ from serve.records import Comparison, VoteReceipt, version_name
 from serve.web.talks import Scene
 
 if TYPE_CHECKING:
-    from serve.feedback.entries import ConversationSummary
+    from serve.feedback.entries import ConversationSummary, ConversationTurn
 
 Choice = Literal["a", "b", "tie", "both_bad", "skip"]
 
@@ -40,28 +40,35 @@ def _talk(talk: ConversationSummary, current: bool) -> str:
 def branches(scene: Scene) -> str:
     """For every turn that was said or answered in several ways: which of them this is, and the ways to the others.
 
-    `data-turn` is the turn's number among those shown; the page's script puts each beside its turn. `data-here` names
-    the talk, for the address, and `data-leaf` where it stands.
+    A last turn that has lost its answer to another try has a way back to it. `data-turn` is the turn's number among
+    those shown; the page's script puts each beside its turn. `data-here` names the talk, for the address, and
+    `data-leaf` where it stands.
     """
-    shown = [turn for turn in scene.turns if turn.message.content.strip() and turn.message.role != "system"]
     leaf = scene.turns[-1].message_id if scene.turns else ""
     place = f'<i data-here="{html.escape(scene.conversation_id or "")}" data-leaf="{html.escape(leaf)}"></i>'
-    return place + "".join(
-        _branch(number, ids, ids.index(turn.message_id))
-        for number, turn in enumerate(shown)
-        if len(ids := scene.branches.get(turn.message_id, ())) > 1
-    )
+
+    def ways(turn: ConversationTurn) -> str:
+        ids = scene.branches.get(turn.message_id, ())
+        across = _across(ids, ids.index(turn.message_id)) if len(ids) > 1 else ""
+        return across + (_back(scene.earlier) if scene.earlier and turn is scene.said[-1] else "")
+
+    found = ((number, ways(turn)) for number, turn in enumerate(scene.said))
+    return place + "".join(f'<div class="branch" data-turn="{number}">{way}</div>' for number, way in found if way)
 
 
-def _branch(turn: int, ids: Sequence[str], here: int) -> str:
+def _across(ids: Sequence[str], here: int) -> str:
     def way(to: int, label: str, sign: str) -> str:
         target = f' data-to="{html.escape(ids[to])}"' if 0 <= to < len(ids) else " disabled"
         return f'<button type="button"{target} aria-label="{label}">{sign}</button>'
 
     return (
-        f'<div class="branch" data-turn="{turn}">{way(here - 1, "The one before", "‹")}'
-        f"<span>{here + 1} of {len(ids)}</span>{way(here + 1, 'The next one', '›')}</div>"
+        f"{way(here - 1, 'The one before', '‹')}"
+        f"<span>{here + 1} of {len(ids)}</span>{way(here + 1, 'The next one', '›')}"
     )
+
+
+def _back(to: str) -> str:
+    return f'<button type="button" class="back" data-to="{html.escape(to)}">Back to the answer before</button>'
 
 
 def outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt) -> str:

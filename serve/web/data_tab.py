@@ -1,6 +1,6 @@
-"""The operator page's second tab: what people said, what of it counts, datasets in and out, and the log.
+"""The operator page's second tab: what people said and wrote, what of it counts, datasets in and out, and the log.
 
-build(page, service, only_operators)    draws it into the page, which is open
+build(page, service)    draws it into the page, which is open
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ element.addEventListener('click', event => {
 });
 """
 
+_IMPORTED = "element.addEventListener('imported', () => trigger('imported'));"
+
 
 def build(page: gr.Blocks, service: Service) -> None:
     """Draw the tab and wire it; every handler asks first whether an operator is asking."""
@@ -56,16 +58,21 @@ def build(page: gr.Blocks, service: Service) -> None:
     following = gr.State(None)
     older = gr.Button("Older ones", size="sm", visible=False, elem_id="older")
     note = gr.HTML(elem_id="data-note")
+    gr.HTML(theme.section("Demonstrations", "Answers that people wrote or edited, and imported ones; newest first."))
+    demonstrations = gr.HTML(js_on_load=_CLICKS, elem_id="demonstrations")
+    following_shown = gr.State(None)
+    older_shown = gr.Button("Older demonstrations", size="sm", visible=False, elem_id="older-demonstrations")
     gr.HTML(theme.section("What does not count, or is marked"))
     standing = gr.HTML(js_on_load=_CLICKS, elem_id="exclusions")
     gr.HTML(theme.section("Datasets in", "A file is taken whole or not at all."))
-    gr.HTML(data_view.importer())
+    importer = gr.HTML(data_view.importer(), js_on_load=_IMPORTED)
     gr.HTML(theme.section("Datasets out"))
     gr.HTML(data_view.exports())
     gr.HTML(theme.section("Who did what", "The newest 200; the API has all."))
     log = gr.HTML(elem_id="deeds")
 
-    everything = [found, following, older, note, standing, log]
+    shown = [demonstrations, following_shown, older_shown]
+    everything = [found, following, older, note, *shown, standing, log]
 
     def search_of(text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool) -> Search:
         return Search(
@@ -94,13 +101,21 @@ def build(page: gr.Blocks, service: Service) -> None:
             log: data_view.deeds(deeds),
         }
 
+    async def show_demonstrations(before: int | None = None) -> Update:
+        them, after = await service.find_demonstrations(before=before)
+        return {
+            demonstrations: data_view.demonstrations(them),
+            following_shown: after,
+            older_shown: gr.update(visible=after is not None),
+        }
+
     async def find(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool, request: gr.Request
     ) -> Update:
         operators_only(request)
         try:
             wanted = search_of(text, voter, version, verdict, since, blind, left_out)
-            return await show(wanted) | {note: ""}
+            return await show(wanted) | await show_demonstrations() | {note: ""}
         except HustingsError as error:
             return {note: theme.problem(error)}
 
@@ -113,6 +128,10 @@ def build(page: gr.Blocks, service: Service) -> None:
             return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
         except HustingsError as error:
             return {note: theme.problem(error)}
+
+    async def go_back_shown(before: int | None, request: gr.Request) -> Update:
+        operators_only(request)
+        return await show_demonstrations(before)
 
     async def leave_out(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
@@ -129,7 +148,8 @@ def build(page: gr.Blocks, service: Service) -> None:
         except HustingsError as error:
             return {note: theme.problem(error)}
         done = "counts no more" if made.kind == "exclude" else "is marked"
-        return await show(wanted) | {note: theme.note(f"{made.voter or 'The vote'} {done}.".capitalize())}
+        said = theme.note(f"{made.voter or 'The vote'} {done}.".capitalize())
+        return await show(wanted) | await show_demonstrations() | {note: said}
 
     async def lift(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
@@ -141,7 +161,8 @@ def build(page: gr.Blocks, service: Service) -> None:
             await service.lift(str(event._data.get("id", "")), who=WHO)
         except HustingsError as error:
             return {note: theme.problem(error)}
-        return await show(wanted) | {note: theme.note("It counts as any other again.")}
+        said = theme.note("It counts as any other again.")
+        return await show(wanted) | await show_demonstrations() | {note: said}
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     asked = [text, voter, version, verdict, since, blind, left_out]
@@ -150,7 +171,10 @@ def build(page: gr.Blocks, service: Service) -> None:
         told = [field.submit, field.blur] if field is since else [field.change]  # half a date is none
         gr.on(told, find, asked, everything, trigger_mode="always_last", **quick)
     older.click(go_back, [following, *asked], everything, **quick)
-    found.leave_out(leave_out, asked, everything, **quick)
+    older_shown.click(go_back_shown, following_shown, shown, **quick)
+    for listed in (found, demonstrations):
+        listed.leave_out(leave_out, asked, everything, **quick)
+    importer.imported(find, asked, everything, **quick)
     standing.lift(lift, asked, everything, **quick)
     page.load(find, asked, everything, **quick)
 

@@ -1,4 +1,4 @@
-"""What the operators' data tab draws: votes, what does not count, the log. Pure functions; all text is escaped here."""
+"""What the data tab draws: votes, demonstrations, what does not count, the log. Pure functions that escape all text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from serve.feedback.entries import Deed, Exclusion
 from serve.records import SettingInfo, version_name
+from serve.web.limits import IMPORT_BYTES
 from serve.web.theme import empty, letter, table, when
+from serve.web.vote_view import SPEAKERS
 
 EXCERPT = 110
 
@@ -30,17 +32,37 @@ def votes(found: Sequence[Mapping[str, Any]]) -> str:
         return empty("No vote is like that.")
     rows = []
     for vote in found:
-        marks = "".join(
-            f' <span class="pill {tone}">{name}</span>'
-            for name, tone in (("excluded", "bad"), ("flagged", "busy"))
-            if vote[name]
-        )
         kind = "blind" if vote["evidence"] else "not blind"
         rows.append(
             f"<tr><td>{when(datetime.fromisoformat(vote['created']))}</td><td>{html.escape(vote['voter'])}</td>"
-            f"<td>{_said(vote)}{marks}</td><td>{_unfold(vote)}</td><td>{kind}</td></tr>"
+            f"<td>{_said(vote)}{_marks(vote)}</td><td>{_unfold(vote)}</td><td>{kind}</td></tr>"
         )
     return table(("When", "Voter", "Said", "Prompt and answers", "Evidence"), rows)
+
+
+def demonstrations(found: Sequence[Mapping[str, Any]]) -> str:
+    """A page of demonstrations, each to unfold, with ways to flag or exclude its voter."""
+    if not found:
+        return empty("None yet. Answers that people write or edit are listed here, and those that are imported.")
+    rows = []
+    for shown in found:
+        source = "imported" if shown["source"] == "imported" else "written here"
+        answer = f"<p><b>{SPEAKERS['assistant']}</b> {html.escape(shown['answer'])}</p>"
+        ways = f'<p class="act">{_out("voter", shown["voter"])}</p>'
+        rows.append(
+            f"<tr><td>{when(datetime.fromisoformat(shown['created']))}</td>"
+            f"<td>{html.escape(shown['voter'])}{_marks(shown)}</td><td>{source}</td>"
+            f"<td>{_folded(shown['messages'], answer + ways)}</td></tr>"
+        )
+    return table(("When", "Voter", "From", "Prompt and answer"), rows)
+
+
+def _marks(row: Mapping[str, Any]) -> str:
+    return "".join(
+        f' <span class="pill {tone}">{name}</span>'
+        for name, tone in (("excluded", "bad"), ("flagged", "busy"))
+        if row[name]
+    )
 
 
 def _said(vote: Mapping[str, Any]) -> str:
@@ -53,16 +75,29 @@ def _said(vote: Mapping[str, Any]) -> str:
 
 
 def _unfold(vote: Mapping[str, Any]) -> str:
-    words = " ".join(vote["prompt"].split())
-    head = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
     answers = "".join(
         f"<p><b>{letter(place)}</b> ({'imported' if a['version'] is None else version_name(a['version'])}) "
         f"{html.escape(a['text'])}</p>"
         for place, a in enumerate(vote["answers"])
     )
     ways = f'<p class="act">{_out("vote", vote["id"])}{_out("voter", vote["voter"])}</p>'
-    whole = f"<p>{html.escape(vote['prompt'])}</p>" if vote["prompt"] != words[:EXCERPT] else ""
-    return f"<details><summary>{head}</summary>{whole}{answers}{ways}</details>"
+    return _folded(vote["messages"], answers + ways)
+
+
+def _folded(messages: Sequence[Mapping[str, str]], below: str) -> str:
+    """How a prompt begins; it unfolds to the prompt with all that came before it, and `below`, which is HTML."""
+    last = messages[-1]["content"]
+    words = " ".join(last.split())
+    head = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
+    turn = sum(message["role"] == "user" for message in messages)
+    if turn > 1:
+        head += f' <span class="pill">turn {turn}</span>'
+    talk = "" if len(messages) == 1 and last == words[:EXCERPT] else "".join(map(_turn, messages))
+    return f"<details><summary>{head}</summary>{talk}{below}</details>"
+
+
+def _turn(message: Mapping[str, str]) -> str:
+    return f"<p><b>{SPEAKERS[message['role']]}</b> {html.escape(message['content'])}</p>"
 
 
 def _out(what: str, key: str) -> str:
@@ -117,15 +152,16 @@ def exports() -> str:
 
 
 def importer() -> str:
-    """The form that sends a file to the API: only whole files are taken."""
+    """The form that sends a file to the API: only whole files are taken, up to a size that the page's script knows."""
     options = "".join(f'<option value="{key}">{name}</option>' for key, name in FORMATS.items())
     return (
-        '<form id="import" class="panel"><div class="row">'
+        f'<form id="import" class="panel" data-limit="{IMPORT_BYTES}"><div class="row">'
         f'<label>Format <select name="format">{options}</select></label>'
         '<label>Read as <select name="as"><option value="whole">what it is</option>'
         '<option value="demonstrations">demonstrations of the best answers</option>'
         '<option value="turns">the same, with earlier turns</option></select></label>'
-        '<label>File (JSON lines, 64 MB at most) <input type="file" name="file" accept=".jsonl,.json" required></label>'
+        f"<label>File (JSON lines, {IMPORT_BYTES >> 20} MB at most)"
+        ' <input type="file" name="file" accept=".jsonl,.json" required></label>'
         '<button type="submit">Import</button></div><p id="imported" role="status"></p></form>'
     )
 

@@ -23,7 +23,6 @@ _CODES = {
 _MESSAGES = {
     404: "there is nothing at this address; serve/web/api.py lists the calls",
     405: "this address does not take this method; serve/web/api.py lists the calls",
-    413: "the body is too large; send less at once",
 }
 
 

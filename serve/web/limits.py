@@ -25,14 +25,14 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left = IMPORT_BYTES if scope["path"] == _IMPORT else BODY_BYTES
+        limit = left = IMPORT_BYTES if scope["path"] == _IMPORT else BODY_BYTES
 
         async def limited() -> Message:
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413)
+                raise HTTPException(413, f"this has more than {limit >> 20} MiB, the most at once; send less")
             return message
 
         await self._app(scope, limited, send)

@@ -3,6 +3,8 @@
     client = gradio_client.Client("http://localhost:7860")
     asked = client.predict("Why is the sky blue?", api_name="/compare")
     client.predict(asked["id"], asked["candidates"][0]["id"], api_name="/vote")
+    asked = client.predict(api_name="/next_to_judge")
+    client.predict(asked["id"], "B>A=C>D", api_name="/vote")
 
 The client keeps the cookie of its first call, so it is one voter. `/api` has all of it, with streams.
 """
@@ -16,11 +18,13 @@ from typing import Any
 import gradio as gr
 from gradio.events import api as named_endpoint
 
-from serve.errors import HustingsError
-from serve.live import LiveComparison
-from serve.records import Judgement, Message
+from serve.errors import HustingsError, InvalidInput
+from serve.live import LiveAnswers, LiveComparison
+from serve.records import Comparison, Judgement, Message
 from serve.service import Service
 from serve.web.api import comparison_json
+from serve.web.streams import wait_or_cancel
+from serve.web.theme import letter
 from serve.web.visitor import voter_of
 
 
@@ -31,39 +35,54 @@ def register(service: Service) -> None:
         """One answer of what serves, that nobody is asked about."""
         with _words():
             live = await service.answer(voter_of(request), [Message("user", message)])
-            await live.wait()
-            if live.error:
-                raise live.error
+            await _written(live, request)
             return live.drafts[0].text
 
     async def compare(message: str, request: gr.Request) -> dict[str, Any]:
         """Two answers to a message, and the id to vote on."""
         with _words():
             live = await service.compare(voter_of(request), [Message("user", message)])
-            await live.wait()
-            if live.error:
-                raise live.error
+            await _written(live, request)
             return comparison_json(live.comparison)
 
-    async def vote(comparison_id: str, best: str, request: gr.Request) -> dict[str, Any]:
-        """Say which candidate is best by its id; or `tie`, `both_bad` or `skip`. Answers who wrote what."""
+    async def vote(comparison_id: str, judgement: str | list[list[str]], request: gr.Request) -> dict[str, Any]:
+        """Judge candidates. Answers who wrote what.
+
+        Of two: the better one's id or letter (A is the first). Of any number: a ranking of all, best first, such as
+        "B>A=C>D", where = is a tie, or as groups of ids, [["…"], ["…", "…"], ["…"]]. Or `tie`, `both_bad`, `skip`.
+        """
         with _words():
             voter = voter_of(request)
             comparison = await service.comparison(comparison_id, voter)
-            receipt = await service.vote(voter, comparison_id, _judgement(best, [c.id for c in comparison.candidates]))
+            receipt = await service.vote(voter, comparison_id, judgement_of(judgement, comparison))
             return {"id": receipt.id, "revealed": receipt.revealed, "continues_with": receipt.continues_with}
 
     async def next_to_judge(request: gr.Request) -> dict[str, Any]:
-        """What is next in the queue; empty when all is judged."""
+        """What is next in the queue, two candidates or more; empty when all is judged."""
         with _words():
             found = await service.next_to_judge(voter_of(request))
             if isinstance(found, LiveComparison):
-                await found.wait()
+                await found.wait()  # also for a caller who left: the same waits for them when they come back
                 found = found.comparison
             return {} if found is None else comparison_json(found)
 
     for verb in (chat, compare, vote, next_to_judge):
-        named_endpoint(verb, api_name=verb.__name__, queue=False)
+        # By default one call of a verb waits for the one before, whoever makes it; the engine has a line of its own.
+        named_endpoint(verb, api_name=verb.__name__, queue=False, concurrency_limit=None)
+
+
+async def _written(live: LiveAnswers, request: gr.Request) -> None:
+    """Wait until all is written. Raises what went wrong.
+
+    A caller without a session came straight, not by Gradio's queue: leaving ends what is written. In the queue the
+    request that asked is over by now, and Gradio tells nobody when the one that waits for the answer breaks off.
+    """
+    if request.session_hash is None and request.request is not None:
+        await wait_or_cancel(live, request.request)
+    else:
+        await live.wait()
+    if live.error:
+        raise live.error
 
 
 @contextmanager
@@ -75,8 +94,23 @@ def _words() -> Iterator[None]:
         raise gr.Error(str(error)) from error
 
 
-def _judgement(best: str, candidates: list[str]) -> Judgement:
-    if best in ("tie", "both_bad", "skip"):
-        return Judgement(verdict=best)  # type: ignore[arg-type]
-    others = tuple(candidate for candidate in candidates if candidate != best)
-    return Judgement(ranking=((best,), others))
+def judgement_of(said: Any, comparison: Comparison) -> Judgement:
+    """What a caller of `/vote` means. Raises InvalidInput for what ranks not all candidates."""
+    if said in ("tie", "both_bad", "skip"):
+        return Judgement(verdict=said)
+    ids = [candidate.id for candidate in comparison.candidates]
+    known = {name: c.id for c in comparison.candidates for name in (letter(c.position), c.id)}
+    groups = [group.split("=") for group in said.split(">")] if isinstance(said, str) else said
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
+        groups = []
+    ranking = tuple(tuple(known.get(str(name).strip(), "") for name in group) for group in groups)
+    named = [candidate for group in ranking for candidate in group]
+    if len(ids) == 2 and len(named) == 1 and named[0]:
+        ranking += (tuple(candidate for candidate in ids if candidate not in named),)
+    elif sorted(named) != sorted(ids):
+        raise InvalidInput(
+            f"there are {len(ids)} answers: rank all of them, best first, such as "
+            f'"{">".join(map(letter, range(len(ids))))}", where = is a tie, or as groups of ids, [["…"], ["…", "…"]]; '
+            "or say tie, both_bad or skip"
+        )
+    return Judgement(ranking=ranking)

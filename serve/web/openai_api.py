@@ -58,23 +58,36 @@ class ChatBody(BaseModel):
     """The fields of OpenAI's request that mean something here; others are ignored, as other servers do."""
 
     model: str
+    """`hustings` is what serves; operators may also name `hustings-v3`, and `hustings-v0` is the base."""
     messages: list[ChatMessage]
+    """The last one is the user's; all together have at most 200,000 bytes, but for what `truncation` leaves out."""
     n: int | None = None
+    """Answers, 1 to 6; 1 where nothing else is said."""
     seed: int | None = None
+    """0 to about 9.2e18."""
     stop: str | list[str] | None = None
+    """Texts that end an answer, at most 4."""
     stream: bool | None = None
+    """Whether to send the answer as it grows, as OpenAI does."""
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
+    """1 or more, as far as prompt and answer fit the model. What is left out is the server's own."""
     max_completion_tokens: int | None = None
+    """The same under its newer name, which wins."""
     temperature: float | None = None
+    """0 (greedy) to 2."""
     top_p: float | None = None
+    """Above 0, at most 1."""
     top_k: int | None = None
-    """Not OpenAI's, but what other servers call it; 0 is off."""
+    """0 (all) to 1,000,000; not OpenAI's, but what other servers call it."""
     logprobs: bool | None = None
+    """Whether to tell how likely each token of the answer was."""
     top_logprobs: Literal[0] | None = None
+    """Those of other tokens are not told."""
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     tools: list[Any] | None = Field(default=None, max_length=0)
+    """No model here calls any."""
     truncation: Truncation | None = None
     """Of OpenAI's Responses API: `auto` leaves out the oldest turns where the prompt is too long."""
 
@@ -88,10 +101,17 @@ def create(service: Service) -> FastAPI:
     """The application to mount at `/v1`."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     faults.install(app)
+    app.include_router(create_router(service))
+    return app
+
+
+def create_router(service: Service) -> APIRouter:
+    """The calls."""
     router = APIRouter()
 
     @router.get("/models")
     async def models(request: Request) -> Response:
+        """`hustings`, and for operators each version."""
         names = [MODEL]
         if request.state.operator:
             numbers = sorted(version.number for version in await service.versions())
@@ -100,6 +120,7 @@ def create(service: Service) -> FastAPI:
 
     @router.get("/models/{name}")
     async def model(request: Request, name: str) -> Response:
+        """One of them."""
         version = _version_of(name)
         known = version is None or (request.state.operator and version in [v.number for v in await service.versions()])
         if not known:
@@ -108,6 +129,7 @@ def create(service: Service) -> FastAPI:
 
     @router.post("/chat/completions")
     async def complete(request: Request, body: ChatBody) -> Response:
+        """Answers without a vote, whole or as they grow, in OpenAI's shapes."""
         live = await service.answer(
             request.state.voter,
             [message.record() for message in body.messages],
@@ -128,8 +150,7 @@ def create(service: Service) -> FastAPI:
             raise _stopping()
         return JSONResponse(completion.whole())
 
-    app.include_router(router)
-    return app
+    return router
 
 
 class _Completion:

@@ -32,20 +32,40 @@ WHO = "operator page"
 LOG_LINES = 40
 
 _SWITCHES = """
+const writing = new Set();
+const place = note => {
+  const button = element.querySelector(`[data-note="${note.version}"]`);
+  writing[button ? 'add' : 'delete'](note);
+  if (!button) return;
+  note.button = button;
+  button.replaceWith(note.form);
+  if (document.activeElement === document.body) note.form.querySelector('input').focus();
+};
+const write = (version, before) => {
+  const form = document.createElement('form'), words = document.createElement('input'), note = {form, version};
+  Object.assign(words, {value: before, maxLength: 2000, ariaLabel: 'The note'});
+  form.append(words);
+  const leave = () => {
+    writing.delete(note);
+    form.replaceWith(note.button);
+    note.button.focus();
+  };
+  form.addEventListener('submit', e => {
+    e.preventDefault();
+    if (words.value === before) return leave();
+    writing.delete(note);  // it is drawn with the words in it
+    trigger('note', {version: Number(version), note: words.value});
+  });
+  words.addEventListener('keydown', e => { if (e.key === 'Escape') leave(); });
+  place(note);
+};
+new MutationObserver(() => {  // a list that is drawn anew keeps what is being typed
+  for (const note of [...writing]) if (!note.form.isConnected) place(note);
+}).observe(element, {childList: true, subtree: true});
 element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (button?.dataset.promote) trigger('promote', {version: Number(button.dataset.promote)});
-  if (!button?.dataset.note) return;
-  const form = document.createElement('form'), words = document.createElement('input');
-  Object.assign(words, {value: button.dataset.words, maxLength: 2000, ariaLabel: 'The note'});
-  form.append(words);
-  form.addEventListener('submit', e => {
-    e.preventDefault();
-    trigger('note', {version: Number(button.dataset.note), note: words.value});
-  });
-  words.addEventListener('keydown', e => { if (e.key === 'Escape') { form.replaceWith(button); button.focus(); } });
-  button.replaceWith(form);
-  words.focus();
+  if (button?.dataset.note) write(button.dataset.note, button.dataset.words);
 });
 """
 
@@ -77,6 +97,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
     page = gr.Blocks(title="Operator · Hustings", analytics_enabled=False, fill_width=True)
     with page:
         seen = gr.State("")
+        drawn_of = gr.State("")  # what the board was drawn of
         given = gr.State({})  # the schedule as this page shows it
         with gr.Column(elem_id="operator", elem_classes="sheet"):
             gr.HTML(
@@ -173,12 +194,12 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     data_tab.build(page, service)
         clock = gr.Timer(REFRESH)
 
-        board = [glance, rates, figures, trust]
+        board = [drawn_of, glance, rates, figures, trust]
         shown = [seen, summary, live, start, cancel, rollback, versions, runs, which, left, right, note, *board]
 
         def show(state: view.State) -> Update:
+            """The record as it stands. `seen` is the clock's: it finds out whether there is more to choose from."""
             return {
-                seen: view.signature(state),
                 summary: view.summary(state),
                 live: view.live(state),
                 start: gr.update(visible=state.active is None),
@@ -188,11 +209,15 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 runs: view.runs(state),
             }
 
-        async def judged(state: view.State) -> Update:
-            """What votes say of versions: drawn when one of them is new."""
+        async def judged(state: view.State, before: str = "") -> Update:
+            """What votes and reward models say of versions; nothing where that is what was drawn before."""
             found = await service.board()
+            told = board_view.signature(found, state.runs, state.versions)
+            if told == before:
+                return {}
             drawn = board_view.figures(found, state.runs)
             return {
+                drawn_of: told,
                 glance: board_view.glance(found),
                 rates: board_view.rates(found, state.versions),
                 figures: gr.update(value=drawn, visible=drawn is not None),
@@ -202,7 +227,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def arrive(request: gr.Request) -> Update:
             operators_only(request)
             state = await look()
-            return show(state) | _choices(state) | await judged(state) | await scheduled()
+            update = {seen: view.signature(state)} | show(state) | _choices(state)
+            return update | await judged(state) | await scheduled()
 
         async def scheduled() -> Update:
             """The schedule as it holds; what was set at the start cannot be changed here."""
@@ -233,7 +259,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             return show(await look()) | await scheduled() | {note: theme.note(said)}
 
         def _choices(state: view.State) -> Update:
-            """What can be picked: told again only when there is more of it, so that nothing picked is lost."""
+            """What can be picked, and what is picked at first: the newest run, the base and what serves."""
             names = [(version_name(v.number), v.number) for v in state.versions]
             charted = [(f"Run {run.id}", run.id) for run in state.runs if run.metrics or run.finished]
             return {
@@ -242,12 +268,12 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 right: gr.update(choices=names, value=state.serving),
             }
 
-        async def refresh(before: str, run: int | None, request: gr.Request) -> Update:
+        async def refresh(before: str, board_before: str, run: int | None, request: gr.Request) -> Update:
             operators_only(request)
             state = await look()
             if view.signature(state) == before:
                 return {seen: gr.skip()}
-            update = show(state) | await judged(state)
+            update = {seen: view.signature(state)} | show(state) | await judged(state, board_before)
             if view.choices(state) != view.choices_in(before):
                 return update | _choices(state)
             return update | await drawn(run)
@@ -337,9 +363,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 said = theme.note(await deed)
             except HustingsError as error:
                 said = theme.problem(error)
-            shown_ = show(await look())
-            del shown_[seen]  # the clock finds out whether there is more to choose from
-            return shown_ | {note: said}
+            return show(await look()) | {note: said}
 
         async def answer_both(text: str, one: int, other: int, request: gr.Request) -> AsyncIterator[Update]:
             operators_only(request)
@@ -382,7 +406,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, [*shown, given, *fields.values()], **quick)
         save.click(save_schedule, [given, *fields.values()], [*shown, given, *fields.values()], **quick)
-        clock.tick(refresh, [seen, which], [*shown, curves, no_curves, log], **quick)
+        clock.tick(refresh, [seen, drawn_of, which], [*shown, curves, no_curves, log], **quick)
         which.change(draw, which, [curves, no_curves, log], **quick)
         train.click(start_run, [stages, force, own], shown, **quick)
         cancel.click(cancel_run, None, shown, **quick)

@@ -45,6 +45,14 @@ def answer(elem_id: str) -> gr.Markdown:
     )
 
 
+def until_it_learns(new: int, wanted: int) -> str:
+    """How many more votes it takes until the assistant learns: of the `wanted` there are `new` ones."""
+    missing = wanted - new
+    if missing <= 0:
+        return "There are enough new votes: it is about to learn from them."
+    return f"It learns after {missing} more vote{'s' * (missing > 1)}."
+
+
 def consent() -> Consent:
     """The newcomer's question."""
     with gr.Column(elem_id="consent", visible=False) as card:

@@ -1,17 +1,19 @@
 """A voter's talks, as the chat page needs them: the steps of a turn, and how a conversation stands after each.
 
 The server's record is the only truth. A step changes it, then the page shows the `Scene` that follows from it; a
-reload, a second tab and a vote in the middle of an answer all lead to the same picture.
+reload, a second tab and a vote in the middle of an answer all lead to the same picture. A step that means something
+shown names it by its id, for a page may show what another tab has left behind.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from serve.errors import InvalidInput
+from serve.errors import AlreadyVoted, Conflict, InvalidInput
 from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Message
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from serve.feedback.entries import ConversationTurn
 
 AskMe = Literal["always", "sometimes", "never"]
+
+GONE_ON = "This talk has gone on in another tab. Here it is as it stands."
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,23 @@ class Scene:
     """Message id → the ids of all that stand in its place."""
     judged: Comparison | None = None
     """The voter's last word, where nothing was said since: it can be taken back, or added to."""
+    earlier: str | None = None
+    """Where the last turn has no answer: the id of one that it had before."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """What was said, as far as it has words: the prompt that the next turn goes on from."""
         return tuple(turn.message for turn in self.turns if turn.message.content.strip())
+
+    @property
+    def said(self) -> tuple[ConversationTurn, ...]:
+        """The same as it is shown: without the system prompt."""
+        return tuple(turn for turn in self.turns if turn.message.content.strip() and turn.message.role != "system")
+
+    @property
+    def system(self) -> str:
+        """What the assistant keeps in mind."""
+        return next((turn.message.content for turn in self.turns if turn.message.role == "system"), "")
 
     @property
     def stuck(self) -> bool:
@@ -87,7 +103,10 @@ class Talks:
             asked = None  # broken off before the first word
         judged = None if asked else await self.service.judged_last(voter, conversation_id)
         branches = await self.service.branches(voter, conversation_id)
-        return Scene(conversation_id, turns, asked, writing, branches, judged)
+        scene = Scene(conversation_id, turns, asked, writing, branches, judged)
+        if not scene.stuck:
+            return scene
+        return replace(scene, earlier=await self.service.answered_before(voter, conversation_id))
 
     def writing(self, conversation_id: str) -> LiveAnswers | None:
         """What is being written there now."""
@@ -143,17 +162,17 @@ class Talks:
         self,
         voter: str,
         conversation_id: str,
+        last: str,
         *,
         sampling: SamplingRequest | None = None,
         truncation: Truncation = "disabled",
     ) -> LiveAnswers:
         """Two new answers to the last turn; what it was answered before stays, in another branch.
 
-        Raises InvalidInput while it is being answered or waits for a vote.
+        `last` is the id of the last message shown. Raises InvalidInput while it is being answered or waits for a vote,
+        Conflict where another one is the last by now.
         """
-        scene = await self.scene(voter, conversation_id)
-        if not scene.stuck and not scene.settled:
-            raise InvalidInput("Choose between the two answers first.")
+        scene = await self.at_rest(voter, conversation_id, last)
         messages = scene.messages if scene.stuck else scene.messages[:-1]
         return await self._ask(
             voter,
@@ -169,34 +188,40 @@ class Talks:
         self,
         voter: str,
         conversation_id: str,
-        place: int,
+        message_id: str,
         text: str,
         how: AskMe,
         *,
         sampling: SamplingRequest | None = None,
+        truncation: Truncation = "disabled",
     ) -> LiveAnswers:
-        """Another turn in the place of one that was said, the `place`-th of what is shown; what followed stays, too.
+        """Another turn in the place of one that was said; what followed stays, too.
 
-        Raises InvalidInput where nothing changes, or it is not the voter's turn.
+        Raises InvalidInput where nothing changes, or it is not the voter's turn, and Conflict where the talk stands in
+        another branch by now.
         """
         if not text.strip():
             raise InvalidInput("Write a message first.")
-        await self.stop(voter, conversation_id)
-        messages = (await self.scene(voter, conversation_id)).messages
-        said = [i for i, message in enumerate(messages) if message.role != "system"]
-        if not 0 <= place < len(said) or messages[said[place]].role != "user":
+        turns = (await self.scene(voter, conversation_id)).turns
+        place = next((i for i, turn in enumerate(turns) if turn.message_id == message_id), None)
+        if place is None:
+            raise Conflict(GONE_ON)
+        said = turns[place].message
+        if said.role != "user":
             raise InvalidInput("This is none of your turns. Reload the page, and try again.")
-        if messages[said[place]].content == text:
+        if said.content == text:
             raise InvalidInput("That is what you said. Change it, or cancel.")
+        await self.stop(voter, conversation_id)
         asking, probability = self.service.should_ask(how)
+        before = [turn.message for turn in turns[:place] if turn.message.content.strip()]
         return await self._ask(
             voter,
-            (*messages[: said[place]], Message("user", text)),
+            (*before, Message("user", text)),
             conversation_id,
             asking=asking,
             probability=probability,
             sampling=sampling,
-            truncation="disabled",
+            truncation=truncation,
         )
 
     async def stop(self, voter: str, conversation_id: str) -> None:
@@ -206,30 +231,41 @@ class Talks:
             live.cancel()
             await live.wait()
 
-    async def undo(self, voter: str, conversation_id: str) -> None:
-        """Take the last vote back: its answers wait for another one. Raises InvalidInput where there is none."""
-        await self.stop(voter, conversation_id)
+    async def undo(self, voter: str, conversation_id: str, vote_id: str) -> None:
+        """Take the last vote back: its answers wait for another one. Raises Conflict where another is the last."""
         judged = (await self.scene(voter, conversation_id)).judged
-        if judged is None or judged.vote is None:
-            raise InvalidInput("There is no vote to undo here.")
-        await self.service.withdraw(voter, judged.vote.id)
+        if judged is None or judged.vote is None or judged.vote.id != vote_id:
+            raise Conflict(GONE_ON)
+        await self.stop(voter, conversation_id)
+        await self.service.withdraw(voter, vote_id)
 
     async def settle_twins(self, voter: str, scene: Scene) -> Scene:
         """Answers that came out the same become one, unasked."""
         if not scene.twins or scene.asked is None:
             return scene
-        await self.service.settle(voter, scene.asked.id)
+        with suppress(AlreadyVoted):  # another tab has watched them, too
+            await self.service.settle(voter, scene.asked.id)
         return await self.scene(voter, scene.conversation_id)
 
-    async def revise(self, voter: str, conversation_id: str, text: str) -> None:
-        """The last answer in the voter's own words: a demonstration, and the history from here on."""
-        scene = await self.scene(voter, conversation_id)
-        if not scene.stuck and not scene.settled:
-            raise InvalidInput("Choose between the two answers first.")
+    async def revise(self, voter: str, conversation_id: str, last: str, text: str) -> None:
+        """The last answer in the voter's own words: a demonstration, and the history from here on.
+
+        `last` and what is raised are as in `retry`.
+        """
+        scene = await self.at_rest(voter, conversation_id, last)
         if scene.messages[-1].content == text:
             raise InvalidInput("That is the answer as it was. Change it, or cancel.")
         prompt = scene.messages if scene.stuck else scene.messages[:-1]
         await self.service.demonstrate(voter, prompt, text, conversation_id=conversation_id)
+
+    async def at_rest(self, voter: str, conversation_id: str, last: str) -> Scene:
+        """How it stands where `last` is the last message and nothing is asked or being written. Raises as `retry`."""
+        scene = await self.scene(voter, conversation_id)
+        if not scene.said or scene.said[-1].message_id != last:
+            raise Conflict(GONE_ON)
+        if scene.busy:
+            raise InvalidInput("Choose between the two answers first.")
+        return scene
 
     async def _ask(
         self,

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import gradio as gr
 
 from serve.errors import HustingsError
 from serve.live import Draft
 from serve.records import Answer
+from serve.web.mark import LIGHT_OR_DARK, MARK, icon
 
 _LOOK = Path(__file__).parent / "look"
 _INK = gr.themes.Color(
@@ -59,17 +59,6 @@ LATEX: list[dict[str, str | bool]] = [
 """Where formulas begin and end; one dollar alone is a price."""
 
 SWITCH_SHORTCUTS = "on => { document.body.classList.toggle('no-shortcuts', !on); return []; }"
-
-MARK = (
-    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round"'
-    ' stroke-linejoin="round" aria-hidden="true"><path d="M3 13h18v7.2a.8.8 0 0 1-.8.8H3.8a.8.8 0 0 1-.8-.8z"/>'
-    '<path d="M8 13V4a1 1 0 0 1 1-1h6a1 1 0 0 1 1 1v9"/><path d="m10 7.6 1.5 1.5L14.2 6"/><path d="M7 17h10"/></svg>'
-)
-_LIGHT_OR_DARK = (
-    '<button type="button" class="look" aria-label="Light or dark" title="Light or dark">'
-    '<svg viewBox="0 0 24 24" aria-hidden="true" fill="none" stroke="currentColor" stroke-width="1.8">'
-    '<circle cx="12" cy="12" r="8"/><path d="M12 4a8 8 0 0 1 0 16z" fill="currentColor"/></svg></button>'
-)
 
 
 def theme() -> gr.themes.Base:
@@ -148,8 +137,7 @@ def mount_options(page: Literal["chat", "vote", "you", "operator"]) -> dict[str,
         "\n".join((_LOOK / f"{part}.{kind}").read_text(encoding="utf-8") for part in ("common", page))
         for kind in ("css", "js")
     )
-    icon = quote(MARK.replace("currentColor", "#1c6b54").replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"'))
-    head = f'<link rel="icon" href="data:image/svg+xml,{icon}"><script>{script}</script>'
+    head = f"{icon()}<script>{script}</script>"
     return {"theme": theme(), "css": css, "head": head, "footer_links": []}
 
 
@@ -157,7 +145,7 @@ def masthead(motto: str, aside: str = "") -> str:
     """The top of a page: the mark, the name, what the page is for; at the right `aside` (HTML), and light or dark."""
     return (
         f'<header class="masthead"><a class="brand" href="/">{MARK}<span>Hustings</span></a>'
-        f'<span class="motto">{html.escape(motto)}</span>{aside}{_LIGHT_OR_DARK}</header>'
+        f'<span class="motto">{html.escape(motto)}</span>{aside}{LIGHT_OR_DARK}</header>'
     )
 
 

@@ -9,7 +9,8 @@ written. The page's script keeps the ranks and sends them when they are whole; w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,6 @@ import gradio as gr
 
 from serve.errors import AlreadyVoted, Expired, HustingsError, InvalidInput, NotFound
 from serve.limits import MAX_CANDIDATES
-from serve.live import LiveComparison
 from serve.records import Comparison, Judgement
 from serve.service import Service
 from serve.settings import Settings
@@ -31,11 +31,6 @@ DAY = timedelta(days=1)
 ASK = "Which is best? Equal ranks are a tie."
 GONE = "That one is shared no more."
 WRITTEN = "All answers are there."
-AGAIN = ' <a href="/vote">Try again</a>'
-DONE = (
-    "You have judged everything there is. Ask something on <a href='/'>the chat page</a>, or come back when others "
-    "have shared more."
-)
 KEYS = (
     '<p class="keys"><kbd>Tab</kbd> or <kbd>J</kbd> <kbd>K</kbd> goes to an answer, <kbd>1</kbd>–<kbd>6</kbd> ranks '
     "it, <kbd>Enter</kbd> hands the ranking in; <kbd>X</kbd> none is good, <kbd>S</kbd> skip, <kbd>U</kbd> undo, "
@@ -104,19 +99,30 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             editor.card,
             editor.words,
         ]
-        watching: dict[tuple[str, str | None], object] = {}
+        watching: dict[tuple[str, str | None], object] = {}  # who watches what is being brought, in which page
 
-        async def show(voter: str, comparison: Comparison | None, words_: str, undoable: str = "") -> Update:
-            """The whole page: a comparison to judge, or that there is none."""
+        @contextmanager
+        def watched(view: tuple[str, str | None]) -> Iterator[Callable[[], bool]]:
+            """Let a page watch what is brought now, and nothing else any more. Yields whether it still does."""
+            token = watching[view] = object()
+            try:
+                yield lambda: watching.get(view) is token
+            finally:
+                if watching.get(view) is token:
+                    del watching[view]
+
+        async def show(voter: str, comparison: Comparison | None, said: str, undoable: str = "") -> Update:
+            """The whole page: `said` (HTML), and a comparison to judge, if there is one."""
             candidates = comparison.candidates if comparison else ()
-            ever, today = await service.judged(voter, datetime.now(UTC) - DAY)
+            ever, today, answered = await service.judged(voter, datetime.now(UTC) - DAY)
+            question = f"{ASK} {vote_view.question(comparison, answered + 1)}" if comparison else ""
             update: Update = {
                 item: comparison.id if comparison else "",
                 done: undoable,
                 progress: vote_view.progress(today, ever),
                 asked: vote_view.prompt(comparison) if comparison else "",
                 answers: gr.update(visible=comparison is not None),
-                note: theme.note(words_ if comparison else f"{words_} {DONE}".strip()),
+                note: theme.note(f"{said} {question}".strip()),
                 controls: gr.update(visible=comparison is not None),
                 write: gr.update(visible=comparison is not None),
                 undo: gr.update(visible=bool(undoable)),
@@ -131,29 +137,39 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         async def next_one(
             voter: str, view: tuple[str, str | None], said: str, undoable: str = ""
         ) -> AsyncIterator[Update]:
-            """What is next, as it grows if it is still being written."""
-            token = watching[view] = object()
-            found = await service.next_to_judge(voter)
-            words_ = f"{said} {ASK}".strip()
-            if not isinstance(found, LiveComparison):
-                yield await show(voter, found, words_ if found else said, undoable)
-                return
-            yield await show(voter, found.comparison, words_, undoable)
-            finished = asyncio.ensure_future(found.wait())
-            before: object = None
-            while not found.done:
-                await asyncio.wait({finished}, timeout=theme.TICK)
-                if watching.get(view) is not token:
+            """What is next, as it grows if it is still being written; `said` is what became of the last one."""
+            with watched(view) as watches:
+                try:
+                    found = await service.next_to_judge(voter)
+                except HustingsError as error:  # the vote before it counted, and can be undone
+                    yield await show(voter, None, "", undoable) | {note: vote_view.delayed(said, error)}
                     return
-                shown = found.shown
-                now = [(draft.text, draft.finish_reason) for draft in shown]
-                if now != before:
-                    before = now
-                    yield theme.answers(texts[: len(shown)], shown)
-            if watching.get(view) is not token:
-                return
-            del watching[view]
-            yield {note: theme.problem(found.error) if found.error else theme.note(f"{said} {WRITTEN} {ASK}".strip())}
+                if not watches():  # another call brings what is next
+                    yield {note: gr.skip()}
+                    return
+                if found is None:
+                    left = vote_view.nothing_left(*await service.new_votes())
+                    yield await show(voter, None, f"{said} {left}".strip(), undoable)
+                    return
+                if isinstance(found, Comparison):
+                    yield await show(voter, found, said, undoable)
+                    return
+                yield await show(voter, found.comparison, said, undoable)
+                finished = asyncio.ensure_future(found.wait())
+                before: object = None
+                while not found.done:
+                    await asyncio.wait({finished}, timeout=theme.TICK)
+                    if not watches():
+                        return
+                    shown = found.shown
+                    now = [(draft.text, draft.finish_reason) for draft in shown]
+                    if now != before:
+                        before = now
+                        yield theme.answers(texts[: len(shown)], shown)
+                if watches():
+                    written = theme.note(f"{said} {WRITTEN} {ASK}".strip())
+                    told = theme.problem(found.error) if found.error else written
+                    yield theme.answers(texts[: len(found.shown)], found.shown) | {note: told}
 
         async def arrive(request: gr.Request) -> AsyncIterator[Update]:
             try:
@@ -164,10 +180,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 async for update in next_one(voter, view_of(request), ""):
                     yield update
             except HustingsError as error:
-                yield {note: theme.problem(error, AGAIN)}
+                yield {note: theme.problem(error, vote_view.AGAIN)}
 
         async def begin(share: bool, request: gr.Request) -> AsyncIterator[Update]:
-            await service.give_consent(voter_of(request), share)
+            try:
+                await service.give_consent(voter_of(request), share)
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+                return
             yield {newcomer.card: gr.update(visible=False)}
             async for update in arrive(request):
                 yield update
@@ -229,7 +249,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     comparison = await service.comparison(comparison_id, voter)
                 except NotFound:
                     return {note: theme.note(f"Undone. {GONE}"), undo: gr.update(visible=False)}
-                return await show(voter, comparison, f"Undone. {ASK}")
+                return await show(voter, comparison, "Undone.")
             except HustingsError as error:
                 return {note: theme.problem(error)}
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import html
 
-from serve.records import Comparison, VoteReceipt, version_name
-from serve.web.theme import letter
+from serve.errors import HustingsError
+from serve.records import Comparison, VoteReceipt, prompt_text, version_name
+from serve.web.parts import until_it_learns
+from serve.web.theme import letter, note, problem
 
+SPOKEN = 200
+"""Characters of a question that are read out."""
+AGAIN = ' <a href="/vote">Try again</a>'
 SPEAKERS = {"system": "Kept in mind", "user": "Asked", "assistant": "Answered"}
 
 
@@ -35,6 +40,26 @@ def progress(today: int, ever: int) -> str:
     if not ever:
         return '<p class="soft">Rank a few: every one of them teaches the assistant what people here prefer.</p>'
     return f'<p class="soft"><b>{today}</b> judged today, <b>{ever}</b> in all.</p>'
+
+
+def question(comparison: Comparison, number: int) -> str:
+    """What is asked, for those who hear the page: the number tells two alike apart."""
+    return f'<span class="unseen">Question {number}: {html.escape(prompt_text(comparison.messages)[:SPOKEN])}</span>'
+
+
+def nothing_left(new_votes: int, wanted: int) -> str:
+    """What to do where all is judged."""
+    return (
+        f"You have judged everything there is. {until_it_learns(new_votes, wanted)} Ask something on "
+        "<a href='/'>the chat page</a>, or come back when others have shared more."
+    )
+
+
+def delayed(said: str, error: HustingsError) -> str:
+    """The note where nothing new can be brought now; `said` (HTML) is what became of the vote before."""
+    if not said:
+        return problem(error, AGAIN)
+    return note(f"{said} The next answers have to wait: {html.escape(str(error).removesuffix('.'))}.{AGAIN}")
 
 
 def outcome(comparison: Comparison, receipt: VoteReceipt) -> str:

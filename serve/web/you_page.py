@@ -13,7 +13,7 @@ import gradio as gr
 
 from serve.errors import HustingsError, NotFound
 from serve.service import Service
-from serve.web import theme, you_view
+from serve.web import parts, theme, you_view
 from serve.web.visitor import voter_of
 
 Update = dict[Any, Any]
@@ -48,6 +48,8 @@ def build(service: Service) -> gr.Blocks:
             counts = gr.HTML()
             gr.HTML(theme.section("What your votes did"))
             votes = gr.HTML(js_on_load=_WITHDRAW, elem_id="my-votes")
+            shown = gr.State(you_view.SHOWN)
+            older = gr.Button("Show older", size="sm", visible=False, elem_id="older")
             gr.HTML(theme.section("Take it home"))
             gr.HTML(
                 '<p class="panel">Everything that is kept of you, as one file: '
@@ -56,29 +58,41 @@ def build(service: Service) -> gr.Blocks:
             gr.HTML(theme.section("Delete everything"))
             gr.HTML(_DELETE)
 
-        async def look(voter: str) -> Update:
-            me = await service.me(voter)
-            return {counts: you_view.counts(me), votes: you_view.votes(me)}
+        async def look(voter: str, count: int) -> Update:
+            me, new = await service.me(voter), await service.new_votes()
+            return {
+                counts: you_view.counts(me),
+                votes: you_view.votes(me, count, parts.until_it_learns(*new)),
+                shown: count,
+                older: gr.update(visible=you_view.has_older(me, count)),
+            }
 
         async def arrive(request: gr.Request) -> Update:
             try:
-                return await look(voter_of(request))
+                return await look(voter_of(request), you_view.SHOWN)
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        async def withdraw(event: gr.EventData, request: gr.Request) -> Update:
+        async def show_older(count: int, request: gr.Request) -> Update:
+            try:
+                return await look(voter_of(request), count + you_view.SHOWN)
+            except HustingsError as error:
+                return {note: theme.problem(error)}
+
+        async def withdraw(count: int, event: gr.EventData, request: gr.Request) -> Update:
             try:
                 voter, wanted = voter_of(request), str(event._data.get("vote", ""))
                 vote = next((vote for vote in (await service.me(voter))["votes"] if vote["id"] == wanted), None)
                 if vote is None:
                     raise NotFound("This vote stands no longer. Reload the page.")
                 await service.withdraw(voter, wanted)
-                return await look(voter) | {note: theme.note(you_view.withdrawn(vote))}
+                return await look(voter, count) | {note: theme.note(you_view.withdrawn(vote))}
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
-        everything = [note, counts, votes]
+        everything = [note, counts, votes, shown, older]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, everything, **quick)
-        votes.withdraw(withdraw, None, everything, **quick)
+        older.click(show_older, shown, everything, **quick)
+        votes.withdraw(withdraw, shown, everything, **quick)
     return page

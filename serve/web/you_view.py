@@ -12,8 +12,8 @@ from serve.web.theme import empty, table, when
 
 EXCERPT = 90
 """Characters of a prompt."""
-SHOWN = 200
-"""Votes on the page, the newest first; the download has all."""
+SHOWN = 100
+"""Votes on the page at first, the newest; each “Show older” adds as many."""
 
 Me = Mapping[str, Any]
 
@@ -37,18 +37,25 @@ def counts(me: Me) -> str:
     )
 
 
-def votes(me: Me) -> str:
-    """Every vote, what it said, what it did, and a way to take it back."""
+def votes(me: Me, shown: int, until: str) -> str:
+    """The newest so many votes: what each said, what it did, and a way to take it back.
+
+    `until` says in a sentence how far the next run is.
+    """
     newest = _cast(me)[::-1]
     if not newest:
         return empty(
             'No vote of yours stands. Ask something on <a href="/">the chat page</a> and choose the better of two '
-            "answers: this page will tell what came of it."
+            f"answers: this page will tell what came of it. {html.escape(until)}"
         )
-    rows = [_row(vote) for vote in newest[:SHOWN]]
-    rest = len(newest) - SHOWN
-    more = f'<p class="soft">{rest} earlier votes are in the download.</p>' if rest > 0 else ""
-    return table(("When", "Prompt", "You said", "What it did", ""), rows) + more
+    versions = {version["version"]: version for version in me["versions"]}
+    rows = [_row(vote, did(vote, versions, until)) for vote in newest[:shown]]
+    return table(("When", "Prompt", "You said", "What it did", ""), rows)
+
+
+def has_older(me: Me, shown: int) -> bool:
+    """Whether there are more votes than so many."""
+    return len(_cast(me)) > shown
 
 
 def _cast(me: Me) -> list[Mapping[str, Any]]:
@@ -56,13 +63,13 @@ def _cast(me: Me) -> list[Mapping[str, Any]]:
     return [vote for vote in me["votes"] if vote["source"] == "voter"]
 
 
-def _row(vote: Mapping[str, Any]) -> str:
+def _row(vote: Mapping[str, Any], done: str) -> str:
     words = " ".join((vote["prompt"] or "Its author no longer shares this prompt.").split())
     excerpt = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
     asked = excerpt if vote["conversation"] else f'{excerpt} <span class="soft">(shared by somebody else)</span>'
     return (
         f"<tr><td>{when(datetime.fromisoformat(vote['created']))}</td><td>{asked}</td><td>{said(vote)}</td>"
-        f"<td>{did(vote)}</td>"
+        f"<td>{done}</td>"
         f'<td class="act"><button type="button" data-withdraw="{html.escape(vote["id"])}"'
         f' aria-label="Withdraw the vote on “{excerpt}”">Withdraw</button></td></tr>'
     )
@@ -79,25 +86,53 @@ def said(vote: Mapping[str, Any]) -> str:
     return words + strength + reasons
 
 
-def did(vote: Mapping[str, Any]) -> str:
-    """Which run and version learned from a vote, and how much better the checks found the newest of them."""
+def did(vote: Mapping[str, Any], versions: Mapping[int, Mapping[str, Any]], until: str) -> str:
+    """Which run and version learned from a vote, what became of that version, and how its answers do."""
     lessons: Sequence[Mapping[str, Any]] = vote["trained"]
     made = [lesson for lesson in lessons if lesson["version"] is not None]
     if vote["verdict"] in ("skip", "both_bad"):
         return "Teaches nothing."
     if not made:
-        if any(lesson["status"] in ("queued", "running", "interrupted") for lesson in lessons):
-            return "Is being learned from now."
-        return "Waits for the next run." if not lessons else "A run learned from it, and made no version."
+        return "An operator left it out." if vote["excluded"] else _taught(lessons, until)
     newest = made[-1]
     name = f"<b>{version_name(newest['version']).capitalize()}</b>"
+    if vote["excluded"]:
+        return f"An operator left it out. {name} had learned from it before."
+    learned = f"{name} learned from it in run {newest['run']}"
     earlier = len(made) - 1
-    also = f" and {earlier} earlier one{'s' * (earlier > 1)}" if earlier else ""
-    if newest["status"] == "rejected":
-        return f"{name}{also} learned from it in run {newest['run']}, and did not pass the checks."
-    rate = newest["win_rate"]
-    better = "" if rate is None else f" Its answers win {rate:.0%} against the one before it, the checks say."
-    return f"{name}{also} learned from it in run {newest['run']}.{better}"
+    others = "An earlier version" if earlier == 1 else f"{earlier} earlier versions"
+    also = f" {others} had learned from it, too." if earlier else ""
+    version = versions[newest["version"]]
+    if version["status"] == "rejected":
+        return f"{learned}, and did not pass the checks.{also}"
+    if version["status"] == "rolled_back":
+        return f"{learned}, and was taken back.{also}"
+    return f"{learned}.{also}{_fared(version, newest['win_rate'])}"
+
+
+def _taught(lessons: Sequence[Mapping[str, Any]], until: str) -> str:
+    """What became of a vote that no version has learned from."""
+    statuses = {lesson["status"] for lesson in lessons}
+    if statuses & {"queued", "running", "interrupted"}:
+        return "Is being learned from now."
+    if statuses & {"succeeded", "rejected"}:
+        return "A run learned from it, and made no version."
+    if statuses:  # failed or cancelled
+        return "A run with it did not finish; the next one takes it up again."
+    return f"Waits for the next run. {html.escape(until)}"
+
+
+def _fared(version: Mapping[str, Any], promised: float | None) -> str:
+    """How a version's answers do beside its parent's: as people found, or else as the checks expected."""
+    parent = version["parent"]
+    before = "those of the version before" if parent is None else f"those of {version_name(parent)}"
+    decided = version["wins"] + version["losses"]
+    if decided:
+        share = f"{version['wins']} of {decided} vote{'s' * (decided > 1)}"
+        return f" Not knowing who wrote what, people preferred its answers to {before} in {share}."
+    if promised is None:
+        return ""
+    return f" The checks expected its answers to win {promised:.0%} against {before}; people have not decided yet."
 
 
 def withdrawn(vote: Mapping[str, Any]) -> str:

@@ -62,14 +62,23 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
+LOG = "ppo: update 14 of 24, score 0.91, KL 2.3, 70 tokens, and so on and on\n" * 30
+"""Its lines are longer than a phone is wide."""
+
+
+def log_of(run: int, site: Site) -> None:
+    """Let a run have said something."""
+    file = site.service.settings.folder.run_log(run)
+    file.parent.mkdir(parents=True)
+    file.write_text(LOG)
+
+
 @pytest.fixture(scope="module")
 def ended(running: Site) -> None:
-    """A run that has ended, with lines of log longer than a phone is wide."""
+    """A run that has ended."""
     run = running.store.create_run("votes", ("reward", "ppo"), {})
     running.store.update_run(run.id, status="rejected", finished=datetime.now(UTC), report={"reasons": ["no better"]})
-    folder = running.service.settings.folder.run(run.id)
-    folder.mkdir(parents=True)
-    (folder / "log.txt").write_text("ppo: update 14 of 24, score 0.91, KL 2.3, 70 tokens, and so on and on\n" * 30)
+    log_of(run.id, running)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -105,9 +114,24 @@ def test_axe_finds_nothing_serious_on_any_page(look: str, browser: Browser, site
         expect(page.locator("#run-log")).to_contain_text("update 14")
         expect(page.get_by_label("Empty value")).to_have_count(0)  # Gradio's plot, until its figure has come
         found["the operator page"] = findings(page)
+        run = site.store.create_run("operator", ("reward", "ppo"), {})
+        log_of(run.id, site)
+        site.store.update_run(run.id, status="running", started=datetime.now(UTC))
+        line = {"time": "2026-01-02T03:04:05Z", "stage": "ppo", "progress": 0.6, "eta_seconds": 130.0}
+        site.store.add_run_metrics(run.id, [line | {"step": step, "metrics": {"kl": step}} for step in range(3)])
+        expect(page.locator("#live")).to_contain_text("60%")
+        expect(page.locator("#curves .js-plotly-plot")).to_be_visible()
+        expect(page.get_by_label("Empty value")).to_have_count(0)
+        found["a run that is on"] = findings(page)
+        page.get_by_role("button", name="Compare").click()  # without a prompt
+        expect(page.locator("#note .problem")).to_be_visible()
+        found["a problem"] = findings(page)
         page.get_by_role("tab", name="Data and log").click()
         expect(page.locator("#found tbody tr").first).to_be_visible()
+        expect(page.locator("#demonstrations .empty")).to_be_visible()
         found["the data tab"] = findings(page)
     finally:
+        if (active := site.store.active_run()) is not None:
+            site.store.update_run(active.id, status="cancelled", finished=datetime.now(UTC))
         context.close()
     assert not any(found.values()), "\n".join(f"{where}: {what}" for where, them in found.items() for what in them)

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from serve.engine import CandidateRequest
 from serve.feedback.store import Store
 from serve.records import Comparison, Message, Sampling
+from serve.web import parts
 from serve.web.chat_page import _keeper, _recaller
 from tests.browser.conftest import Site, breathe, open_chat, say
 
@@ -86,8 +87,8 @@ def test_a_vote_can_be_undone_by_button_and_by_key(chat: Page, site: Site) -> No
     )
     assert not vote.evidence, "who wrote what was known"
     expect(chat.locator("#undo")).to_be_visible()
-    expect(chat.locator("#box textarea")).to_be_focused()
-    chat.keyboard.press("Escape")
+    breathe(chat)
+    expect(chat.locator("#box textarea")).not_to_be_focused()
     chat.keyboard.press("u")
     expect(chat.locator("#arena")).to_be_visible()
     chat.click("#vote-tie")
@@ -112,6 +113,12 @@ def test_how_much_better_and_why_can_follow_and_stay_over_a_reload(chat: Page, s
     chat.reload()
     expect(chat.locator("#undo")).to_be_visible()
     expect(chat.locator("#strength label.selected")).to_have_text("4")
+    site.store.note_vote(vote.id, vote.voter_id, reasons=["Clearer", "Rhymes"])  # as a program may
+    chat.locator("#reasons label", has_text="Kinder").click()
+    chat.wait_for_timeout(300)
+    vote = last_comparison(site.store).vote
+    assert vote is not None and vote.judgement.strength == 4
+    assert set(vote.judgement.reasons) == {"Clearer", "Kinder", "Rhymes"}
     say(chat, "And at night?")
     asked(chat)
     chat.click("#vote-tie")
@@ -128,7 +135,10 @@ def test_a_key_votes_but_not_while_typing(chat: Page, site: Site) -> None:
     chat.keyboard.press("2")
     expect(chat.locator("#note")).to_contain_text("You chose B.")
     expect(chat.locator("#box textarea")).to_have_value("a2bt")
+    expect(chat.locator("#arena")).to_be_hidden()
+    chat.keyboard.press("m")
     expect(chat.locator("#box textarea")).to_be_focused()
+    expect(chat.locator("#box textarea")).to_have_value("a2btm")
 
 
 def test_shortcuts_can_be_turned_off_and_stay_off(newcomer: Page, site: Site) -> None:
@@ -299,7 +309,7 @@ def test_identical_answers_become_one_unasked(chat: Page, site: Site) -> None:
 def test_an_error_is_said_in_words_and_keeps_what_was_typed(chat: Page, site: Site) -> None:
     long = "word " * 600
     say(chat, long)
-    expect(chat.locator("#note .problem")).to_contain_text("tokens")
+    expect(chat.locator("#note .problem")).to_have_text("This message is too long for the model. Shorten it, please.")
     expect(chat.locator("#box textarea")).to_have_value(long)
     site.engine.full = True
     say(chat, QUESTION)
@@ -349,7 +359,7 @@ def test_an_answer_that_takes_too_long_says_so_and_what_is_there_can_be_judged(c
     site.service.settings = usual.model_copy(update={"answer_timeout": timedelta(seconds=1)})
     site.engine.hold = 2
     say(chat, QUESTION)
-    expect(chat.locator("#note .problem")).to_contain_text("had not ended after 1 s")
+    expect(chat.locator("#note .problem")).to_contain_text("This answer took too long and was stopped.")
     site.service.settings = usual
     chat.click("#vote-a")
     expect(chat.locator("#history .bot")).to_contain_text("v0 says")
@@ -383,6 +393,36 @@ def test_a_talk_that_is_too_long_may_go_on_without_its_oldest_turns(chat: Page, 
     expect(chat.locator("#note .problem")).to_contain_text("longer than the model can read at once")
     chat.click("#forget")
     asked(chat)
+
+
+def test_an_edit_that_is_too_long_is_what_the_offer_repeats(chat: Page, site: Site) -> None:
+    box, problem = chat.locator("#box textarea"), chat.locator("#note .problem")
+    chat.get_by_label("Never").check()
+    say(chat, f"Tell me of {'the sea ' * 120}")
+    expect(chat.locator("#edit")).to_be_visible()
+    say(chat, "And rain?")
+    expect(problem).to_contain_text("longer than the model can read at once")
+    chat.click("#forget")
+    expect(chat.locator("#history .bot").last).to_contain_text("And rain?")
+    expect(chat.locator("#edit")).to_be_visible()
+    chat.reload()
+    expect(chat.locator("#edit")).to_be_visible()
+    box.fill("A draft")
+    for text, refused in (("And snow?", True), ("And hail?", False)):
+        chat.locator("#history .user").last.hover()
+        chat.locator("#history").get_by_role("button", name="Edit").last.click()
+        chat.locator("#history textarea").fill(text)
+        chat.get_by_role("button", name="Submit").click()
+        if refused:
+            expect(problem).to_contain_text("longer than the model can read at once")
+            breathe(chat)
+            chat.click("#forget")
+        expect(chat.locator("#history .bot").last).to_contain_text(text)
+        expect(chat.locator("#edit")).to_be_visible()
+        expect(box).to_have_value("A draft")
+    expect(chat.locator("#history .branch")).to_contain_text("3 of 3")
+    box.fill("")
+    chat.get_by_label("Always").check()
 
 
 def test_what_a_model_writes_cannot_run_in_the_page(chat: Page, site: Site) -> None:
@@ -498,6 +538,9 @@ def test_conversations_are_renamed_searched_and_deleted(newcomer: Page, site: Si
     chat.locator("#talk-list li").nth(1).hover()
     chat.get_by_role("button", name="Delete “Bread”").click()
     expect(chat.get_by_role("button", name="Delete, with 1 vote?")).to_be_visible()
+    chat.keyboard.press("Tab")
+    expect(chat.get_by_role("button", name="Delete, with 1 vote?")).to_have_count(0)
+    chat.get_by_role("button", name="Delete “Bread”").click()
     chat.get_by_role("button", name="Delete, with 1 vote?").click()
     expect(talks(chat)).to_have_text([QUESTION])
     expect(chat.locator("#history .user")).to_have_count(0)
@@ -531,6 +574,20 @@ def test_a_deleted_talk_takes_its_draft_along(chat: Page, site: Site) -> None:
     expect(chat.locator("#note")).to_have_text("Deleted.")
     chat.wait_for_timeout(500)
     assert not chat.evaluate("Object.values(localStorage).includes('Half a sentence')")
+
+
+def test_a_talk_that_is_deleted_while_it_is_answered_stays_away(chat: Page, site: Site) -> None:
+    site.engine.hold = 2
+    say(chat, QUESTION)
+    expect(chat.locator("#answer-b")).to_contain_text("v0 says")
+    breathe(chat)
+    for _ in range(2):
+        chat.locator("#talk-list li:has([aria-current])").hover()
+        chat.locator("#talk-list li:has([aria-current]) [data-delete]").click()
+    expect(chat.locator("#note")).to_have_text("Deleted.")
+    chat.wait_for_timeout(400)
+    expect(chat.locator("#note")).to_have_text("Deleted.")
+    expect(chat.locator("#history .user, #arena")).to_have_count(0)
 
 
 def test_light_or_dark_is_chosen_for_all_pages_and_as_the_system_has_it_before(newcomer: Page, site: Site) -> None:
@@ -582,6 +639,102 @@ def test_an_answer_can_be_asked_for_anew(chat: Page, site: Site) -> None:
     expect(chat.locator("#history .branch")).to_contain_text("2 of 2")
 
 
+def test_a_tab_that_was_left_behind_undoes_and_keeps_nothing_of_what_came_since(newcomer: Page, site: Site) -> None:
+    left, problem = newcomer, newcomer.locator("#note .problem")
+    say(left, QUESTION)
+    asked(left)
+    left.click("#vote-a")
+    expect(left.locator("#undo")).to_be_visible()
+    other = left.context.new_page()
+    other.goto(left.url)
+    expect(other.locator("#undo")).to_be_visible()
+    say(other, "And at night?")
+    asked(other)
+    other.click("#vote-b")
+    expect(other.locator("#note")).to_contain_text("You chose B.")
+
+    left.click("#undo")
+    expect(problem).to_contain_text("This talk has gone on in another tab.")
+    expect(left.locator("#history .user")).to_have_count(2)
+    assert last_comparison(site.store).vote is not None
+
+    breathe(left)
+    left.click("#edit")
+    words = left.locator("#words textarea")
+    expect(words).to_be_focused()
+    words.fill("Half an answer")
+    say(other, "And at dawn?")
+    asked(other)
+    other.click("#vote-a")
+    expect(other.locator("#note")).to_contain_text("You chose A.")
+    before = site.store.demonstrations_count()
+    for _ in range(2):
+        left.click("#save")
+        expect(problem).to_contain_text("This talk has gone on in another tab.")
+        expect(left.locator("#history .user")).to_have_count(3)
+        expect(words).to_have_value("Half an answer")
+        left.wait_for_timeout(200)
+    assert site.store.demonstrations_count() == before
+
+
+def test_a_second_enter_on_a_slow_line_says_nothing_twice(newcomer: Page, site: Site) -> None:
+    line = newcomer.context.new_cdp_session(newcomer)
+    line.send("Network.enable")
+    slow = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
+    line.send("Network.emulateNetworkConditions", slow)
+    say(newcomer, QUESTION)
+    newcomer.locator("#box textarea").press("Enter")
+    asked(newcomer)
+    newcomer.wait_for_timeout(700)
+    expect(talks(newcomer)).to_have_count(1)
+    expect(newcomer.locator("#history .user")).to_have_count(1)
+
+
+def test_a_message_that_was_refused_stays_a_draft(chat: Page, site: Site) -> None:
+    say(chat, "Who invented rye bread?")
+    asked(chat)
+    site.engine.full = True
+    say(chat, "And when?")
+    expect(chat.locator("#note .problem")).to_contain_text("The queue is full")
+    chat.click("#new-chat")
+    expect(chat.locator("#history .user")).to_have_count(0)
+    chat.get_by_role("button", name="Who invented rye bread?", exact=True).click()
+    expect(chat.locator("#box textarea")).to_have_value("And when?")
+
+
+def test_the_answer_before_is_still_there_when_no_new_one_was_good(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-a")
+    expect(chat.locator("#history .bot")).to_have_count(1)
+    answer = chat.locator("#history .bot").inner_text()
+    chat.locator("#history .bot").hover()
+    chat.get_by_role("button", name="Retry").click()
+    asked(chat)
+    chat.click("#vote-bad")
+    expect(chat.locator("#history .bot")).to_have_count(0)
+    breathe(chat)
+    chat.locator("#history").get_by_role("button", name="Back to the answer before").click()
+    expect(chat.locator("#history .bot")).to_contain_text(answer)
+
+
+def test_branches_stand_beside_their_turns_also_after_one_without_an_answer(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    chat.click("#vote-bad")
+    expect(chat.locator("#remedy")).to_be_visible()
+    say(chat, "And at night?")
+    asked(chat)
+    chat.click("#vote-a")
+    expect(chat.locator("#history .user")).to_have_count(2)
+    chat.locator("#history .bot").hover()
+    chat.get_by_role("button", name="Retry").click()
+    asked(chat)
+    chat.click("#vote-b")
+    expect(chat.locator("#history .bot-row .branch")).to_contain_text("2 of 2")
+    expect(chat.locator("#history .user-row .branch")).to_have_count(0)
+
+
 def test_settings_of_ones_own_are_used_kept_and_no_evidence(newcomer: Page, site: Site) -> None:
     chat = newcomer
     chat.get_by_role("button", name="How it answers").click()
@@ -600,6 +753,41 @@ def test_settings_of_ones_own_are_used_kept_and_no_evidence(newcomer: Page, site
     chat.reload()
     chat.get_by_role("button", name="How it answers").click()
     expect(chat.get_by_label("number input for Longest answer (tokens)")).to_have_value("32")
+
+
+def test_what_a_talk_keeps_in_mind_is_its_own_and_what_a_new_one_shall_outlives_a_reload(
+    newcomer: Page, site: Site
+) -> None:
+    chat, field = newcomer, newcomer.get_by_label("What it should keep in mind")
+    manner = chat.get_by_role("button", name="How it answers")
+    manner.click()
+    field.press_sequentially("Be brief.")
+    chat.wait_for_function("localStorage.getItem('hustings-system')")
+    chat.wait_for_timeout(500)
+    chat.reload()
+    manner.click()
+    expect(field).to_have_value("Be brief.")
+    say(chat, QUESTION)
+    asked(chat)
+    expect(field).to_be_disabled()
+    expect(chat.locator("#system")).to_contain_text("Set when the talk began")
+
+    chat.click("#new-chat")
+    expect(field).to_be_enabled()
+    expect(field).to_have_value("Be brief.")
+    field.fill("")
+    say(chat, "What is rain?")
+    asked(chat)
+    expect(field).to_have_value("")
+    chat.get_by_role("button", name=QUESTION, exact=True).click()
+    expect(field).to_have_value("Be brief.")
+    expect(field).to_be_disabled()
+    assert [m.role for m in last_comparison(site.store).messages] == ["user"]
+
+
+def test_a_new_chat_says_how_many_votes_it_takes_until_it_learns(chat: Page, site: Site) -> None:
+    new, wanted = site.store.votes_since_last_run(), site.service.settings.min_new_votes
+    expect(chat.locator("#history .placeholder")).to_contain_text(parts.until_it_learns(new, wanted))
 
 
 def test_the_address_names_the_talk_for_a_second_tab_and_the_back_button(newcomer: Page, site: Site) -> None:
@@ -713,7 +901,7 @@ def test_defaults_of_the_server_are_no_wish_of_ones_own() -> None:
 
 
 def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Browser) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = context.new_page()
     try:
         open_chat(page, site)
@@ -725,6 +913,8 @@ def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Brows
         assert wide <= 390, "nothing sticks out"
         page.locator("#vote-b").tap()
         expect(page.locator("#note")).to_contain_text("You chose B.")
+        page.wait_for_timeout(300)
+        expect(page.locator("#box textarea")).not_to_be_focused()
     finally:
         context.close()
 

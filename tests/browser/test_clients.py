@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -27,11 +28,35 @@ def test_gradio_client_is_one_voter_who_compares_and_votes_by_name(site: Site) -
     )
     with pytest.raises(AppError, match="you have voted on this"):
         client.predict(asked["id"], "tie", api_name="/vote")
-    assert len(client.predict(api_name="/next_to_judge")["candidates"]) >= 2
     assert site.store.me(comparison.voter_id)["counts"]["conversations"] == 2, "one voter asked both"
     other = Client(site.url, verbose=False, analytics_enabled=False)
     with pytest.raises(AppError, match="no such comparison of yours"):
         other.predict(asked["id"], "tie", api_name="/vote")
+
+
+def test_gradio_client_ranks_several_answers_and_naming_the_best_alone_is_refused(site: Site) -> None:
+    client = Client(site.url, verbose=False, analytics_enabled=False)
+    asked = client.predict(api_name="/next_to_judge")
+    a, b, c, d = (candidate["id"] for candidate in asked["candidates"])
+    for some in (a, "A>B", [[a], [b, c]], [a, b, c, d], f"{a}>{b}>{c}>{c}"):
+        with pytest.raises(AppError, match="rank all of them, best first"):
+            client.predict(asked["id"], some, api_name="/vote")
+    client.predict(asked["id"], "B>A=C>D", api_name="/vote")
+    comparison = last_comparison(site.store)
+    assert comparison.id == asked["id"]
+    assert comparison.vote is not None and comparison.vote.judgement.ranking == ((b,), (a, c), (d,))
+    asked = client.predict(api_name="/next_to_judge")
+    a, b, c, d = (candidate["id"] for candidate in asked["candidates"])
+    client.predict(asked["id"], [[d, a], [b], [c]], api_name="/vote")
+    comparison = last_comparison(site.store)
+    assert comparison.vote is not None and comparison.vote.judgement.ranking == ((d, a), (b,), (c,))
+
+
+def test_a_caller_who_gives_up_waiting_ends_the_answers(site: Site) -> None:
+    site.engine.hold = 1
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{site.url}/gradio_api/run/compare", json={"data": ["And the moon?"]}, timeout=0.5)
+    assert site.engine.generations[-1].done.wait(10)
 
 
 def test_the_stock_openai_client_streams(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -14,8 +15,9 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from serve.web import data_tab, operator_page
+from serve.web import board_view, data_tab, operator_page
 from tests.browser.conftest import TOKEN, Site, breathe
+from tests.scenes import add_versions, compare, prefer
 
 pytestmark = pytest.mark.browser
 
@@ -132,18 +134,80 @@ def test_a_run_starts_by_hand_is_watched_live_and_can_be_cancelled(page: Page, s
     expect(page.get_by_role("button", name="Train now")).to_be_visible()
 
 
-def test_a_refused_run_says_why_and_its_words_are_escaped(page: Page, site: Site) -> None:
-    run = site.store.create_run("votes", ("reward",), {})
+def test_a_run_that_was_refused_or_failed_says_why_and_its_words_are_escaped(page: Page, site: Site) -> None:
+    refused = site.store.create_run("votes", ("reward",), {}).id
     report = {"status": "rejected", "reasons": ["about 40 <b>more</b> votes are needed"]}
-    site.store.update_run(run.id, status="rejected", report=report, finished=datetime.now(UTC))
-    expect(page.get_by_role("row", name=f"Run {run.id}")).to_contain_text("about 40 <b>more</b> votes are needed.")
+    site.store.update_run(refused, status="rejected", report=report, finished=datetime.now(UTC))
+    failed = site.store.create_run("votes", ("reward",), {}).id
+    site.store.update_run(failed, status="failed", error="the disk is <i>full</i>", finished=datetime.now(UTC))
+    rows = page.locator("#runs")
+    expect(rows.get_by_role("row", name=f"Run {refused}")).to_contain_text("about 40 <b>more</b> votes are needed.")
+    expect(rows.get_by_role("row", name=f"Run {failed}")).to_contain_text("failed")
+    expect(rows.get_by_role("row", name=f"Run {failed}")).to_contain_text("the disk is <i>full</i>")
+
+
+def test_the_board_shows_what_votes_say_and_is_drawn_anew_only_when_that_changes(
+    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        prefer(site.store, compare(site.store, "anna", f"Question {number}?", versions=(1, 0)), int(number == 0))
+    learned = site.store.create_run("votes", ("reward",), {})
+    accuracy = {"value": 0.64, "low": 0.53, "high": 0.74, "comparisons": 61}
+    calibration = [{"said": 0.6, "right": 0.58, "pairs": 40}, {"said": 0.9, "right": 0.8, "pairs": 20}]
+    report = {"reward": {"accuracy": accuracy, "calibration": calibration}, "reasons": ["so"]}
+    site.store.update_run(learned.id, status="rejected", report=report, finished=datetime.now(UTC))
+
+    expect(page.locator("#trust")).to_contain_text("64% 53% to 74%")
+    expect(page.locator("#trust")).to_contain_text("of 61 comparisons it had not seen.")
+    cells = page.locator("#rates").get_by_role("row", name="Version 1").locator("td")
+    expect(cells.nth(1)).to_have_text(re.compile(r"\d+% \(\d+% to \d+%\)"))
+    expect(cells.nth(4)).to_have_text("12")
+    for title in ("Win rate over the base", "How sure, how often right", "Votes a day"):
+        expect(page.locator("#figures")).to_contain_text(title)
+
+    drawn: list[object] = []
+    monkeypatch.setattr(board_view, "figures", lambda *of: drawn.append(of))
+    run = site.store.create_run("operator", ("reward", "ppo"), {})
+    site.store.update_run(run.id, status="running", started=datetime.now(UTC))
+    line = {"time": "2026-01-02T03:04:05Z", "stage": "reward", "step": 1, "progress": 0.4, "metrics": {}}
+    site.store.add_run_metrics(run.id, [line])
+    expect(page.locator("#live")).to_contain_text(f"Run {run.id}: Reward model")
+    site.store.update_run(run.id, status="cancelled", finished=datetime.now(UTC))
+    expect(page.locator("#live")).to_contain_text("No run is on.")
+    assert drawn == []
+
+
+def test_a_note_that_is_being_written_outlives_a_list_that_is_drawn_anew(page: Page, site: Site) -> None:
+    version = page.locator("#versions").get_by_role("row", name="Version 1")
+    version.get_by_role("button", name="Note").click()
+    words = page.get_by_label("The note")
+    words.fill("kinder,")
+    add_versions(site.store, 1)
+    expect(page.locator("#versions").get_by_role("row", name="Version 3")).to_be_visible()
+    expect(words).to_be_focused()
+    words.press_sequentially(" but longer")
+    words.press("Enter")
+    expect(version).to_contain_text("kinder, but longer")
+    expect(words).to_have_count(0)
+
+
+def test_a_version_that_came_while_something_was_saved_is_noticed(page: Page, site: Site) -> None:
+    page.reload()
+    page.get_by_role("button", name="When runs start, and what then").click()
+    save = page.get_by_role("button", name="Save the schedule")
+    expect(save).to_be_visible()
+    breathe(page)
+    add_versions(site.store, 1)
+    save.click()
+    expect(page.locator("#note")).to_contain_text("Nothing has changed.")
+    expect(page.locator("#rates")).to_contain_text("Version 4")
 
 
 def test_every_handler_refuses_whoever_is_not_an_operator(running: Site) -> None:
     built = operator_page.build(running.service, running.training, running.service.settings)
     ours = {operator_page.__name__, data_tab.__name__}
     handlers = [fn.fn for fn in built.fns.values() if fn.fn is not None and fn.fn.__module__ in ours]
-    assert len({handler.__name__ for handler in handlers}) == 15
+    assert len({handler.__name__ for handler in handlers}) == 16
     for state in ({"voter": "v", "operator": False}, {"operator": "yes"}, {}):
         request = gr.Request(SimpleNamespace(scope={"state": state}))  # type: ignore[arg-type]
         for handler in handlers:

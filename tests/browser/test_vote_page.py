@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
+from serve.errors import Unavailable
 from tests.browser.conftest import Site, breathe
 from tests.browser.test_chat_page import last_comparison
 from tests.scenes import compare
@@ -16,14 +17,29 @@ pytestmark = pytest.mark.browser
 def voting(site: Site, person: BrowserContext) -> Page:
     """The vote page of a newcomer, with four answers to a shipped prompt."""
     site.store.writing(lambda db: db.execute("DELETE FROM voters"))  # nobody has shared anything
+    page = arrive(site, person)
+    expect(rankers(page)).to_have_count(4)
+    expect(page.locator("#note")).to_contain_text("Which is best?")
+    return page
+
+
+def arrive(site: Site, person: BrowserContext) -> Page:
+    """The vote page once a newcomer has chosen."""
     page = person.new_page()
     page.goto(site.url + "/vote")
     expect(page.locator("#consent")).to_be_visible()
     breathe(page)
     page.click("#private")
-    expect(rankers(page)).to_have_count(4)
-    expect(page.locator("#note")).to_contain_text("Which is best?")
     return page
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Press Tab until this has the focus."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.locator(selector).evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"Tab never came to {selector}")
 
 
 def rankers(page: Page) -> Locator:
@@ -59,6 +75,30 @@ def test_four_answers_are_ranked_by_the_keyboard_alone_ties_too(voting: Page, si
     expect(page.locator("#progress")).to_contain_text("1 judged today")
     vote = site.store.comparison(comparison.id, comparison.voter_id).vote
     assert vote is not None and vote.judgement.verdict == "both_bad"
+
+
+def test_a_newcomer_consents_and_ranks_with_ties_without_a_mouse(site: Site, person: BrowserContext) -> None:
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    page = person.new_page()
+    page.goto(site.url + "/vote")
+    expect(page.locator("#private")).to_be_visible()
+    breathe(page)
+    tab_to(page, "#private")
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
+    comparison = last_comparison(site.store)
+    expect(rankers(page).first).to_be_focused()
+    for place, key in enumerate(("2", "1", "ArrowUp", "2")):
+        if place:
+            tab_to(page, f'.ranker[data-place="{place}"]')
+        page.keyboard.press(key)
+    expect(rankers(page).nth(2).locator("output")).to_have_text("1st, a tie")
+    tab_to(page, "#hand-in")
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("Thank you.")
+    vote = site.store.comparison(comparison.id, comparison.voter_id).vote
+    a, b, c, d = (candidate.id for candidate in comparison.candidates)
+    assert vote is not None and vote.judgement.ranking == ((b, c), (a, d))
 
 
 def test_answers_are_ranked_with_up_and_down_buttons(voting: Page, site: Site) -> None:
@@ -163,3 +203,87 @@ def test_a_second_click_leaves_the_way_back(voting: Page, site: Site) -> None:
     page.keyboard.press("u")
     expect(page.locator("#note")).to_contain_text("Undone.")
     assert site.store.comparison(comparison.id, comparison.voter_id).vote is None
+
+
+def test_a_vote_counts_and_can_be_undone_though_nothing_new_can_be_brought(voting: Page, site: Site) -> None:
+    page, comparison = voting, last_comparison(site.store)
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
+    site.engine.full = True
+    page.keyboard.press("x")
+    expect(page.locator("#note")).to_contain_text("Thank you.")
+    expect(page.locator("#note")).to_contain_text("The next answers have to wait: the queue is full")
+    expect(rankers(page)).to_have_count(0)
+    breathe(page)
+    page.keyboard.press("u")
+    expect(page.locator("#note")).to_contain_text("Undone.")
+    expect(rankers(page)).to_have_count(4)
+    assert site.store.comparison(comparison.id, comparison.voter_id).vote is None
+
+
+def test_every_question_is_read_out_also_one_like_the_one_before(site: Site, person: BrowserContext) -> None:
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    for name in ("anna", "ben", "carl"):
+        compare(site.store, name, "Why is the sea blue?", texts=(f"{name}: light.", f"{name}: water."), share=True)
+    page = arrive(site, person)
+    for number in (1, 2, 3):
+        expect(page.locator("#said-status")).to_contain_text(f"Question {number}: Why is the sea blue?")
+        expect(rankers(page)).to_have_count(2)
+        expect(rankers(page).first).to_be_focused()
+        for key in ("1", "j", "2", "Enter"):
+            page.keyboard.press(key)
+    expect(rankers(page)).to_have_count(4)
+    expect(page.locator("#progress")).to_contain_text("3 judged today, 3 in all")
+
+
+def test_a_pair_comes_again_with_sides_swapped_also_after_a_reload(
+    site: Site, person: BrowserContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    compare(site.store, "anna", "Why is the sea blue?", texts=("Light.", "Water."), share=True)
+    monkeypatch.setattr("serve.service.APART", 0)
+    monkeypatch.setattr("serve.service.REPEATED", 1.0)
+    page = arrive(site, person)
+    expect(rankers(page)).to_have_count(2)
+    expect(rankers(page).first).to_be_focused()
+    first = last_comparison(site.store)
+    for key in ("1", "j", "2", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator("#note")).to_contain_text("Thank you.")
+    expect(page.locator("#answer-0")).to_contain_text(first.candidates[1].answer.text)
+    monkeypatch.setattr("serve.service.REPEATED", 0.0)
+    again = last_comparison(site.store)
+    assert again.id != first.id
+    expect(rankers(page).first).to_be_focused()
+    page.keyboard.press("2")
+    page.reload()
+    expect(rankers(page).first.locator("output")).to_have_text("2nd")
+    expect(page.locator("#answer-0")).to_contain_text(first.candidates[1].answer.text)
+    expect(rankers(page).first).to_be_focused()
+    for key in ("j", "1", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator("#note")).to_contain_text("Thank you.")
+    vote = site.store.comparison(again.id, again.voter_id).vote
+    left, right = (candidate.id for candidate in again.candidates)
+    assert vote is not None and not vote.evidence and vote.judgement.ranking == ((right,), (left,))
+
+
+def test_who_has_judged_everything_is_told_how_many_votes_are_missing(
+    site: Site, person: BrowserContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    monkeypatch.setattr("serve.service.shipped_prompts", lambda: iter(()))
+    page = arrive(site, person)
+    expect(page.locator("#note")).to_contain_text("everything there is. It learns after 50 more votes.")
+
+
+def test_a_choice_that_cannot_be_kept_is_told(
+    site: Site, person: BrowserContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise Unavailable("the disk is full; free some space")
+
+    monkeypatch.setattr(site.service, "give_consent", refuse)
+    page = arrive(site, person)
+    expect(page.locator("#note .problem")).to_be_visible()
+    expect(page.locator("#note")).to_contain_text("The disk is full; free some space.")
+    expect(page.locator("#consent")).to_be_visible()

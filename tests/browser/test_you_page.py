@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from serve.feedback.store import Store
-from tests.browser.conftest import Site, say
+from serve.web import you_view
+from tests.browser.conftest import Site, breathe, say
 from tests.browser.test_chat_page import QUESTION, asked, last_comparison
+from tests.scenes import compare, prefer
 
 pytestmark = pytest.mark.browser
 
@@ -43,7 +46,11 @@ def test_a_voter_sees_what_votes_did_withdraws_one_and_takes_everything_home(new
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("A tie")
     expect(rows.nth(1)).to_contain_text("One was better")
-    expect(rows.nth(1)).to_contain_text(f"Version {version} learned from it in run 1. Its answers win 62%")
+    expect(rows.nth(1)).to_contain_text(f"Version {version} learned from it in run 1. The checks expected")
+    expect(rows.nth(1)).to_contain_text("to win 62% against those of version 0 (base); people have not decided yet.")
+    prefer(site.store, compare(site.store, "ben", "Which?", versions=(0, version)), 1)
+    page.reload()
+    expect(rows.nth(1)).to_contain_text("people preferred its answers to those of version 0 (base) in 1 of 1 vote.")
     expect(page.locator(".card", has_text="Votes").locator(".figure")).to_have_text("2")
 
     rows.nth(0).get_by_role("button", name="Withdraw").click()
@@ -72,6 +79,72 @@ def test_everything_of_a_voter_is_deleted_after_a_word_typed(newcomer: Page, sit
     expect(page.locator("#deleted")).to_have_text("Everything of yours is deleted.")
     expect(page.locator("#my-votes")).to_contain_text("No vote of yours stands.")
     assert site.store.me(voter)["counts"] == dict.fromkeys(site.store.me(voter)["counts"], 0)
+
+
+def test_older_votes_are_shown_and_withdrawn_too(newcomer: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(you_view, "SHOWN", 1)
+    page = newcomer
+    for choice in ("#vote-a", "#vote-tie"):
+        say(page, QUESTION)
+        asked(page)
+        page.click(choice)
+        expect(page.locator("#undo")).to_be_visible()
+    page.goto(site.url + "/you")
+    rows = page.locator("#my-votes tbody tr")
+    expect(rows).to_have_count(1)
+    expect(rows.nth(0)).to_contain_text("A tie")
+    expect(rows.nth(0)).to_contain_text("Waits for the next run. It learns after")
+    breathe(page)
+    page.get_by_role("button", name="Show older").click()
+    expect(rows).to_have_count(2)
+    expect(page.locator("#older")).to_be_hidden()
+    rows.nth(1).get_by_role("button", name="Withdraw").click()
+    expect(rows).to_have_count(1)
+    expect(rows.nth(0)).to_contain_text("A tie")
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until the focus is there."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError("Tab does not lead there")
+
+
+def test_a_vote_is_withdrawn_and_everything_deleted_by_keys_alone(newcomer: Page, site: Site) -> None:
+    page = newcomer
+    say(page, QUESTION)
+    asked(page)
+    page.click("#vote-a")
+    expect(page.locator("#undo")).to_be_visible()
+    voter = last_comparison(site.store).voter_id
+    page.goto(site.url + "/you")
+    expect(page.locator("#my-votes tbody tr")).to_have_count(1)
+    breathe(page)
+    tab_to(page, page.get_by_role("button", name="Withdraw"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#my-votes")).to_contain_text("No vote of yours stands.")
+    tab_to(page, page.get_by_label("Type delete to go on"))
+    page.keyboard.type("delete")
+    page.keyboard.press("Enter")
+    expect(page.locator("#deleted")).to_have_text("Everything of yours is deleted.")
+    assert site.store.me(voter)["counts"]["conversations"] == 0
+
+
+def test_the_look_that_was_chosen_holds_on_the_login_page_and_back(site: Site, person: BrowserContext) -> None:
+    page = person.new_page()
+    page.goto(site.url + "/you")
+    look = page.get_by_role("button", name="Light or dark")
+    look.click()
+    expect(page.locator("body")).to_have_class(re.compile(r"\bdark\b"))
+    page.goto(site.url + "/login")
+    expect(page.locator("body")).to_have_css("background-color", "rgb(22, 21, 19)")
+    look.click()
+    expect(page.locator("body")).to_have_css("background-color", "rgb(250, 248, 244)")
+    page.goto(site.url + "/you")
+    expect(look).to_be_visible()
+    expect(page.locator("body")).not_to_have_class(re.compile(r"\bdark\b"))
 
 
 def test_a_newcomer_chooses_once_whether_prompts_are_shared(site: Site, person: BrowserContext) -> None:

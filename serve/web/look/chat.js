@@ -1,11 +1,24 @@
 // One key a vote: 1 or A, 2 or B, T for a tie, X for both bad, S to skip, U to undo. Escape leaves the text box.
 const KEYS = {1: 'vote-a', a: 'vote-a', 2: 'vote-b', b: 'vote-b', t: 'vote-tie', x: 'vote-bad', s: 'vote-skip', u: 'undo'};
+const shownById = id => id && document.getElementById(id)?.offsetParent;
+let byKey = false;  // how the vote came that is on its way
 document.addEventListener('keydown', event => {
-  const button = isShortcut(event) && document.getElementById(KEYS[event.key.toLowerCase()]);
-  if (!button || !button.offsetParent) return;
-  event.preventDefault();
-  button.click();
+  if (!isShortcut(event)) return;
+  const key = KEYS[event.key.toLowerCase()];
+  if (shownById(key)) {
+    event.preventDefault();
+    byKey = key !== 'undo';
+    document.getElementById(key).click();
+  } else if (event.target === document.body && /^\S$/u.test(event.key) && !editor && !shownById('votes')) {
+    box()?.focus({preventScroll: true});  // whoever types with nothing to vote on means the text box
+  }
 });
+
+// After a choice one may type on. Not after a key: the next one may be U; nor where a keyboard would rise over the answers.
+window.backToTyping = () => {
+  if (!byKey && !matchMedia('(pointer: coarse)').matches) setTimeout(() => box()?.focus({preventScroll: true}), 99);
+  byKey = false;
+};
 
 // The page follows what is being written, unless the reader has scrolled up.
 let atEnd = true, seen = 0;
@@ -45,7 +58,7 @@ document.addEventListener('click', event => {
 
 // The address names the talk, so that a reload, a second tab and the back button find it again; and what is typed belongs
 // to its talk, and outlives the page: Gradio loads it anew when the connection was lost.
-let here, sent, kept;
+let here, kept;
 const box = () => document.querySelector('#box textarea');
 const draft = () => `hustings-draft ${here}`;
 const keepDraft = words => { kept = words; words ? localStorage.setItem(draft(), words) : localStorage.removeItem(draft()); };
@@ -64,16 +77,30 @@ addEventListener('popstate', () => location.reload());
 const keepTyped = () => here !== undefined && box() && box().value !== kept && keepDraft(box().value);
 setInterval(keepTyped, 300);
 addEventListener('pagehide', keepTyped);
-const sending = words => { sent = words ?? box()?.value; };
-document.addEventListener('keydown', event => event.target === box() && event.key === 'Enter' && !event.shiftKey && sending(), true);
+
+// What was sent is no draft any more, unless it was refused or changed since. Until the answer comes it stays in the box:
+// sent twice, it would be said twice.
+let sent, sentAt, refused;
+const sending = words => { sent = words; sentAt = Date.now(); };
+const onItsWay = () => sent && box().value === sent && Date.now() - sentAt < 5000;
+const send = (event, words) => onItsWay() ? (event.preventDefault(), event.stopPropagation()) : sending(words);
+document.addEventListener('keydown', event => {
+  if (event.target === box() && event.key === 'Enter' && !event.shiftKey && !event.isComposing) send(event, box().value);
+}, true);
 document.addEventListener('click', event => {
-  if (event.target.closest('#box .submit-button, #forget')) sending();
+  const example = event.target.closest('#history .example');
+  if (example) send(event, example.textContent.trim());
+  if (event.target.closest('#box .submit-button')) send(event, box().value);
   const gone = event.target.closest('[data-delete].sure')?.dataset.delete;  // its draft goes with it
   if (gone) localStorage.removeItem(`hustings-draft ${gone}`);
-  if (gone && gone === here) sending();
-  const example = event.target.closest('#history .example');
-  if (example) sending(example.textContent.trim());
+  if (gone && gone === here) sent = box()?.value;
 }, true);
+document.addEventListener('input', event => { if (event.target === box()) sent = undefined; });
+new MutationObserver(() => {
+  const now = document.querySelector('#note [data-refused]')?.dataset.refused;
+  if (now && now !== refused) sent = undefined;
+  refused = now;
+}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-refused']});
 
 // What Gradio leaves unsaid to screen readers, and says too often: a history that grows by the word is read when it rests.
 new MutationObserver(() => {

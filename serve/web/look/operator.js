@@ -5,16 +5,26 @@ document.addEventListener('click', async event => {
   location.assign('/login');
 });
 
-// A dataset goes to the API as it is: the page takes no files.
+// A dataset goes to the API as it is, once: the page takes no files.
 document.addEventListener('submit', async event => {
-  if (event.target.id !== 'import') return;
+  const form = event.target;
+  if (form.id !== 'import') return;
   event.preventDefault();
-  const form = new FormData(event.target), told = document.getElementById('imported');
+  const told = document.getElementById('imported'), button = form.querySelector('button');
+  const given = new FormData(form), file = given.get('file'), limit = Number(form.dataset.limit);
+  if (button.disabled) return;
+  if (file.size > limit) {
+    told.textContent = `Nothing was imported: the file has more than ${limit >> 20} MB. Import it in parts.`;
+    return;
+  }
   told.textContent = 'Importing …';
-  const address = `/api/import?format=${form.get('format')}&as=${form.get('as')}`;
-  const answer = await fetch(address, {method: 'POST', body: form.get('file')}).catch(() => null);
+  button.disabled = true;
+  const address = `/api/import?format=${given.get('format')}&as=${given.get('as')}`;
+  const answer = await fetch(address, {method: 'POST', body: file}).catch(() => null);
   const said = await answer?.json().catch(() => null);
-  told.textContent = !answer ? 'The connection was lost; nothing was imported. Try again.'
+  button.disabled = false;
+  told.textContent = !said ? 'The connection was lost. It may have been imported: look at the log before you try again.'
     : answer.ok ? `Imported: ${said.votes} votes, ${said.demonstrations} demonstrations, ${said.prompts} prompts; ${said.skipped} rows left out.`
-    : `Nothing was imported: ${said?.error?.message ?? answer.status}`;
+    : `Nothing was imported: ${said.error?.message ?? answer.status}`;
+  form.dispatchEvent(new Event('imported', {bubbles: true}));  // the lists and the log are drawn anew
 });
