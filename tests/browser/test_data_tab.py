@@ -60,7 +60,7 @@ def leave_out(row: Locator, button: str, reason: str) -> None:
     """Unfold a row, press one of its buttons and say why."""
     breathe(row.page)
     row.locator("details").evaluate("fold => { fold.open = true; }")
-    row.get_by_role("button", name=button).click()
+    row.get_by_role("button", name=button, exact=True).click()
     row.page.get_by_label("The reason").fill(reason)
     row.page.keyboard.press("Enter")
 
