@@ -35,13 +35,12 @@ from serve.truncation import Truncation
 from serve.web import chat_view, named, parts, theme
 from serve.web.chat_view import Choice
 from serve.web.talks import AskMe, Scene, Talks, shown
+from serve.web.theme import Update
 from serve.web.visitor import view_of, voter_of
 
 if TYPE_CHECKING:
     from serve.settings import Settings
 
-Update = dict[Any, Any]
-"""Component → what becomes of it."""
 
 EXAMPLES = (
     "Explain compound interest to a teenager.",
@@ -309,6 +308,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             share,
         ]
 
+        telling = theme.telling(note)
         watching: dict[tuple[str, str | None], object] = {}  # who watches what is being written, in which page
         nothing: Update = {note: gr.skip()}  # Gradio empties the outputs of a generator that never yields
 
@@ -534,29 +534,25 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return await refused(place, error, request)
 
+        @telling
         async def add(vote_id: str, how_much: int | None, why: list[str], request: gr.Request) -> Update:
-            try:
-                voter = voter_of(request)
-                noted = await service.note_vote(voter, vote_id, strength=how_much)
-                others = [reason for reason in noted.judgement.reasons if reason not in REASONS]  # said by the API
-                await service.note_vote(voter, vote_id, reasons=[*why, *others])
-                return nothing
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            voter = voter_of(request)
+            noted = await service.note_vote(voter, vote_id, strength=how_much)
+            others = [reason for reason in noted.judgement.reasons if reason not in REASONS]  # said by the API
+            await service.note_vote(voter, vote_id, reasons=[*why, *others])
+            return nothing
 
+        @telling
         async def arrive(wished: Any, request: gr.Request) -> Update:
             """A page that opens: the conversation that its address names, or the latest, with its open comparison."""
-            try:
-                voter = voter_of(request)
-                wanted = request.query_params.get("talk")
-                if wanted == "new":
-                    return await open_talk(voter, None, wished)
-                with suppress(NotFound):
-                    if wanted:
-                        return await open_talk(voter, wanted)
-                return await open_talk(voter, await talks.latest(voter), wished)
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            voter = voter_of(request)
+            wanted = request.query_params.get("talk")
+            if wanted == "new":
+                return await open_talk(voter, None, wished)
+            with suppress(NotFound):
+                if wanted:
+                    return await open_talk(voter, wanted)
+            return await open_talk(voter, await talks.latest(voter), wished)
 
         async def open_talk(voter: str, place: str | None, wished: Any = "") -> Update:
             scene, agreed_to = await talks.scene(voter, place), await service.consent(voter)
@@ -586,38 +582,30 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 yield {note: theme.problem(error)}
 
+        @telling
         async def pick(words: str, event: gr.EventData, request: gr.Request) -> Update:
-            try:
-                watching.pop(view_of(request), None)
-                voter, place = voter_of(request), str(event._data.get("talk", ""))
-                return await open_talk(voter, place) | {talk_list: await listed(voter, place, words)}
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            watching.pop(view_of(request), None)
+            voter, place = voter_of(request), str(event._data.get("talk", ""))
+            return await open_talk(voter, place) | {talk_list: await listed(voter, place, words)}
 
+        @telling
         async def find(words: str, place: str, request: gr.Request) -> Update:
-            try:
-                return {talk_list: await listed(voter_of(request), place, words)}
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            return {talk_list: await listed(voter_of(request), place, words)}
 
+        @telling
         async def retitle(words: str, place: str, event: gr.EventData, request: gr.Request) -> Update:
-            try:
-                voter = voter_of(request)
-                await service.rename(voter, str(event._data.get("talk", "")), str(event._data.get("title", "")))
-                return {note: "", talk_list: await listed(voter, place, words)}
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            voter = voter_of(request)
+            await service.rename(voter, str(event._data.get("talk", "")), str(event._data.get("title", "")))
+            return {note: "", talk_list: await listed(voter, place, words)}
 
+        @telling
         async def discard(words: str, place: str, wished: Any, event: gr.EventData, request: gr.Request) -> Update:
-            try:
-                voter, gone = voter_of(request), str(event._data.get("talk", ""))
-                if gone == place:
-                    watching.pop(view_of(request), None)
-                await service.delete(voter, gone)
-                said = {note: theme.note("Deleted."), talk_list: await listed(voter, place, words)}
-                return show(Scene(), said | await welcome(wished)) if gone == place else said
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            voter, gone = voter_of(request), str(event._data.get("talk", ""))
+            if gone == place:
+                watching.pop(view_of(request), None)
+            await service.delete(voter, gone)
+            said = {note: theme.note("Deleted."), talk_list: await listed(voter, place, words)}
+            return show(Scene(), said | await welcome(wished)) if gone == place else said
 
         async def go(place: str, event: gr.EventData, request: gr.Request) -> Update:
             """Another branch of this talk."""
@@ -630,20 +618,16 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 return await refused(place, error, request)
 
+        @telling
         async def fresh(wished: Any, request: gr.Request) -> Update:
-            try:
-                watching.pop(view_of(request), None)
-                said = {note: "", search: "", talk_list: await listed(voter_of(request), None)}
-                return show(Scene(), said | await welcome(wished))
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            watching.pop(view_of(request), None)
+            said = {note: "", search: "", talk_list: await listed(voter_of(request), None)}
+            return show(Scene(), said | await welcome(wished))
 
+        @telling
         async def stop(place: str, request: gr.Request) -> Update:
-            try:
-                if place:
-                    await talks.stop(voter_of(request), place)
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            if place:
+                await talks.stop(voter_of(request), place)
             return nothing
 
         async def open_editor(place: str, turns: str, request: gr.Request) -> Update:
@@ -660,18 +644,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 note: "",
             }
 
+        @telling
         async def set_share(yes: bool, request: gr.Request) -> Update:
-            try:
-                await service.give_consent(voter_of(request), bool(yes))
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            await service.give_consent(voter_of(request), bool(yes))
             return {note: theme.note(SHARED if yes else NOT_SHARED)}
 
+        @telling
         async def consented(yes: bool, request: gr.Request) -> Update:
-            try:
-                await service.give_consent(voter_of(request), yes)
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            await service.give_consent(voter_of(request), yes)
             return {newcomer.card: gr.update(visible=False), share: yes, note: ""}
 
         async def agreed(request: gr.Request) -> Update:
@@ -680,11 +660,9 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         async def kept_private(request: gr.Request) -> Update:
             return await consented(False, request)
 
+        @telling
         async def close_editor(place: str, request: gr.Request) -> Update:
-            try:
-                return show(await talks.scene(voter_of(request), place))
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            return show(await talks.scene(voter_of(request), place))
 
         async def keep(text: str, place: str, last: str, request: gr.Request) -> Update:
             try:

@@ -10,14 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from serve.errors import HustingsError, InvalidInput
+from serve.errors import InvalidInput
 from serve.feedback.oversight import Search
 from serve.service import Service
 from serve.web import data_view, theme
+from serve.web.theme import Update
 from serve.web.visitor import operators_only
-
-Update = dict[Any, Any]
-"""Component → what becomes of it."""
 
 WHO = "operator page"
 VERDICTS = [("Any", ""), ("A ranking", "ranking"), ("A tie", "tie"), ("Both bad", "both_bad"), ("Skip", "skip")]
@@ -109,58 +107,52 @@ def build(page: gr.Blocks, service: Service) -> None:
             older_shown: gr.update(visible=after is not None),
         }
 
+    telling = theme.telling(note)
+
+    @telling
     async def find(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool, request: gr.Request
     ) -> Update:
         operators_only(request)
-        try:
-            wanted = search_of(text, voter, version, verdict, since, blind, left_out)
-            return await show(wanted) | await show_demonstrations() | {note: ""}
-        except HustingsError as error:
-            return {note: theme.problem(error)}
+        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
+        return await show(wanted) | await show_demonstrations() | {note: ""}
 
+    @telling
     async def go_back(
         before: int | None, text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
-        try:
-            return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
-        except HustingsError as error:
-            return {note: theme.problem(error)}
+        return await show(search_of(text, voter, version, verdict, since, blind, left_out), before)
 
     async def go_back_shown(before: int | None, request: gr.Request) -> Update:
         operators_only(request)
         return await show_demonstrations(before)
 
+    @telling
     async def leave_out(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
         told = event._data
-        try:
-            wanted = search_of(text, voter, version, verdict, since, blind, left_out)
-            made = await service.leave_out(
-                voter=told.get("voter"), vote=told.get("vote"), kind=told.get("kind"), reason=str(told.get("reason")),
-                who=WHO,
-            )  # fmt: skip
-        except HustingsError as error:
-            return {note: theme.problem(error)}
+        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
+        made = await service.leave_out(
+            voter=told.get("voter"), vote=told.get("vote"), kind=told.get("kind"), reason=str(told.get("reason")),
+            who=WHO,
+        )  # fmt: skip
         done = "counts no more" if made.kind == "exclude" else "is marked"
         said = theme.note(f"{made.voter or 'The vote'} {done}.".capitalize())
         return await show(wanted) | await show_demonstrations() | {note: said}
 
+    @telling
     async def lift(
         text: str, voter: str, version: str, verdict: str, since: str, blind: bool, left_out: bool,
         event: gr.EventData, request: gr.Request,
     ) -> Update:  # fmt: skip
         operators_only(request)
-        try:
-            wanted = search_of(text, voter, version, verdict, since, blind, left_out)
-            await service.lift(str(event._data.get("id", "")), who=WHO)
-        except HustingsError as error:
-            return {note: theme.problem(error)}
+        wanted = search_of(text, voter, version, verdict, since, blind, left_out)
+        await service.lift(str(event._data.get("id", "")), who=WHO)
         said = theme.note("It counts as any other again.")
         return await show(wanted) | await show_demonstrations() | {note: said}
 

@@ -21,10 +21,8 @@ from serve.service import FIXED, Service, Training
 from serve.settings import Settings, nested
 from serve.web import board_view, data_tab, data_view, parts, theme
 from serve.web import operator_view as view
+from serve.web.theme import Update
 from serve.web.visitor import operators_only
-
-Update = dict[Any, Any]
-"""Component → what becomes of it."""
 
 REFRESH = 2.0
 """Seconds between two looks at the record."""
@@ -242,6 +240,9 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 for entry in held
             }
 
+        telling = theme.telling(note)
+
+        @telling
         async def save_schedule(request: gr.Request, told: dict[str, str], *values: str) -> Update:
             """Change what was changed here: somebody else may have changed the rest."""
             operators_only(request)
@@ -250,10 +251,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 for name, value in zip(fields, values, strict=True)
                 if str(value).strip() != told.get(name)
             }
-            try:
-                changed = await asyncio.to_thread(lambda: schedule.change(service.store, settings, wanted, who=WHO))
-            except HustingsError as error:
-                return {note: theme.problem(error)}  # what was typed stays, to be mended
+            changed = await asyncio.to_thread(lambda: schedule.change(service.store, settings, wanted, who=WHO))
             names = ", ".join(f"{entry.name} is {entry.value}" for entry in changed)
             said = f"Saved: {names}." if names else "Nothing has changed."
             return show(await look()) | await scheduled() | {note: theme.note(said)}

@@ -7,10 +7,11 @@ mounted. The style sheets and scripts lie in look/; colours are named once, at t
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import gradio as gr
 
@@ -18,6 +19,10 @@ from serve.errors import HustingsError
 from serve.live import Draft
 from serve.records import Answer
 from serve.web.mark import LIGHT_OR_DARK, MARK, icon
+
+Update = dict[Any, Any]
+"""What a handler changes of a page: component → its update."""
+P = ParamSpec("P")
 
 _LOOK = Path(__file__).parent / "look"
 _INK = gr.themes.Color(
@@ -167,6 +172,22 @@ def problem(error: HustingsError, more: str = "") -> str:
     """An error in words, and `more`, which is HTML."""
     text = html.escape(str(error))
     return note(text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") + more, problem=True)
+
+
+def telling(note: gr.HTML) -> Callable[[Callable[P, Awaitable[Update]]], Callable[P, Awaitable[Update]]]:
+    """A decorator for handlers: what they refuse is told in `note`, and the rest of the page stays."""
+
+    def told(handler: Callable[P, Awaitable[Update]]) -> Callable[P, Awaitable[Update]]:
+        @wraps(handler)  # Gradio reads its signature
+        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> Update:
+            try:
+                return await handler(*args, **kwargs)
+            except HustingsError as error:
+                return {note: problem(error)}
+
+        return wrapped
+
+    return told
 
 
 def letter(place: int) -> str:

@@ -22,10 +22,8 @@ from serve.records import Comparison, Judgement
 from serve.service import Service
 from serve.settings import Settings
 from serve.web import parts, theme, vote_view
+from serve.web.theme import Update
 from serve.web.visitor import view_of, voter_of
-
-Update = dict[Any, Any]
-"""Component → what becomes of it."""
 
 DAY = timedelta(days=1)
 ASK = "Which is best? Equal ranks are a tie."
@@ -240,28 +238,26 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             except HustingsError as error:
                 yield {note: theme.problem(error)}
 
-        async def take_back(vote_id: str, request: gr.Request) -> Update:
-            try:
-                voter = voter_of(request)
-                watching.pop(view_of(request), None)
-                comparison_id = await service.withdraw(voter, vote_id)
-                try:
-                    comparison = await service.comparison(comparison_id, voter)
-                except NotFound:
-                    return {note: theme.note(f"Undone. {GONE}"), undo: gr.update(visible=False)}
-                return await show(voter, comparison, "Undone.")
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+        telling = theme.telling(note)
 
-        async def keep(text: str, comparison_id: str, request: gr.Request) -> Update:
+        @telling
+        async def take_back(vote_id: str, request: gr.Request) -> Update:
+            voter = voter_of(request)
+            watching.pop(view_of(request), None)
+            comparison_id = await service.withdraw(voter, vote_id)
             try:
-                voter = voter_of(request)
                 comparison = await service.comparison(comparison_id, voter)
-                await service.demonstrate(voter, comparison.messages, text, comparison_id=comparison_id)
-                thanks = theme.note("Thank you: your words are kept as an example. Now rank the others.")
-                return {editor.card: gr.update(visible=False), editor.words: "", note: thanks}
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            except NotFound:
+                return {note: theme.note(f"Undone. {GONE}"), undo: gr.update(visible=False)}
+            return await show(voter, comparison, "Undone.")
+
+        @telling
+        async def keep(text: str, comparison_id: str, request: gr.Request) -> Update:
+            voter = voter_of(request)
+            comparison = await service.comparison(comparison_id, voter)
+            await service.demonstrate(voter, comparison.messages, text, comparison_id=comparison_id)
+            thanks = theme.note("Thank you: your words are kept as an example. Now rank the others.")
+            return {editor.card: gr.update(visible=False), editor.words: "", note: thanks}
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         slow: dict[str, Any] = {

@@ -11,13 +11,11 @@ from typing import Any
 
 import gradio as gr
 
-from serve.errors import HustingsError, NotFound
+from serve.errors import NotFound
 from serve.service import Service
 from serve.web import parts, theme, you_view
+from serve.web.theme import Update
 from serve.web.visitor import voter_of
-
-Update = dict[Any, Any]
-"""Component → what becomes of it."""
 
 _WITHDRAW = """
 element.addEventListener('click', event => {
@@ -67,28 +65,24 @@ def build(service: Service) -> gr.Blocks:
                 older: gr.update(visible=you_view.has_older(me, count)),
             }
 
+        telling = theme.telling(note)
+
+        @telling
         async def arrive(request: gr.Request) -> Update:
-            try:
-                return await look(voter_of(request), you_view.SHOWN)
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            return await look(voter_of(request), you_view.SHOWN)
 
+        @telling
         async def show_older(count: int, request: gr.Request) -> Update:
-            try:
-                return await look(voter_of(request), count + you_view.SHOWN)
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            return await look(voter_of(request), count + you_view.SHOWN)
 
+        @telling
         async def withdraw(count: int, event: gr.EventData, request: gr.Request) -> Update:
-            try:
-                voter, wanted = voter_of(request), str(event._data.get("vote", ""))
-                vote = next((vote for vote in (await service.me(voter))["votes"] if vote["id"] == wanted), None)
-                if vote is None:
-                    raise NotFound("This vote stands no longer. Reload the page.")
-                await service.withdraw(voter, wanted)
-                return await look(voter, count) | {note: theme.note(you_view.withdrawn(vote))}
-            except HustingsError as error:
-                return {note: theme.problem(error)}
+            voter, wanted = voter_of(request), str(event._data.get("vote", ""))
+            vote = next((vote for vote in (await service.me(voter))["votes"] if vote["id"] == wanted), None)
+            if vote is None:
+                raise NotFound("This vote stands no longer. Reload the page.")
+            await service.withdraw(voter, wanted)
+            return await look(voter, count) | {note: theme.note(you_view.withdrawn(vote))}
 
         everything = [note, counts, votes, shown, older]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
