@@ -94,7 +94,11 @@ const rename = talk => {
     if (keep && field.value.trim() && field.value !== before) trigger('retitle', {talk, title: field.value});
     title.focus();
   };
-  field.addEventListener('keydown', e => { if (['Enter', 'Escape'].includes(e.key)) end(e.key === 'Enter'); });
+  field.addEventListener('keydown', e => {
+    if (!['Enter', 'Escape'].includes(e.key) || e.isComposing) return;
+    e.preventDefault();  // the key is not the title's, which gets the focus
+    end(e.key === 'Enter');
+  });
   field.addEventListener('blur', () => setTimeout(() => { if (document.activeElement !== field) end(true); }));
   edit({field, talk});
   field.select();

@@ -525,6 +525,8 @@ def test_conversations_are_renamed_searched_and_deleted(newcomer: Page, site: Si
     chat.get_by_role("textbox", name="Title").fill("Bread")
     chat.keyboard.press("Enter")
     expect(talks(chat)).to_have_text([QUESTION, "Bread"])
+    breathe(chat)
+    expect(chat.locator("#history .user")).to_have_text([QUESTION])  # renamed, not opened
 
     search(chat, "BAKE")
     expect(talks(chat)).to_have_text(["Bread"])
