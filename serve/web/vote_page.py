@@ -64,13 +64,13 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             newcomer = parts.consent()
             progress = gr.HTML(elem_id="progress")
             asked = gr.HTML(elem_id="asked")
-            columns, texts = [], []
-            with gr.Row(elem_id="answers", visible=False) as answers:
+            texts = []
+            # Always there, and hidden by style: Gradio draws what has just appeared once more as it was at first.
+            with gr.Row(elem_id="answers", elem_classes="of-0") as answers:
                 for place in range(MAX_CANDIDATES):
-                    with gr.Column(elem_classes="pane", visible=False) as column:
+                    with gr.Column(elem_classes="pane"):
                         gr.HTML(vote_view.ranker(place))
                         texts.append(parts.answer(f"answer-{place}"))
-                    columns.append(column)
             with gr.Column(elem_id="dock"):
                 note = gr.HTML(elem_id="note")
                 controls = gr.HTML(_CONTROLS, js_on_load=_HAND_IN, visible=False, elem_id="controls")
@@ -88,7 +88,6 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             progress,
             asked,
             answers,
-            *columns,
             *texts,
             note,
             controls,
@@ -119,7 +118,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 done: undoable,
                 progress: vote_view.progress(today, ever),
                 asked: vote_view.prompt(comparison) if comparison else "",
-                answers: gr.update(visible=comparison is not None),
+                answers: gr.update(elem_classes=[f"of-{len(candidates)}"]),
                 note: theme.note(f"{said} {question}".strip()),
                 controls: gr.update(visible=comparison is not None),
                 write: gr.update(visible=comparison is not None),
@@ -127,9 +126,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 editor.card: gr.update(visible=False),
                 editor.words: "",
             }
-            for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
-                update[column] = gr.update(visible=place < len(candidates))
-                update[text] = ""
+            update |= dict.fromkeys(texts, "")
             return update | theme.answers(texts[: len(candidates)], [c.answer for c in candidates])
 
         async def next_one(

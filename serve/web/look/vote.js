@@ -65,4 +65,4 @@ new MutationObserver(() => {
   if (!fresh || !rankers().length) return;
   fresh = false;
   if (!document.activeElement?.closest('a, #editor')) rankers()[0].focus({preventScroll: true});
-}).observe(document.documentElement, {childList: true, subtree: true});
+}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['class']});
