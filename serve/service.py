@@ -588,31 +588,15 @@ class Service:
         self, *, voter: str | None = None, vote: str | None = None, kind: Kind, reason: str, who: str
     ) -> Exclusion:
         """Flag or exclude a vote or a voter. Raises InvalidInput, NotFound, Conflict."""
-
-        def work() -> Exclusion:
-            made = self.store.leave_out(voter=voter, vote=vote, kind=kind, reason=reason, who=who)
-            self.store.log_deed(who, f"{'excluded' if kind == 'exclude' else 'flagged'} {_whom(made)}: {made.reason}")
-            return made
-
-        return await asyncio.to_thread(work)
+        return await asyncio.to_thread(self.store.leave_out, voter=voter, vote=vote, kind=kind, reason=reason, who=who)
 
     async def lift(self, exclusion_id: str, *, who: str) -> None:
         """Let what was flagged or excluded count again. Raises NotFound."""
-
-        def work() -> None:
-            made = self.store.lift(exclusion_id)
-            self.store.log_deed(who, f"lifted the {'exclusion' if made.kind == 'exclude' else 'flag'} of {_whom(made)}")
-
-        await asyncio.to_thread(work)
+        await asyncio.to_thread(self.store.lift, exclusion_id, who=who)
 
     async def note_version(self, number: int, note: str, *, who: str) -> None:
         """Write something beside a version. Raises NotFound, InvalidInput."""
-
-        def work() -> None:
-            self.store.note_version(number, note)
-            self.store.log_deed(who, f"noted of version {number}: {note.strip() or 'nothing any more'}")
-
-        await asyncio.to_thread(work)
+        await asyncio.to_thread(self.store.note_version, number, note, who=who)
 
     async def adapter(self, number: int) -> bytes:
         """A published version as a zip file: PEFT's files, the manifest and a card. Raises NotFound, AdapterError."""
@@ -869,7 +853,3 @@ def fixed_prompts() -> list[tuple[Message, ...]]:
         return hashlib.sha256(messages[-1].content.encode()).hexdigest()
 
     return sorted(shipped_prompts(), key=order)[:FIXED]
-
-
-def _whom(made: Exclusion) -> str:
-    return made.voter or f"vote {made.vote}"

@@ -176,7 +176,7 @@ def test_prompts_of_an_excluded_voter_wait_in_nobodys_queue(store: Store) -> Non
     out = store.leave_out(voter="voter-1", kind="exclude", reason="spam", who="ada")
     assert store.open_in_queue("ben") is store.next_in_queue("ben") is store.next_in_queue("carl") is None
     assert store.undoubted(1, 10) == []
-    store.lift(out.id)
+    store.lift(out.id, who="ada")
     assert store.next_in_queue("ben") == waiting
 
 

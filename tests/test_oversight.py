@@ -105,7 +105,7 @@ def test_what_is_excluded_teaches_nothing_and_counts_nowhere_until_it_is_lifted(
     assert len(store.me("ben")["votes"]) == 2, "they still see what they gave"
     assert found(store, left_out=True) == ["And the sky?", "100% of what?"]
 
-    store.lift(out.id)
+    store.lift(out.id, who="ada")
     assert store.standing_votes() == 3 and store.touched() == {} and store.exclusions() == []
     store.leave_out(vote=votes[0], kind="exclude", reason="a slip", who="ada")
     assert store.standing_votes() == 2
@@ -128,7 +128,7 @@ def test_leaving_out_needs_one_thing_that_exists_and_a_reason(store: Store, vote
     with pytest.raises(Conflict, match="already"):
         store.leave_out(vote=votes[0], kind="exclude", reason="so", who="ada")
     with pytest.raises(NotFound):
-        store.lift("none")
+        store.lift("none", who="ada")
 
 
 def test_a_forgotten_voter_takes_exclusions_along(store: Store, votes: list[str]) -> None:
@@ -140,14 +140,16 @@ def test_a_forgotten_voter_takes_exclusions_along(store: Store, votes: list[str]
 
 def test_versions_have_notes(store: Store) -> None:
     add_versions(store, 1)
-    store.note_version(1, "kinder, but longer")
+    store.note_version(1, "kinder, but longer", who="ada")
     assert store.version_notes() == {1: "kinder, but longer"}
-    store.note_version(1, " ")
+    store.note_version(1, " ", who="ada")
     assert store.version_notes() == {}
     with pytest.raises(NotFound):
-        store.note_version(9, "?")
+        store.note_version(9, "?", who="ada")
     with pytest.raises(InvalidInput):
-        store.note_version(1, "x" * 3000)
+        store.note_version(1, "x" * 3000, who="ada")
+    noted = [("ada", f"noted of version 1: {words}") for words in ("nothing any more", "kinder, but longer")]
+    assert [(deed.who, deed.what) for deed in store.deeds()] == noted, "with the deed, or not at all"
 
 
 def test_the_log_tells_who_did_what_promotions_too(store: Store) -> None:
@@ -164,7 +166,7 @@ def test_an_excluded_voters_demonstrations_teach_nothing(store: Store, votes: li
     store.add_demonstration("ben", [user("Say it.")], "Buy now!")
     store.leave_out(voter="voter-2", kind="exclude", reason="advertises", who="ada")
     assert store.demonstrations_count() == 0
-    store.lift(store.exclusions()[0].id)
+    store.lift(store.exclusions()[0].id, who="ada")
     assert store.demonstrations_count() == 1
 
 

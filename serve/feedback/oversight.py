@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from serve.errors import Conflict, InvalidInput, NotFound
-from serve.feedback.ballots import pseudonyms
 from serve.feedback.conversations import new_id, path_messages
 from serve.feedback.database import Database, moment, stamp, storable
 from serve.feedback.entries import Deed, Exclusion
@@ -166,27 +165,32 @@ class Oversight(Database):
                 (kind, vote, voter_id),
             ).fetchone():
                 raise Conflict("that is so already; lift it first")
-            key = new_id()
+            key, now = new_id(), self._now()
             db.execute(
                 "INSERT INTO exclusions (id, voter_id, vote_id, kind, reason, who, created)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key, voter_id, vote, kind, reason, who, self._now()),
+                (key, voter_id, vote, kind, reason, who, now),
             )
-            return next(e for e in _exclusions(db) if e.id == key)
+            made = next(e for e in _exclusions(db) if e.id == key)
+            _log(db, who, f"{'excluded' if kind == 'exclude' else 'flagged'} {_whom(made)}: {reason}", now)
+            return made
 
         return self.writing(work)
 
-    def lift(self, exclusion_id: str) -> Exclusion:
+    def lift(self, exclusion_id: str, *, who: str) -> None:
         """Let it count again. Raises NotFound."""
 
-        def work(db: sqlite3.Connection) -> Exclusion:
+        def work(db: sqlite3.Connection) -> None:
             standing = next((e for e in _exclusions(db) if e.id == exclusion_id), None)
             if standing is None:
                 raise NotFound("there is no such flag or exclusion")
-            db.execute("UPDATE exclusions SET lifted = ? WHERE id = ?", (self._now(), exclusion_id))
-            return standing
+            now = self._now()
+            db.execute("UPDATE exclusions SET lifted = ? WHERE id = ?", (now, exclusion_id))
+            _log(
+                db, who, f"lifted the {'exclusion' if standing.kind == 'exclude' else 'flag'} of {_whom(standing)}", now
+            )
 
-        return self.writing(work)
+        self.writing(work)
 
     def exclusions(self) -> list[Exclusion]:
         """Those that hold, newest first."""
@@ -210,13 +214,14 @@ class Oversight(Database):
             ).fetchone()
             return int(row[0])
 
-    def note_version(self, number: int, note: str) -> None:
+    def note_version(self, number: int, note: str, *, who: str) -> None:
         """Write something beside a version; an empty text takes it away. Raises NotFound, InvalidInput."""
         note = note.strip() and _note("the note", note)
 
         def work(db: sqlite3.Connection) -> None:
             if not db.execute("UPDATE versions SET note = ? WHERE number = ?", (note or None, number)).rowcount:
                 raise NotFound(f"there is no version {number}")
+            _log(db, who, f"noted of version {number}: {note or 'nothing any more'}", self._now())
 
         self.writing(work)
 
@@ -272,6 +277,10 @@ def _log(db: sqlite3.Connection, who: str, what: str, now: str) -> None:
     db.execute("INSERT INTO deeds (who, what, created) VALUES (?, ?, ?)", (who, what, now))
 
 
+def _whom(made: Exclusion) -> str:
+    return made.voter or f"vote {made.vote}"
+
+
 def _answers(db: sqlite3.Connection, comparison_id: str) -> list[dict[str, Any]]:
     rows = db.execute(
         "SELECT candidates.id, version, coalesce(shown_text, text) AS text FROM candidates"
@@ -282,15 +291,15 @@ def _answers(db: sqlite3.Connection, comparison_id: str) -> list[dict[str, Any]]
 
 
 def _exclusions(db: sqlite3.Connection) -> list[Exclusion]:
-    names = pseudonyms(db)
-    rows: Sequence[sqlite3.Row] = db.execute(
-        "SELECT * FROM exclusions WHERE lifted IS NULL ORDER BY rowid DESC"
+    rows = db.execute(
+        "SELECT exclusions.*, number FROM exclusions LEFT JOIN voter_numbers USING (voter_id)"
+        " WHERE lifted IS NULL ORDER BY exclusions.rowid DESC"
     ).fetchall()
     return [
         Exclusion(
             row["id"],
             row["kind"],
-            names.get(row["voter_id"]) if row["voter_id"] else None,
+            None if row["number"] is None else f"voter-{row['number']}",
             row["vote_id"],
             row["reason"],
             row["who"],
@@ -312,10 +321,10 @@ def _time(name: str, text: str | None) -> str | None:
 
 
 def _voter_id(db: sqlite3.Connection, pseudonym: str) -> str:
-    found = next((voter_id for voter_id, name in pseudonyms(db).items() if name == pseudonym), None)
+    found = db.execute("SELECT voter_id FROM voter_numbers WHERE 'voter-' || number = ?", (pseudonym,)).fetchone()
     if found is None:
         raise NotFound(f"there is no voter called {pseudonym}")
-    return found
+    return str(found["voter_id"])
 
 
 def _note(what: str, text: str) -> str:
