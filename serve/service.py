@@ -483,12 +483,14 @@ class Service:
         """How many comparisons a voter has judged: in all, since a time, and since then with those skipped."""
         return await asyncio.to_thread(self.store.judged, voter, stamp(since))
 
-    async def new_votes(self) -> tuple[int, int]:
-        """How many new rankings and ties there are, and how many start a run."""
+    async def votes_until_run(self) -> int | None:
+        """How many more rankings and ties it takes until a run starts; None while one is on."""
 
-        def work() -> tuple[int, int]:
+        def work() -> int | None:
+            if self.store.active_run() is not None:
+                return None
             wanted = schedule.current(self.store, self.settings).min_new_votes
-            return self.store.votes_since_last_run(), wanted
+            return max(0, wanted - self.store.votes_since_last_run())
 
         return await asyncio.to_thread(work)
 

@@ -321,7 +321,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def welcome(wished: Any) -> Update:
             """What a new chat begins with: how many votes it takes until it learns, and what was to be kept in mind."""
-            learns = parts.until_it_learns(*await service.new_votes())
+            learns = parts.until_it_learns(await service.votes_until_run())
             return {
                 history: gr.update(value=[], elem_classes=[], placeholder=f"{WELCOME}\n\n{learns}"),
                 system: gr.update(value=wished if isinstance(wished, str) else "", interactive=True, info=NOT_BEGUN),

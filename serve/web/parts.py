@@ -45,10 +45,11 @@ def answer(elem_id: str) -> gr.Markdown:
     )
 
 
-def until_it_learns(new: int, wanted: int) -> str:
-    """How many more votes it takes until the assistant learns: of the `wanted` there are `new` ones."""
-    missing = wanted - new
-    if missing <= 0:
+def until_it_learns(missing: int | None) -> str:
+    """How many more votes it takes until the assistant learns; None while it does."""
+    if missing is None:
+        return "It is learning from the votes so far."
+    if not missing:
         return "There are enough new votes: it is about to learn from them."
     return f"It learns after {missing} more vote{'s' * (missing > 1)}."
 

@@ -143,7 +143,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     yield {note: gr.skip()}
                     return
                 if found is None:
-                    left = vote_view.nothing_left(*await service.new_votes())
+                    left = vote_view.nothing_left(await service.votes_until_run())
                     yield await show(voter, None, f"{said} {left}".strip(), undoable)
                     return
                 if isinstance(found, Comparison):

@@ -47,10 +47,10 @@ def question(comparison: Comparison, number: int) -> str:
     return f'<span class="unseen">Question {number}: {html.escape(prompt_text(comparison.messages)[:SPOKEN])}</span>'
 
 
-def nothing_left(new_votes: int, wanted: int) -> str:
-    """What to do where all is judged."""
+def nothing_left(missing: int | None) -> str:
+    """What to do where all is judged; `missing` votes start a run."""
     return (
-        f"You have judged everything there is. {until_it_learns(new_votes, wanted)} Ask something on "
+        f"You have judged everything there is. {until_it_learns(missing)} Ask something on "
         "<a href='/'>the chat page</a>, or come back when others have shared more."
     )
 

@@ -57,10 +57,10 @@ def build(service: Service) -> gr.Blocks:
             gr.HTML(_DELETE)
 
         async def look(voter: str, count: int) -> Update:
-            me, new = await service.me(voter), await service.new_votes()
+            me, missing = await service.me(voter), await service.votes_until_run()
             return {
                 counts: you_view.counts(me),
-                votes: you_view.votes(me, count, parts.until_it_learns(*new)),
+                votes: you_view.votes(me, count, parts.until_it_learns(missing)),
                 shown: count,
                 older: gr.update(visible=you_view.has_older(me, count)),
             }
