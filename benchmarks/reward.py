@@ -157,21 +157,12 @@ def accuracy_rows(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
 
 def speed_rows(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
     """Pairs a second, from tokens to a fitted model, and memory."""
-    pace, peers = ([fit["trained_on"] / fit["seconds"] for fit in fits] for fits in (ours, theirs))
+    paces = [[fit["trained_on"] / fit["seconds"] for fit in fits] for fits in (ours, theirs)]
+    mine, peer = map(statistics.median, paces)
     memory, peers_memory = (max(fit["peak"] for fit in fits) / 1e9 for fits in (ours, theirs))
-    ratios = [a / b for a, b in zip(pace, peers, strict=True)]
+    ratios = [a / b for a, b in zip(*paces, strict=True)]
     return [
-        Row(
-            "pairs/s",
-            "pairs/s",
-            statistics.median(pace),
-            "trl",
-            statistics.median(peers),
-            None,
-            len(pace),
-            min(pace),
-            max(pace),
-        ),
+        Row("pairs/s", "pairs/s", mine, "trl", peer, None, len(ours), min(paces[0]), max(paces[0])),
         Row("pairs/s over trl's", "×", statistics.median(ratios), runs=len(ratios), low=min(ratios), high=max(ratios)),
         Row("peak memory", "GB", memory, "trl", peers_memory, peers_memory / memory, len(ours)),
     ]
@@ -181,8 +172,9 @@ def main() -> None:
     """Fit, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reward", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="comparisons in the HH format, .jsonl or .jsonl.gz")
-    parser.add_argument("--speed", action="store_true", help="seconds and memory, on the first 200 pairs")
-    parser.add_argument("--ours-alone", action="store_true", help="leave TRL out")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--speed", action="store_true", help="seconds and memory, on the first 200 pairs")
+    only.add_argument("--ours-alone", action="store_true", help="leave TRL out")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
