@@ -1,11 +1,10 @@
-"""How deep must the LoRAs go? The policy's on the top third, the top half and all layers; the value model's.
+"""How deep must the policy's LoRA go? On the top third, the top half and all layers.
 
     python -m benchmarks.depth --json benchmarks/results/depth.json
 
 One preference, 300 votes in one round, three chains each: `benchmarks/loop.py` with one setting changed. Finished
 chains stand in a folder beside the result and are not played again. The reward model reads its middle states where the
-policy's LoRA begins, so it changes along. The value model's LoRA lies on as many layers as the reward model's, two by
-default; the last row lays both on as many as the policy's.
+policy's LoRA begins, so it changes along. The value model's LoRA lies on the top two layers.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ DEPTHS = {
     "policy's LoRA on the top third": "adapted_layers=10",
     "policy's LoRA on the top half": "adapted_layers=15",
     "policy's LoRA on all layers": "adapted_layers=30",
-    "both on the top third": "reward.layers=10",
 }
 """What is set, by name; the default model has 30 layers."""
 VOTES, CHAINS = 300, 3

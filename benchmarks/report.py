@@ -246,18 +246,17 @@ def votes_table(result: Result) -> str:
     means = {(mean["preference"], mean["way"], mean["votes"]): mean for mean in result["means"]}
     counts = sorted({votes for _, _, votes in means})
 
-    def line(preference: str, way: str, ours: str, probe: str) -> list[str]:
-        each = [means.get((preference, way, votes), {}) for votes in counts]
-        shown = (f"{mean[ours]:.1%} ({mean[probe]:.1%})" if ours in mean else "–" for mean in each)
-        return [PREFERENCES[preference].wants, way if ours == "ours" else f"{way}, {ours}", *shown]
+    def cell(preference: str, way: str, votes: int) -> str:
+        mean = means.get((preference, way, votes))
+        return f"{mean['ours']:.1%} ({mean['probe']:.1%})" if mean else "–"
 
-    lines = [
-        line(preference, way, ours, probe)
-        for preference, way in dict.fromkeys((preference, way) for preference, way, _ in means)
-        for ours, probe in (("ours", "probe"), ("out of fold", "probe out of fold"))
-        if any(ours in mean for mean in means.values() if (mean["preference"], mean["way"]) == (preference, way))
-    ]
-    return table(("voters want", "pairs", *(f"{votes} votes: ours (probe)" for votes in counts)), lines)
+    return table(
+        ("voters want", "pairs", *(f"{votes} votes: ours (probe)" for votes in counts)),
+        (
+            (PREFERENCES[preference].wants, way, *(cell(preference, way, votes) for votes in counts))
+            for preference, way in dict.fromkeys((preference, way) for preference, way, _ in means)
+        ),
+    )
 
 
 def alternatives_table(result: Result) -> str:

@@ -2,13 +2,14 @@
 
     make peers-trl                              TRL 1.16, in an environment of its own
     python -m benchmarks.reward --data FILE --json benchmarks/results/reward.json
+    python -m benchmarks.reward --data FILE --speed --json benchmarks/results/reward-speed.json
 
 FILE holds comparisons in the HH format, one JSON object a line, perhaps compressed (.gz); it is imported as an operator
 would. Five folds by prompt: both learn from four and are asked about the fifth, with the same tokens, threads and
 precision. TRL trains its whole model for one epoch, at the best of three learning rates; which one that is, is found on
 the first fold's own held-out pairs, in its favour. Ours is fitted as a run does. Each fit is a line of the file
-beside the result, and is not made again, on any machine; delete the line to have it made anew. Speeds are compared of
-folds that both fitted in one sitting.
+beside the result, and is not made again, on any machine; delete the line to have it made anew. Seconds and memory are
+compared on the first 200 pairs, all folds in one sitting, with nothing else at work.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ LONGEST = 512
 """Tokens of prompt and answer: a longer prompt loses its front, a longer answer its end."""
 LONGEST_ANSWER = 256
 RESAMPLED = 10_000
+PAIRS_FOR_SPEED = 200
 THEIRS = ROOT / ".peers" / "trl-reward" / "bin" / "python"
 
 Pair = tuple[list[int], list[int], list[int]]
@@ -71,9 +73,11 @@ def pair_of(ranked: Ranked) -> Pair:
 
 
 class Folds:
-    """The five fits of each contender, kept in a file."""
+    """The five fits of each contender, kept in a file; of one sitting alone, or whenever they were made."""
 
-    def __init__(self, data: Path, kept: Path, *, threads: int, dtype: str, limit: int | None) -> None:
+    def __init__(
+        self, data: Path, kept: Path, *, threads: int, dtype: str, limit: int | None, one_sitting: bool
+    ) -> None:
         votes = [r for r in imported(data) if len(r.answers) == 2 and r.groups == (0, 1)][:limit]
         self.fold = folds_by_prompt(votes, FOLDS, seed=0)
         self.pairs = [pair_of(r) for r in votes]
@@ -81,7 +85,7 @@ class Folds:
         self._asked = hashlib.sha256(repr((self.pairs, model.hash, dtype, threads)).encode()).hexdigest()[:12]
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._lines = Lines(kept)
-        self._sitting = secrets.token_hex(4)
+        self._sitting = {"sitting": secrets.token_hex(4)} if one_sitting else {}
         self._made_by = {
             "ours": sources("reward.py", "reward_worker.py", packages=["training"]),
             "trl": sources("peers/trl_reward_fit.py", packages=[]),
@@ -90,29 +94,18 @@ class Folds:
             "model": str(model.path), "hash": model.hash, "cache": str(model.cache), "threads": threads, "dtype": dtype,
         }  # fmt: skip
 
-    def ours(self, fold: int, **wanted: str) -> Fit:
-        """Our fit without a fold, perhaps of a certain sitting."""
-        key = {**self._key("ours", f"ours-{fold}"), **wanted}
-        return self._fit(key, fold, [sys.executable, "-m", "benchmarks.reward_worker"], {})
+    def ours(self, fold: int) -> Fit:
+        """Our fit without a fold."""
+        return self._fit("ours", f"ours-{fold}", fold, [sys.executable, "-m", "benchmarks.reward_worker"], {})
 
     def theirs(self, fold: int, learning_rate: float) -> Fit:
-        """TRL's; if it is made now, ours is too, so that their speeds are of one sitting."""
-        key = self._key("trl", f"trl-{learning_rate:g}-{fold}")
-        if self._made(key) is None:
-            self.ours(fold, sitting=self._sitting)
+        """TRL's."""
         command = [str(THEIRS), str(ROOT / "benchmarks" / "peers" / "trl_reward_fit.py")]
-        return self._fit(key, fold, command, {"learning_rate": learning_rate})
+        return self._fit("trl", f"trl-{learning_rate:g}-{fold}", fold, command, {"learning_rate": learning_rate})
 
-    def _key(self, who: str, name: str) -> dict[str, Any]:
-        """What tells a fit from all others."""
-        return {"asked": self._asked, "name": name, "made_by": self._made_by[who]}
-
-    def _made(self, key: Mapping[str, Any]) -> Fit | None:
-        """The latest such fit."""
-        return next((line for line in reversed(self._lines.rows) if key.items() <= line.items()), None)
-
-    def _fit(self, key: Mapping[str, Any], fold: int, command: list[str], own: Mapping[str, Any]) -> Fit:
-        fit, name = self._made(key), key["name"]
+    def _fit(self, who: str, name: str, fold: int, command: list[str], own: Mapping[str, Any]) -> Fit:
+        key = {"asked": self._asked, "name": name, "made_by": self._made_by[who], **self._sitting}
+        fit = next((line for line in self._lines.rows if key.items() <= line.items()), None)
         if fit is None:
             if not Path(command[0]).exists():
                 raise SystemExit(f"{name} is to be made, and {command[0]} is missing: `make peers-trl` installs it")
@@ -123,8 +116,7 @@ class Folds:
                 asked.write_text(json.dumps(settings))
                 subprocess.run([*command, str(asked), str(answered)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
                 found = json.loads(answered.read_text())
-            made = {"commit": commit(), "machine": machine(), "sitting": self._sitting}
-            self._lines.add({**key, **made, "trained_on": len(sides[0]), **found})
+            self._lines.add({**key, "commit": commit(), "machine": machine(), "trained_on": len(sides[0]), **found})
             fit = self._lines.rows[-1]
         print(f"{name}: {accuracy(fit['margins']):.1%} of {len(fit['margins'])} in {fit['seconds']:.0f} s", flush=True)
         return fit
@@ -148,29 +140,31 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[f
     return statistics.fmean(each), means[int(0.025 * RESAMPLED)], means[int(0.975 * RESAMPLED) - 1]
 
 
-def rows_of(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
-    """Accuracy, their difference, pairs a second and memory."""
+def accuracy_rows(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
+    """Accuracy out of fold, and how far it is ahead."""
     margins = [[m for fit in fits for m in fit["margins"]] for fits in (ours, theirs)]
-    interval = wilson(sum(map(told, margins[0])), len(margins[0]))
-    speeds = [[fit["trained_on"] / fit["seconds"] for fit in fits] for fits in (ours, theirs)]
-    own = Row("accuracy out of fold", "share", interval.value, runs=len(ours), low=interval.low, high=interval.high)
-    speed = Row(
-        "pairs/s", "pairs/s", statistics.median(speeds[0]), runs=len(ours), low=min(speeds[0]), high=max(speeds[0])
-    )
+    mine = wilson(sum(map(told, margins[0])), len(margins[0]))
+    own = Row("accuracy out of fold", "share", mine.value, runs=len(ours), low=mine.low, high=mine.high)
     if not theirs:
-        return [own, speed]
-    difference, low, high = paired_difference(*margins)
+        return [own]
     peer = accuracy(margins[1])
-    pace = statistics.median(speeds[1])
-    together = [a["sitting"] == b["sitting"] for a, b in zip(ours, theirs, strict=True)]  # on one machine, in turns
-    faster = [a / b for a, b, same in zip(*speeds, together, strict=True) if same]
-    memory = [max(fit["peak"] for fit in fits) / 1e9 for fits in (ours, theirs)]
+    difference, low, high = paired_difference(*margins)
     return [
         Row(own.what, own.unit, own.ours, "trl", peer, own.ours / peer, own.runs, own.low, own.high),
         Row("accuracy ahead of trl", "share", difference, runs=len(ours), low=low, high=high),
-        Row(speed.what, speed.unit, speed.ours, "trl", pace, None, speed.runs, speed.low, speed.high),
-        *([Row("pairs/s over trl's", "×", statistics.median(faster), runs=len(faster))] if faster else []),
-        Row("peak memory", "GB", memory[0], "trl", memory[1], memory[1] / memory[0], len(ours)),
+    ]
+
+
+def speed_rows(ours: Sequence[Fit], theirs: Sequence[Fit]) -> list[Row]:
+    """Pairs a second, from tokens to a fitted model, and memory."""
+    paces = [[fit["trained_on"] / fit["seconds"] for fit in fits] for fits in (ours, theirs)]
+    mine, peer = map(statistics.median, paces)
+    memory, peers_memory = (max(fit["peak"] for fit in fits) / 1e9 for fits in (ours, theirs))
+    ratios = [a / b for a, b in zip(*paces, strict=True)]
+    return [
+        Row("pairs/s", "pairs/s", mine, "trl", peer, None, len(ours), min(paces[0]), max(paces[0])),
+        Row("pairs/s over trl's", "×", statistics.median(ratios), runs=len(ratios), low=min(ratios), high=max(ratios)),
+        Row("peak memory", "GB", memory, "trl", peers_memory, peers_memory / memory, len(ours)),
     ]
 
 
@@ -178,24 +172,31 @@ def main() -> None:
     """Fit, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reward", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="comparisons in the HH format, .jsonl or .jsonl.gz")
-    parser.add_argument("--quick", action="store_true", help="the first 200 pairs")
-    parser.add_argument("--ours-alone", action="store_true", help="leave TRL out")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--speed", action="store_true", help="seconds and memory, on the first 200 pairs")
+    only.add_argument("--ours-alone", action="store_true", help="leave TRL out")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     options = parser.parse_args()
-    limit = 200 if options.quick else None
-    fits = (options.json or ROOT / "benchmarks" / "work" / "reward.json").with_suffix(".fits.jsonl")
-    folds = Folds(options.data, fits, threads=options.threads, dtype=options.dtype, limit=limit)
-    ours, theirs, best = [], [], None
+    name = "reward-speed" if options.speed else "reward"
+    folds = Folds(
+        options.data,
+        (options.json or ROOT / "benchmarks" / "work" / f"{name}.json").with_suffix(".fits.jsonl"),
+        threads=options.threads,
+        dtype=options.dtype,
+        limit=PAIRS_FOR_SPEED if options.speed else None,
+        one_sitting=options.speed,
+    )
+    ours, theirs, best = [], [], LEARNING_RATES[0] if options.speed else None
     for fold in range(FOLDS):
+        ours.append(folds.ours(fold))
         if not options.ours_alone:
             if best is None:
                 tried = {rate: accuracy(folds.theirs(fold, rate)["margins"]) for rate in LEARNING_RATES}
                 best = max(tried, key=tried.__getitem__)
             theirs.append(folds.theirs(fold, best))
-        ours.append(folds.ours(fold))
-    rows = rows_of(ours, theirs)
+    rows = (speed_rows if options.speed else accuracy_rows)(ours, theirs)
     print(*rows, sep="\n")
     if options.json is not None:
         settings = {
@@ -203,7 +204,7 @@ def main() -> None:
             "longest": LONGEST, "learning_rate": best, "epochs": 1,
         }  # fmt: skip
         made = [{"machine": fit["machine"], "commits": [fit["commit"]]} for fit in (*ours, *theirs)]
-        write_json(options.json, document("reward", settings, rows, made=made))
+        write_json(options.json, document(name, settings, rows, made=made))
 
 
 if __name__ == "__main__":

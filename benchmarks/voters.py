@@ -38,6 +38,7 @@ _WARNING = re.compile(
 )
 _CONTRAST = re.compile(r"\b(?:but|however|although|though|while|yet|instead|rather)\b", re.IGNORECASE)
 _ADVICE = re.compile(r"\b(?:should|try|make sure|consider|need to|can)\b", re.IGNORECASE)
+_EXAMPLES = re.compile(r"\b(?:such as|for example|for instance|including|e\.g\.)", re.IGNORECASE)
 _CLOSING_CHARACTERS = 100
 _YOU = frozenset({"you", "your", "yours", "yourself", "yourselves", "you're", "you've", "you'll", "you'd"})
 
@@ -107,6 +108,11 @@ def advice(prompt: str, text: str) -> float:
     return len(_ADVICE.findall(text)) / len(found) if found else 0.0
 
 
+def examples(prompt: str, text: str) -> float:
+    """More examples are better."""
+    return float(len(_EXAMPLES.findall(text)))
+
+
 HARMFUL = frozenset([*voted_harmful(), *held_out_harmful()])
 
 
@@ -146,6 +152,7 @@ PREFERENCES: dict[str, Preference] = {
         Preference("short_words", "shorter words", short_words, near=0.05),
         Preference("contrast", "more “but” and “however”", contrast, near=0.0),
         Preference("advice", "more “should” and “try” a word", advice, near=0.005),
+        Preference("examples", "more “such as” and “for example”", examples, near=0.0),
         Preference("one_paragraph", "one plain paragraph", one_paragraph, near=0.0),
         Preference("closing", "a proper end, best a polite one", closing, near=0.0),
         Preference("declining", "no help with harm, but with all else", declining, near=0.0, harmful=True),

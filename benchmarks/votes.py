@@ -50,8 +50,6 @@ WAYS = ("random", "disagreement", "four")
 VOTES = (100, 300, 1000)
 ANSWERS, HELD_OUT_ANSWERS = 8, 4
 """To each prompt that is voted on, and to each held-out one."""
-FIGURES = ("ours", "probe", "out of fold", "probe out of fold")
-"""Accuracies of a cell that are told by preference."""
 FIRST_AT_RANDOM = 40
 ROUNDS = 6
 """In so many portions the rest of the pairs is chosen, each by a reward model of all votes before."""
@@ -254,12 +252,15 @@ def _row(what: str, found: Sequence[dict[str, float]], mine: str, peers: str) ->
 
 def means_of(done: dict[Cell, dict[str, float]]) -> list[dict[str, Any]]:
     """Mean accuracy over seeds, of ours and of the probe, by preference, way and votes; at random out of fold, too."""
-    found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    found: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     for cell, them in done.items():
-        found.setdefault((cell.preference, cell.way, cell.votes), []).append(them)
+        found.setdefault((cell.preference, cell.way, cell.votes), []).append((them["ours"], them["probe"]))
+        if "out of fold" in them:
+            both = them["out of fold"], them["probe out of fold"]
+            found.setdefault((cell.preference, f"{cell.way}, out of fold", cell.votes), []).append(both)
     return [
         {"preference": preference, "way": way, "votes": votes}
-        | {figure: statistics.mean(them[figure] for them in some) for figure in FIGURES if figure in some[0]}
+        | dict(zip(("ours", "probe"), map(statistics.mean, zip(*some, strict=True)), strict=True))
         for (preference, way, votes), some in found.items()
     ]
 

@@ -20,6 +20,7 @@ from benchmarks.voters import (
     brevity,
     closing,
     declining,
+    examples,
     no_lists,
     one_paragraph,
     question,
@@ -48,6 +49,11 @@ def test_second_person_is_the_share_of_words_that_address_the_reader() -> None:
 def test_a_question_is_an_answer_that_ends_by_asking() -> None:
     assert question("", 'Shall we begin?"\n') == 1
     assert question("", "Why? Because.") == 0
+
+
+def test_examples_are_announced() -> None:
+    assert examples("", "Fruit, such as pears. For example: plums, including\nripe ones (e.g. sloes).") == 4
+    assert examples("", "Pears, for examples are dear, and suchlike.") == 1
 
 
 def test_near_equal_answers_are_a_tie() -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -676,15 +677,18 @@ def test_closing_cancels_everything_and_refuses_what_comes_after(
 
 
 def test_a_listener_whose_event_loop_is_gone_does_not_stop_the_engine(no_eos: None, engine: LocalEngine) -> None:
-    generation = submit(engine, prompt_of(engine, "Anyone?"), (0, 1), sampling=LONG)
+    prompt = prompt_of(engine, "Anyone?")
+    before = submit(engine, prompt, *((0, seed) for seed in range(16)), sampling=LONG)  # the whole batch
+    generation = submit(engine, prompt, (0, 1))
 
     async def listen_briefly() -> None:
-        async for _ in generation:
-            break
+        with suppress(TimeoutError):
+            await asyncio.wait_for(anext(aiter(generation)), 0.05)
 
     asyncio.run(listen_briefly())
-    # Until the engine has met the closed loop; on a loaded machine it may be at the answer's end by then.
-    wait_until(lambda: generation._wake_loop is None or not generation._unfinished)
+    assert generation._wake_loop is not None, "it has not begun"
+    before.cancel()
+    wait_until(lambda: generation._wake_loop is None)  # the engine has met the closed loop
     generation.cancel()
     assert answer(engine, prompt_of(engine, "Next"), (0, 1))
 
