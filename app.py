@@ -4,6 +4,9 @@
     .venv/bin/python app.py train               start a training run now, and watch it
     .venv/bin/python app.py status              what serves, what is learned from, what runs
     .venv/bin/python app.py versions            all versions
+    .venv/bin/python app.py board               whether it is getting better, by blind votes
+    .venv/bin/python app.py schedule            when runs start by themselves; `schedule min_new_votes=20` changes it
+    .venv/bin/python app.py log                 who did what
     .venv/bin/python app.py promote 3           make a version serve
     .venv/bin/python app.py rollback            return to the version that served before
     .venv/bin/python app.py export --format hh  the record as JSON lines (trl, hh, kto, sft, arena)
@@ -35,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serve.errors import AdapterError, HustingsError, InvalidInput, NotFound, StartupError
-from serve.records import BASE_VERSION, STAGES
+from serve.records import BASE_VERSION, FORMATS, READINGS, STAGES, STYLES
 from serve.settings import Settings, nested
 
 if TYPE_CHECKING:  # what is slow to import is imported where it is used
@@ -48,9 +51,6 @@ if TYPE_CHECKING:  # what is slow to import is imported where it is used
     from serve.web.listener import Entrance
     from training.scheduler import Scheduler
 
-FORMATS = ("trl", "hh", "kto", "sft", "arena")
-STYLES = ("conversational", "plain")
-READINGS = ("whole", "demonstrations", "turns")
 _SETTINGS_WITHOUT_FLAG = ("operator_token", "training")
 """A token on the command line would show in the list of processes; training has `--set`."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -51,6 +51,10 @@ its texts still empty; `delta` with `candidate_id` and the `text` that is new; f
 `candidate_id` and `finish_reason`; or `error`, as below. All answers grow at one pace, so that none of them gives away
 who writes it, and a vote may come before their end. With `"stream": true`, `POST /v1/chat/completions` sends what
 OpenAI does."""
+NAMED = """## By name, with `gradio_client`
+
+`gradio_client.Client("http://localhost:7860").predict(…, api_name="/chat")` is one voter as long as it lives. Texts
+have the bounds of bodies, and what cannot be used is refused with the sentence that HTTP would answer."""
 ERRORS = """## Errors
 
 An error is `{"error": {"code", "message"}}`, and its message says what to do. With `run_active` comes the number of the
@@ -98,8 +102,8 @@ class Call:
     """In query and headers, as OpenAPI has them."""
 
 
-def page(api: Sequence[APIRouter], v1: APIRouter) -> str:
-    """The whole page, from the routers that are mounted at /api and the one at /v1."""
+def page(api: Sequence[APIRouter], v1: APIRouter, named: Sequence[Callable[..., Any]]) -> str:
+    """The whole page, from the routers that are mounted at /api, the one at /v1, and what `gradio_client` calls."""
     calls = [call for who, router in zip(WHO, api, strict=True) for call in _calls(who, "/api", router)]
     calls += _calls("voter", "/v1", v1)
     gone = {name for names in ANSWERS.values() for name in names} - {call.name for call in calls}
@@ -117,7 +121,7 @@ def page(api: Sequence[APIRouter], v1: APIRouter) -> str:
     by_name = dict(sorted(bodies.items(), key=lambda item: item[0].__name__))
     parts = [HEAD + "\n".join(rows), "## Parameters", *parameters]
     parts += ["## Bodies", *_sections(by_name, asked=True), "## Answers", *_sections(ANSWERS, asked=False)]
-    parts += [EVENTS, ERRORS + "\n".join(_errors()), HEALTH + "\n".join(_figures())]
+    parts += [EVENTS, NAMED, *map(_verb, named), ERRORS + "\n".join(_errors()), HEALTH + "\n".join(_figures())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -207,7 +211,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if schema.get("type") == "array":
-        most = f", at most {schema['maxItems']}" if "maxItems" in schema else ""
+        most = f", at most {schema['maxItems']:,}" if "maxItems" in schema else ""
         return f"list of {_kind(schema.get('items', {}))}{most}"
     if schema.get("format") == "date-time":
         return "time"
@@ -228,6 +232,14 @@ def _default(schema: Mapping[str, Any], required: bool) -> str:
         return ", required."
     default = schema.get("default")
     return "." if default in (None, [], False, "") else f", default `{default}`."
+
+
+def _verb(function: Callable[..., Any]) -> str:
+    """A named endpoint: what it takes, and what it does."""
+    hints = get_type_hints(function)
+    taken = [name for name in inspect.signature(function).parameters if name != "request"]
+    told = ", ".join(f"`{name}`: {_kind(TypeAdapter(hints[name]).json_schema())}" for name in taken)
+    return f"### `/{function.__name__}`\n\n" + (f"{told}.\n\n" if told else "") + f"{inspect.getdoc(function)}"
 
 
 def _errors() -> list[str]:
@@ -253,7 +265,8 @@ def _figures() -> list[str]:
 
 if __name__ == "__main__":
     from serve.web.api import routers
+    from serve.web.named import verbs
     from serve.web.openai_api import create_router
-    from tests.fakes import FakeTraining
 
-    PAGE.write_text(page(routers(None, FakeTraining(None), None), create_router(None)), encoding="utf-8")  # type: ignore[arg-type]
+    made = page(routers(None, None, None), create_router(None), verbs(None))  # type: ignore[arg-type]
+    PAGE.write_text(made, encoding="utf-8")

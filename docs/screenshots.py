@@ -14,16 +14,14 @@ import math
 import random
 import sqlite3
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, patch
 
-import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve.feedback.entries import NewCandidate
@@ -35,7 +33,8 @@ from serve.secrets import Secrets
 from serve.service import Service
 from serve.settings import Settings
 from serve.web.server import create_app
-from tests.fakes import FakeEngine, FakeTraining
+from tests.browser.conftest import log_in
+from tests.fakes import FakeEngine, FakeTraining, listening
 from training.config import PPOConfig
 
 IMAGES = Path(__file__).parent / "images"
@@ -345,26 +344,18 @@ def serving(*, empty: bool) -> Iterator[Site]:
     with tempfile.TemporaryDirectory() as temporary:
         clock = Clock()
         folder = DataFolder(Path(temporary) / "feedback.db")
-        store = Store.open(folder, clock=clock)
-        began = stamp(clock())
-        store.writing(lambda db: db.execute("UPDATE versions SET created = ? WHERE number = 0", (began,)))
-        registry = Registry(folder, store, base_hash=None)
-        if not empty:
-            past(store, registry, clock, folder)
-        settings = Settings(db=folder.db, compare_share=1.0)
-        service = Service(store=store, engine=None, registry=registry, settings=settings, rng=random.Random(5))
-        engine = FakeEngine(speak)
-        service.attach(engine)
-        app = create_app(service, FakeTraining(store), settings, Secrets.load_or_create(folder.secrets, TOKEN)[0])
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        yield Site(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine, store)
-        server.should_exit = True
-        thread.join(10)
-        store.close()
+        with Store.open(folder, clock=clock) as store, closing(FakeEngine(speak)) as engine:
+            began = stamp(clock())
+            store.writing(lambda db: db.execute("UPDATE versions SET created = ? WHERE number = 0", (began,)))
+            registry = Registry(folder, store, base_hash=None)
+            if not empty:
+                past(store, registry, clock, folder)
+            settings = Settings(db=folder.db, compare_share=1.0)
+            service = Service(store=store, engine=None, registry=registry, settings=settings, rng=random.Random(5))
+            service.attach(engine)
+            app = create_app(service, FakeTraining(store), settings, Secrets.load_or_create(folder.secrets, TOKEN)[0])
+            with listening(app) as url:
+                yield Site(url, engine, store)
 
 
 def walk(page: Page, site: Site) -> Iterator[str]:
@@ -410,18 +401,65 @@ def walk(page: Page, site: Site) -> Iterator[str]:
 
     page.goto(site.url + "/login")
     yield "login"
-    page.get_by_label("Operator token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
-    expect(page.locator("#glance p").first).to_be_visible()
+    log_in(page, site.url, TOKEN)
     page.wait_for_timeout(1500)
     yield "operator"
     page.get_by_role("tab", name="Data and log").click()
     expect(page.locator("#found tbody tr").first).to_be_visible()
     yield "everything"
     page.get_by_label("Holds the words").fill("coffee")
+    page.keyboard.press("Enter")
     expect(page.locator("#found tbody")).not_to_contain_text("potatoes")
     page.locator("#found summary").first.click()
     yield "data"
+
+
+def walk_rare(page: Page, site: Site) -> Iterator[str]:
+    """What people come to only now and then."""
+    page.goto(site.url)
+    page.click("#private")
+    send(page, SKY)
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+    page.click("#vote-bad")
+    expect(page.locator("#remedy")).to_be_visible()
+    yield "both-bad"
+    page.click("#write")
+    expect(page.locator("#words textarea")).to_be_focused()
+    yield "editor"
+    page.get_by_role("button", name="Cancel").click()
+    page.click("#retry")
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+    page.click("#vote-a")
+    page.locator("#history .bot").hover()
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+    page.click("#vote-b")
+    expect(page.locator("#history .branch")).to_contain_text("2 of 2")
+    yield "branches"
+    if page.locator("#side.open").count() == 0:
+        page.get_by_role("button", name="Toggle Sidebar").click()
+    page.get_by_role("button", name="How it answers").click()
+    expect(page.locator("#system textarea")).to_be_visible()
+    yield "side"
+    page.goto(site.url)
+    send(page, EGG)
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+    page.context.set_offline(True)
+    page.click("#vote-a")
+    expect(page.get_by_text("Connection to the server was lost")).to_be_visible()
+    yield "lost"
+    page.context.set_offline(False)
+
+    log_in(page, site.url, TOKEN)
+    run = site.store.active_run()
+    assert run is not None
+    error = "the trainer was killed (signal 9), most likely for want of memory; close other programs"
+    site.store.update_run(run.id, status="failed", finished=datetime.now(UTC), error=error)
+    expect(page.locator("#runs")).to_contain_text("want of memory")
+    yield "operator-failed"
+    page.evaluate("fetch('/api/logout', {method: 'POST'})")
+    expect(page.locator("#session-over")).to_contain_text("Your session is over.")
+    yield "operator-over"
 
 
 def walk_empty(page: Page, site: Site) -> Iterator[str]:
@@ -429,10 +467,18 @@ def walk_empty(page: Page, site: Site) -> Iterator[str]:
     page.goto(site.url + "/you")
     expect(page.locator("#my-votes .empty")).to_be_visible()
     yield "yours-empty"
-    page.goto(site.url + "/login")
-    page.get_by_label("Operator token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
-    expect(page.locator("#glance p").first).to_be_visible()
+    site.engine.hold = 12
+    page.goto(site.url + "/vote")
+    page.click("#private")
+    expect(page.locator("#answer-3")).to_contain_text("egg")
+    yield "rank-writing"
+    site.engine.hold = None
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
+    with patch.object(Service, "next_to_judge", AsyncMock(return_value=None)):
+        page.reload()
+        expect(page.locator("#note")).to_contain_text("everything there is")
+        yield "rank-empty"
+    log_in(page, site.url, TOKEN)
     yield "operator-empty"
     page.get_by_role("tab", name="Data and log").click()
     yield "data-empty"
@@ -440,14 +486,14 @@ def walk_empty(page: Page, site: Site) -> Iterator[str]:
 
 SHOWN = ("chat", "vote", "rank", "yours", "operator", "data")
 """The pictures of README and guides."""
-TALL = ("operator", "everything", "yours-empty", "operator-empty", "data-empty")
+TALL = ("operator", "operator-failed", "everything", "yours-empty", "operator-empty", "data-empty")
 """Taken whole, not only what fits the window."""
 
 
 def shoot(chromium: Browser, look: str, target: Path, wanted: tuple[str, ...] | None) -> None:
     """Pictures of what is wanted, or of everything."""
-    for empty, steps in ((False, walk), (True, walk_empty)):
-        if empty and wanted:
+    for empty, steps in ((False, walk), (False, walk_rare), (True, walk_empty)):
+        if wanted and steps is not walk:
             continue
         with serving(empty=empty) as site:
             context = chromium.new_context(**LOOKS[look], device_scale_factor=1.5)

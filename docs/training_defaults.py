@@ -35,7 +35,8 @@ def constant(name: str) -> str:
     module, _, attribute = name.rpartition(".")
     if not attribute.isupper():
         raise KeyError(f"docs/training.md explains {name}, which is no setting")
-    return f"fixed: {_shown(vars(importlib.import_module(f'training.{module}'))[attribute])}"
+    path = module if module.startswith("serve.") else f"training.{module}"
+    return f"fixed: {_shown(vars(importlib.import_module(path))[attribute])}"
 
 
 def fill(page: str) -> str:

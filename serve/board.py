@@ -18,6 +18,7 @@ from datetime import date
 from typing import Any
 
 from serve.feedback.entries import Ballot
+from serve.feedback.reports import gate_win_rate
 from serve.feedback.statistics import Interval, agreement, wilson, win_rate
 from serve.feedback.votes import one_of_each
 from serve.records import BASE_VERSION, Version, version_name
@@ -182,20 +183,19 @@ def _fit(outcomes: Sequence[Outcome], weights: Sequence[float], joined: Collecti
 
 def _rated(version: Version, met: Sequence[Met], over: Interval | None) -> Rated:
     number, parent = version.number, version.parent
-    wins = sum(_won(m, number, parent) == 1 for m in met) if parent is not None else 0
-    losses = sum(_won(m, number, parent) == 0 for m in met) if parent is not None else 0
-    told: dict[str, Any] = ((version.report or {}).get("gate") or {}).get("win_rate") or {}
+    got = [won for m in met if (won := _won(m, number, parent)) is not None]
+    wins, losses = got.count(1), got.count(0)
     return Rated(
         version=number,
         over_base=over,
         over_parent=win_rate(wins, losses) if wins + losses else None,
         parent=parent,
-        promised=Interval(told["value"], told["low"], told["high"]) if told.get("value") is not None else None,
+        promised=gate_win_rate(version.report),
         decided=sum(number in (m.first, m.second) and m.won != 0.5 for m in met),
     )
 
 
-def _won(meeting: Met, version: int, other: int) -> float | None:
+def _won(meeting: Met, version: int, other: int | None) -> float | None:
     """What `version` got against `other`; None where it is another meeting."""
     if (meeting.first, meeting.second) == (version, other):
         return meeting.won

@@ -17,10 +17,9 @@ from typing import Any
 import httpx
 
 from serve.errors import HustingsError
-from serve.records import Stage
+from serve.records import ACTIVE, Stage
 from serve.sockets import short_path
 
-UNFINISHED = ("queued", "running", "interrupted")
 _POLL_SECONDS = 0.5
 
 
@@ -86,10 +85,10 @@ class Client:
     async def status(self) -> Result:
         """What serves, what is learned from, what runs."""
         versions = await self.call("GET", "/api/versions")
-        runs = await self.call("GET", "/api/runs")
+        runs = await self.call("GET", "/api/runs", params={"limit": 1})
         new_votes = await self._new_votes()
         health = None if self.inline else (await self._request("GET", "/health")).json()
-        active = next((run for run in runs if run["status"] in UNFINISHED), None)
+        active = next((run for run in runs if run["status"] in ACTIVE), None)
         data = {"serving": versions["serving"], "new_votes": new_votes, "run": active, "server": health}
         lines = [
             f"serving    version {versions['serving']}",
@@ -188,7 +187,7 @@ class Client:
                 bar.set_description_str(f"run {run_id} {run['stage'] or run['status']}", refresh=False)
                 bar.set_postfix_str(_time_left(run), refresh=False)
                 bar.refresh()
-                if run["status"] not in UNFINISHED:
+                if run["status"] not in ACTIVE:
                     return run
                 await asyncio.sleep(_POLL_SECONDS)
 
@@ -219,7 +218,7 @@ def _leave_going(run_id: int) -> bool:
 
 def _time_left(run: Mapping[str, Any]) -> str:
     seconds = run.get("eta_seconds")
-    if seconds is None or run["status"] not in UNFINISHED:
+    if seconds is None or run["status"] not in ACTIVE:
         return ""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d} left"

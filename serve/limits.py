@@ -12,6 +12,10 @@ from serve.settings import Settings
 MAX_CANDIDATES = 6
 MAX_BYTES = 200_000
 """Of all messages together: what is longer is refused before it is counted in tokens."""
+MAX_MESSAGES = 1_000
+"""Of one call: each is looked up in the record, however short it is."""
+MAX_STOP = 200
+"""Characters of a text that ends an answer."""
 MAX_TOP_K = 1_000_000
 """More than any vocabulary has."""
 MAX_SEED = 2**63 - 1 - 2 * MAX_CANDIDATES
@@ -49,8 +53,8 @@ def fill_in(request: SamplingRequest | None, settings: Settings) -> Sampling:
         raise InvalidInput(f"top_p must be above 0 and at most 1, not {top_p}")
     if not 0 <= top_k <= MAX_TOP_K:
         raise InvalidInput(f"top_k must be between 0, which is off, and {MAX_TOP_K:,}, not {top_k}")
-    if len(request.stop) > 4 or not all(request.stop):
-        raise InvalidInput("stop takes up to 4 texts, none of them empty")
+    if len(request.stop) > 4 or not all(0 < len(text) <= MAX_STOP for text in request.stop):
+        raise InvalidInput(f"stop takes up to 4 texts, each of 1 to {MAX_STOP} characters")
     for text in request.stop:
         _check_unicode(text)
     return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=request.stop)

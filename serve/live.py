@@ -134,6 +134,11 @@ class LiveAnswers:
         return self._task.done()
 
     @property
+    def shown(self) -> tuple[Draft, ...]:
+        """What may be seen of the drafts."""
+        return self.drafts
+
+    @property
     def place(self) -> int:
         """Its place in line: 1 is answered next; 0 when it is being answered or has ended."""
         return self._generation.place
@@ -149,6 +154,23 @@ class LiveAnswers:
             if finished:
                 return
             await changed.wait()
+
+    async def growing(
+        self, tick: float, watched: Callable[[], bool] = lambda: True
+    ) -> AsyncIterator[tuple[Draft, ...]]:
+        """What may be seen: now, and whenever that or the place in line has changed, looked at every `tick` seconds.
+
+        The last is what there is when all is written; it ends sooner where nobody watches any more.
+        """
+        before: object = None
+        ended = False
+        while not ended and watched():
+            ended = self.done
+            now = self.place, [(draft.text, draft.finish_reason) for draft in self.shown]
+            if now != before:
+                before = now
+                yield self.shown
+            await asyncio.wait({self._task}, timeout=tick)
 
     def cancel(self, *ids: str) -> None:
         """Stop the drafts named, or all; what they have so far is kept."""
@@ -298,9 +320,8 @@ class LiveComparison(LiveAnswers):
         twins: list[tuple[Draft, FinishReason]] = []
         async for draft, reason in self._pump():
             if self._is_twin(draft, reason):
-                twins.append(
-                    (draft, reason)
-                )  # neither recorded nor ended before it is known whether it is written anew
+                # Neither recorded nor ended before it is known whether it is written anew.
+                twins.append((draft, reason))
             else:
                 await self._finish(draft, reason)
         if twins:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -17,8 +17,21 @@ Verdict = Literal["tie", "both_bad", "skip"]
 RunStatus = Literal["queued", "running", "interrupted", "succeeded", "rejected", "failed", "cancelled"]
 VersionStatus = Literal["staged", "canary", "serving", "retired", "rejected", "rolled_back"]
 Stage = Literal["sft", "reward", "ppo"]
+Format = Literal["trl", "hh", "kto", "sft", "arena"]
+"""Of datasets that come in and go out."""
+Style = Literal["conversational", "plain"]
+"""Of exports: lists of messages, or texts."""
+Reading = Literal["whole", "demonstrations", "turns"]
+"""What an import makes of its rows: what they are, demonstrations of what is ranked first, or of earlier turns too."""
 
-STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
+STAGES: tuple[Stage, ...] = get_args(Stage)
+ACTIVE: tuple[RunStatus, ...] = ("queued", "running", "interrupted")
+"""Of a run that is not over."""
+LEARNED: tuple[RunStatus, ...] = ("succeeded", "rejected")
+"""Of a run that came to its end, with or without a version."""
+FORMATS: tuple[Format, ...] = get_args(Format)
+STYLES: tuple[Style, ...] = get_args(Style)
+READINGS: tuple[Reading, ...] = get_args(Reading)
 BASE_VERSION = 0
 
 
@@ -149,6 +162,12 @@ class Run:
     """The latest value of each metric."""
     report: dict[str, Any] | None = None
     error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it was told beside the defaults, nested as in `TrainingConfig`."""
+    who: str | None = None
+    """The operator who started it."""
+    votes: int = 0
+    """How many it learns from."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,8 @@ class Version:
     report: dict[str, Any] | None = None
     sha256: str | None = None
     """Of its adapter's manifest, which holds the hashes of the files."""
+    note: str | None = None
+    """What operators wrote beside it."""
 
 
 def without_oldest(messages: Sequence[Message], dropped: int) -> tuple[Message, ...]:

@@ -29,6 +29,26 @@ WORDS = {
     "canary_deadline": "A version that is tried and still undecided waits for you after so long (90s, 15m, 24h, 7d).",
 }
 """Every setting of the schedule, and what it does."""
+LABELS = {
+    "min_new_votes": "New votes that start a run",
+    "max_interval": "Longest time without a run",
+    "promotion": "What a version does that passed",
+    "compare_share": "Comparisons with an older version",
+    "canary_share": "Comparisons with a version on trial",
+    "canary_deadline": "Longest trial",
+}
+"""What the operator page calls them."""
+_SPAN = "a span of time of at most ten years, written as 90s, 15m, 24h or 7d"
+_ALLOWED = {
+    "min_new_votes": "a whole number, 1 or more",
+    "max_interval": f"{_SPAN}, or none",
+    "promotion": "auto, canary or manual",
+    "compare_share": "a number from 0 to 1",
+    "canary_share": "a number from 0 to 1",
+    "canary_deadline": _SPAN,
+}
+CANARY_ALPHA = 0.05
+"""Chance that a canary no better or worse than the serving version is taken for one."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +86,12 @@ def change(store: Store, settings: Settings, changes: Mapping[str, str], *, who:
     Raises InvalidInput for what is unknown or out of bounds, and Conflict for what was set at the start.
     """
     before = {entry.name: entry for entry in entries(store, settings)}
+    wanted = {entry.name: entry.value for entry in before.values()} | dict(changes)
     try:
-        Schedule.model_validate({entry.name: entry.value for entry in before.values()} | dict(changes))
+        Schedule.model_validate(wanted)
     except ValidationError as error:
-        raise InvalidInput("; ".join(_sentence(dict(each)) for each in error.errors())) from None
+        wrong = (str(each["loc"][0]) for each in error.errors())
+        raise InvalidInput("; ".join(_sentence(name, wanted[name]) for name in wrong)) from None
     new = {name: value for name, value in changes.items() if value.strip() != before[name].value}
     if fixed := [name for name in new if before[name].fixed]:
         raise Conflict(
@@ -86,8 +108,7 @@ def _text(value: Any) -> str:
     return interval_text(value) if isinstance(value, timedelta) else str(value)
 
 
-def _sentence(error: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
+def _sentence(name: str, value: str) -> str:
+    if name not in WORDS:
         return f"the schedule has no setting {name!r}; it has {', '.join(WORDS)}"
-    return f"the setting {name}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{LABELS[name][0].lower()}{LABELS[name][1:]} ({name}) must be {_ALLOWED[name]}, not {value!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import random
@@ -20,6 +21,7 @@ from serve.copies import delete_copies, settle
 from serve.engine import CandidateRequest, Engine, Generation
 from serve.errors import Conflict, Forbidden, HustingsError, InvalidInput, NotFound, Unavailable
 from serve.feedback import exchange
+from serve.feedback.browsing import Search
 from serve.feedback.database import stamp
 from serve.feedback.entries import (
     Consent,
@@ -28,14 +30,14 @@ from serve.feedback.entries import (
     Exclusion,
     HeadToHead,
     ImportCounts,
+    Kind,
     MetricPoint,
     NewCandidate,
-    Promotion,
     PromptRef,
 )
-from serve.feedback.oversight import Kind, Search
 from serve.feedback.snapshot import shipped_prompts
 from serve.feedback.store import Store
+from serve.feedback.votes import Shown
 from serve.limits import (
     MAX_BYTES,
     SamplingRequest,
@@ -92,7 +94,7 @@ class Training(Protocol):
     ) -> Run:
         """Start a run. Raises RunActive, NothingToLearn, InvalidInput."""
 
-    def cancel(self, run_id: int) -> Run:
+    def cancel(self, run_id: int, *, who: str) -> Run:
         """End a run. Raises NotFound, Conflict when it is over."""
 
     def due(self) -> Due:
@@ -312,26 +314,23 @@ class Service:
     async def on_fixed_prompts(self, version: int) -> list[tuple[str, str]]:
         """A version's answers to prompts that are always the same, with the same seeds: (prompt, answer).
 
-        For operators; nothing is recorded. Raises NotFound, AdapterError, Unavailable.
+        For operators; nothing is recorded. Raises NotFound, AdapterError, Unavailable, TookTooLong.
         """
         await asyncio.to_thread(self._load, version)
         wanted = fill_in(None, self.settings)
-        asked: list[tuple[str, Generation]] = []
-        found = []
+        prompts = await asyncio.to_thread(fixed_prompts)
+        asked: list[LiveAnswers] = []
         try:
-            for seed, messages in enumerate(fixed_prompts()):
-                prompt = await self._read(messages, wanted, "disabled")
-                generation = self.engine.submit(prompt.token_ids, [CandidateRequest(version, seed)], wanted)
-                asked.append((messages[-1].content, generation))
-            for text, generation in asked:
-                (out,) = await asyncio.to_thread(generation.result, self._timeout)
-                found.append((text, out.text))
-        except TimeoutError:
-            raise Unavailable("the answers take too long; ask when fewer people wait") from None
+            for seed, messages in enumerate(prompts):
+                asked.append(await self._unrecorded(messages, wanted, {"answer": CandidateRequest(version, seed)}))
+            for live in asked:
+                await live.wait()
+                if live.error is not None:
+                    raise live.error
         finally:
-            for _, generation in asked:
-                generation.cancel()  # whoever left no longer waits for it
-        return found
+            for live in asked:
+                live.cancel()  # whoever left no longer waits for it
+        return [(messages[-1].content, live.drafts[0].text) for messages, live in zip(prompts, asked, strict=True)]
 
     async def side_by_side(
         self,
@@ -347,16 +346,13 @@ class Service:
         """
         check_seed(seed)
         wanted = fill_in(sampling, self.settings)
-        prompt = await self._read(messages, wanted, "disabled")
         for version in sorted(set(versions)):
             await asyncio.to_thread(self._load, version)
         first = self._rng.getrandbits(32) if seed is None else seed
-        requests = [CandidateRequest(version, first) for version in versions]
-        drafts = [Draft(side, None, request) for side, request in zip(("left", "right"), requests, strict=True)]
-        generation = self.engine.submit(prompt.token_ids, requests, wanted)
-        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt.token_ids), timeout=self._timeout)
-        self._follow(live, "")
-        return live
+        requests = {
+            side: CandidateRequest(version, first) for side, version in zip(("left", "right"), versions, strict=True)
+        }
+        return await self._unrecorded(messages, wanted, requests)
 
     def should_ask(self, how: Literal["always", "sometimes", "never"]) -> tuple[bool, float]:
         """Whether to ask for a vote on this turn, and the probability of asking; tossed before generation."""
@@ -367,6 +363,11 @@ class Service:
         """The comparison, while it is being written."""
         live = self._live.get(comparison_id)
         return live if live is not None and live.comparison.voter_id == voter else None
+
+    def writing_in(self, conversation_id: str) -> LiveAnswers | None:
+        """What is being written in a conversation; the newest, if there is more than one."""
+        found = (live for live in reversed(self._writing) if live.conversation_id == conversation_id and not live.done)
+        return next(found, None)
 
     # ---- judging
 
@@ -389,11 +390,17 @@ class Service:
                 self.store.add_vote, comparison_id, voter, judgement, idempotency_key=idempotency_key
             )
         shown = {draft.id: (draft.text, draft.token_ids) for draft in live.shown if draft.deltas}
+        # A vote that is on its way in stops the losers, also where its caller leaves meanwhile.
+        return await asyncio.shield(self._vote_early(live, voter, judgement, idempotency_key, shown))
+
+    async def _vote_early(
+        self, live: LiveComparison, voter: str, judgement: Judgement, idempotency_key: str | None, shown: Shown
+    ) -> VoteReceipt:
         before, live.judged = live.judged, True
         try:
             receipt = await asyncio.to_thread(
                 self.store.add_vote,
-                comparison_id,
+                live.comparison.id,
                 voter,
                 judgement,
                 idempotency_key=idempotency_key,
@@ -415,10 +422,21 @@ class Service:
         return await asyncio.to_thread(self.store.withdraw_vote, vote_id, voter)
 
     async def note_vote(
-        self, voter: str, vote_id: str, *, strength: int | None = None, reasons: Sequence[str] | None = None
+        self,
+        voter: str,
+        vote_id: str,
+        *,
+        strength: int | None = None,
+        reasons: Sequence[str] | None = None,
+        offered: Sequence[str] | None = None,
     ) -> Vote:
-        """Say afterwards how much better it was, or why. Raises NotFound, Conflict, InvalidInput."""
-        return await asyncio.to_thread(self.store.note_vote, vote_id, voter, strength=strength, reasons=reasons)
+        """Say afterwards how much better it was, or why; with `offered`, reasons that are not among those stay.
+
+        Raises NotFound, Conflict, InvalidInput.
+        """
+        return await asyncio.to_thread(
+            self.store.note_vote, vote_id, voter, strength=strength, reasons=reasons, offered=offered
+        )
 
     async def demonstrate(
         self,
@@ -449,6 +467,10 @@ class Service:
             comparison_id=comparison_id,
         )
 
+    async def withdraw_demonstration(self, voter: str, demonstration_id: str) -> None:
+        """Take back what a voter wrote; a talk that went on with it keeps it as its history. Raises NotFound."""
+        await asyncio.to_thread(self.store.withdraw_demonstration, demonstration_id, voter)
+
     async def next_in_queue(self, voter: str) -> Comparison | None:
         """A comparison that this voter has not judged, also while it is being written."""
         found = await asyncio.to_thread(self.store.next_in_queue, voter)
@@ -471,7 +493,7 @@ class Service:
         if found is not None:
             return self.live(found.id, voter) or found
         asked = await asyncio.to_thread(self.store.shipped_asked, voter)
-        fresh = [messages for messages in shipped_prompts() if messages[-1].content not in asked]
+        fresh = [messages for messages in await asyncio.to_thread(shipped) if messages[-1].content not in asked]
         if not fresh:
             return None
         doubts = await asyncio.to_thread(self.store.doubts_of_shipped)
@@ -483,14 +505,24 @@ class Service:
         """How many comparisons a voter has judged: in all, since a time, and since then with those skipped."""
         return await asyncio.to_thread(self.store.judged, voter, stamp(since))
 
-    async def votes_until_run(self) -> int | None:
-        """How many more rankings and ties it takes until a run starts; None while one is on."""
+    async def judged_in_queue(self, voter: str, since: datetime) -> Comparison | None:
+        """What a voter judged last in the queue, if it was since then and the vote stands."""
+        return await asyncio.to_thread(self.store.judged_in_queue, voter, stamp(since))
 
-        def work() -> int | None:
-            if self.store.active_run() is not None:
-                return None
-            wanted = schedule.current(self.store, self.settings).min_new_votes
-            return max(0, wanted - self.store.votes_since_last_run())
+    async def left_to_judge(self, voter: str) -> int:
+        """How many pairs and shipped prompts a voter was not shown yet."""
+
+        def work() -> int:
+            asked = self.store.shipped_asked(voter)
+            return self.store.unseen_pairs(voter) + sum(messages[-1].content not in asked for messages in shipped())
+
+        return await asyncio.to_thread(work)
+
+    async def next_run(self, training: Training) -> Due | None:
+        """How far the next run by schedule is; None while one is on."""
+
+        def work() -> Due | None:
+            return None if self.store.active_run() is not None else training.due()
 
         return await asyncio.to_thread(work)
 
@@ -582,12 +614,14 @@ class Service:
         """A page of standing votes, newest first, and where the next one begins."""
         return await asyncio.to_thread(self.store.find_votes, search, before=before)
 
-    async def find_demonstrations(self, *, before: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
+    async def find_demonstrations(
+        self, search: Search, *, before: int | None = None
+    ) -> tuple[list[dict[str, Any]], int | None]:
         """A page of demonstrations, likewise."""
-        return await asyncio.to_thread(self.store.find_demonstrations, before=before)
+        return await asyncio.to_thread(self.store.find_demonstrations, search, before=before)
 
     async def leave_out(
-        self, *, voter: str | None = None, vote: str | None = None, kind: Kind, reason: str, who: str
+        self, *, voter: int | None = None, vote: str | None = None, kind: Kind, reason: str, who: str
     ) -> Exclusion:
         """Flag or exclude a vote or a voter. Raises InvalidInput, NotFound, Conflict."""
         return await asyncio.to_thread(self.store.leave_out, voter=voter, vote=vote, kind=kind, reason=reason, who=who)
@@ -643,17 +677,13 @@ class Service:
         """All versions."""
         return await asyncio.to_thread(self.store.versions)
 
-    async def promotions(self) -> list[Promotion]:
-        """Who made which version serve, when and why."""
-        return await asyncio.to_thread(self.store.promotions)
-
     async def promote(self, version: int, *, who: str, why: str) -> int:
         """Make a version serve, without a restart. Raises NotFound, AdapterError, Conflict, Unavailable."""
         return await asyncio.to_thread(self.promote_now, version, who, why)
 
-    async def rollback(self, *, who: str, why: str) -> int:
-        """Return to the version that served before. Raises as `promote`."""
-        return await asyncio.to_thread(self.rollback_now, who, why)
+    async def rollback(self, *, who: str, why: str, to: int | None = None) -> int:
+        """Return to the version that served before. Raises as `promote`; Conflict where `to` is another by now."""
+        return await asyncio.to_thread(self.rollback_now, who, why, to)
 
     def promote_now(self, version: int, who: str, why: str) -> int:
         """`promote` from any thread, blocking: the scheduler calls it.
@@ -673,11 +703,13 @@ class Service:
             self.engine.serve(version)
             return version
 
-    def rollback_now(self, who: str, why: str) -> int:
+    def rollback_now(self, who: str, why: str, to: int | None = None) -> int:
         """`rollback` from any thread, blocking. It supersedes the promotions that wait."""
         self._latest = object()
         with self._switching:
             previous = self.store.previous_serving()
+            if to not in (None, previous):
+                raise Conflict("something else serves by now; look again at what a rollback would return to")
             if previous is not None:  # otherwise the registry says what is wrong
                 self._load(previous)
             version = self._registry_or_refuse().rollback(who, why).number
@@ -686,25 +718,25 @@ class Service:
 
     # ---- runs and datasets
 
-    async def runs(self) -> list[Run]:
-        """All runs, newest first."""
-        return await asyncio.to_thread(self.store.runs, limit=None)
+    async def runs(self, limit: int | None = None) -> list[Run]:
+        """All runs, or so many, newest first."""
+        return await asyncio.to_thread(self.store.runs, limit)
 
     async def run(self, run_id: int) -> Run:
         """A run. Raises NotFound."""
         return await asyncio.to_thread(self.store.run, run_id)
 
-    async def run_metrics(self, run_id: int, name: str | None = None) -> list[MetricPoint]:
+    async def run_metrics(self, run_id: int) -> list[MetricPoint]:
         """The curves of a run."""
-        return await asyncio.to_thread(self.store.run_metrics, run_id, name)
+        return await asyncio.to_thread(self.store.run_metrics, run_id)
 
     def export(self, format: str, style: str = "conversational") -> Iterator[str]:
         """The record as JSON lines. Raises InvalidInput for a format that there is not."""
         return exchange.export(self.store, format, style)
 
-    async def import_lines(self, lines: bytes, format: str, reading: str) -> ImportCounts:
+    async def import_lines(self, lines: bytes, format: str, reading: str, *, who: str) -> ImportCounts:
         """Take JSON lines in, all or none; returns counts. Raises InvalidInput with the line, Conflict on a repeat."""
-        return await asyncio.to_thread(exchange.import_lines, self.store, lines, format, reading)
+        return await asyncio.to_thread(exchange.import_lines, self.store, lines, format, reading, who=who)
 
     # ---- inside
 
@@ -842,16 +874,34 @@ class Service:
                 seed=draft.request.seed,
             )
 
+    async def _unrecorded(
+        self, messages: Sequence[Message], sampling: Sampling, requests: Mapping[str, CandidateRequest]
+    ) -> LiveAnswers:
+        """An operator's question, answered as asked for; the drafts' ids are the keys of `requests`."""
+        prompt = await self._read(messages, sampling, "disabled")
+        drafts = [Draft(name, None, request) for name, request in requests.items()]
+        generation = self.engine.submit(prompt.token_ids, list(requests.values()), sampling)
+        live = LiveAnswers(drafts, generation, self._record, prompt_tokens=len(prompt.token_ids), timeout=self._timeout)
+        self._follow(live, "")
+        return live
+
     def _follow(self, live: LiveAnswers, voter: str) -> None:
         """Keep hold of it until it is recorded."""
         self._writing[live] = voter
         live.when_done(lambda: self._writing.pop(live))
 
 
-def fixed_prompts() -> list[tuple[Message, ...]]:
+@functools.cache
+def shipped() -> tuple[tuple[Message, ...], ...]:
+    """The prompts that the project ships."""
+    return tuple(shipped_prompts())
+
+
+@functools.cache
+def fixed_prompts() -> tuple[tuple[Message, ...], ...]:
     """Some of the shipped prompts, always the same: those whose hashes come first."""
 
     def order(messages: tuple[Message, ...]) -> str:
         return hashlib.sha256(messages[-1].content.encode()).hexdigest()
 
-    return sorted(shipped_prompts(), key=order)[:FIXED]
+    return tuple(sorted(shipped(), key=order)[:FIXED])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,11 @@ class FakeTraining:
         self.asked.append({"stages": stages, "settings": settings, "force": force, "who": who})
         if self.store.standing_votes() == 0 and not force:
             raise NothingToLearn("no votes yet: 50 are missing")
-        return self.store.create_run("operator", stages or STAGES, dict(settings or {}))
+        return self.store.create_run("operator", stages or STAGES, dict(settings or {}), who=who)
 
-    def cancel(self, run_id: int) -> Run:
+    def cancel(self, run_id: int, *, who: str) -> Run:
         """It never began."""
-        return self.store.update_run(run_id, status="cancelled")
+        return self.store.update_run(run_id, who=who, status="cancelled")
 
     def settings(self) -> list[SettingInfo]:
         """Two."""
@@ -151,7 +152,8 @@ class FakeTraining:
 
     def due(self) -> Due:
         """By votes alone."""
-        return Due(self.store.votes_since_last_run(), 50, None, None)
+        new = self.store.votes_since_last_run()
+        return Due(new, 50, None, datetime.now(UTC) if new >= 50 else None)
 
 
 class FakeGeneration:
@@ -277,15 +279,17 @@ class Web:
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
-    """Serve on a free port of the loopback, from a thread; yields the address."""
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=3)
+def listening(app: ASGIApp, port: int = 0) -> Iterator[str]:
+    """Serve on a port of the loopback (0: a free one), from a thread; yields the address."""
+    config = uvicorn.Config(app, port=port, log_level="error", lifespan="on", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from serve.web.api import plain
+from serve.limits import MAX_MESSAGES, MAX_STOP
+from serve.web.api import plain, routers
 from serve.web.limits import BODY_BYTES, IMPORT_BYTES
 from tests.fakes import FakeEngine, Web, listening, publish
 from training.config import TrainingConfig
@@ -163,6 +168,9 @@ def test_a_comparison_is_found_by_its_voter_alone(voter: TestClient, other: Test
         {**ASK, "top_k": -1},
         {**ASK, "top_k": 2**40},
         {**ASK, "stop": [""]},
+        {**ASK, "stop": "x" * (MAX_STOP + 1)},
+        {**ASK, "conversation_id": "x" * 101},
+        {"messages": ASK["messages"] * (MAX_MESSAGES + 1), "truncation": "auto"},
         {**ASK, "max_tokens": 0},
         {**ASK, "seed": -1},
         {**ASK, "seed": 2**70},
@@ -328,6 +336,17 @@ def test_a_demonstration_is_kept(web: Web, voter: TestClient) -> None:
     assert response.json()["id"]
     assert web.store.demonstrations_count() == 1
     assert code(voter.post("/api/demonstrations", json={**ASK, "answer": " "}), 422) == "invalid_input"
+    many = {"messages": ASK["messages"] * (MAX_MESSAGES + 1), "answer": "x"}
+    assert code(voter.post("/api/demonstrations", json=many), 422) == "invalid_input"
+
+
+def test_a_demonstration_is_taken_back_by_whoever_wrote_it(web: Web, voter: TestClient, other: TestClient) -> None:
+    key = voter.post("/api/demonstrations", json={**ASK, "answer": "Water scatters light."}).json()["id"]
+    assert code(other.delete(f"/api/demonstrations/{key}"), 404) == "not_found"
+    assert web.store.demonstrations_count() == 1
+    assert voter.delete(f"/api/demonstrations/{key}").status_code == 204
+    assert voter.get("/api/me").json()["demonstrations"] == []
+    assert code(voter.delete(f"/api/demonstrations/{key}"), 404) == "not_found"
 
 
 def test_a_voter_is_forgotten_on_request(voter: TestClient) -> None:
@@ -493,30 +512,14 @@ def test_a_failure_in_a_stream_is_an_event(web: Web, voter: TestClient) -> None:
 # Operators
 
 
-OPERATOR_CALLS = [
-    ("POST", "/api/runs"),
-    ("GET", "/api/runs"),
-    ("GET", "/api/runs/1"),
-    ("POST", "/api/runs/1/cancel"),
-    ("GET", "/api/versions"),
-    ("POST", "/api/versions/0/promote"),
-    ("POST", "/api/rollback"),
-    ("GET", "/api/export?format=trl"),
-    ("POST", "/api/import?format=trl"),
-    ("GET", "/api/runs/1/log"),
-    ("GET", "/api/settings"),
-    ("GET", "/api/schedule"),
-    ("PATCH", "/api/schedule"),
-    ("GET", "/api/board"),
-    ("GET", "/api/votes"),
-    ("GET", "/api/exclusions"),
-    ("POST", "/api/exclusions"),
-    ("DELETE", "/api/exclusions/x"),
-    ("GET", "/api/log"),
-    ("PUT", "/api/versions/0/note"),
-    ("GET", "/api/versions/0/adapter"),
-    ("GET", "/metrics"),
-]
+def operators_calls() -> list[tuple[str, str]]:
+    """Method and path of each, as the application has them."""
+    _, _, operators, _ = routers(None, None, None)  # type: ignore[arg-type]
+    routes = [route for route in operators.routes if isinstance(route, APIRoute)]
+    return [(method, f"/api{re.sub('{.*?}', '1', route.path)}") for route in routes for method in route.methods or ()]
+
+
+OPERATOR_CALLS = [*operators_calls(), ("GET", "/metrics")]
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATOR_CALLS)
@@ -566,6 +569,8 @@ def test_all_runs_are_listed_and_counted(web: Web, operator: TestClient) -> None
         web.store.create_run("operator", ["ppo"], {})
         web.store.update_run(number, status="cancelled")
     assert len(operator.get("/api/runs").json()) == 102
+    assert [run["id"] for run in operator.get("/api/runs", params={"limit": 2}).json()] == [102, 101]
+    assert code(operator.get("/api/runs", params={"limit": 0}), 422) == "invalid_input"
     assert 'hustings_runs{status="cancelled"} 102.0' in operator.get("/metrics").text
 
 
@@ -603,8 +608,8 @@ def test_versions_are_promoted_and_rolled_back(web: Web, operator: TestClient, t
     listed = operator.get("/api/versions").json()
     assert listed["serving"] == 1
     assert {version["version"]: version["status"] for version in listed["versions"]} == {0: "retired", 1: "serving"}
-    kept = {"version", "status", "run", "parent", "created", "report"}
-    assert kept | {"note", "excluded_votes"} == set(listed["versions"][0])
+    kept = {"version", "status", "run", "parent", "created", "note", "report"}
+    assert kept | {"excluded_votes"} == set(listed["versions"][0])
     assert operator.post("/api/rollback", json={"why": "too terse"}).json() == {"serving": 0}
     assert web.store.promotions()[0].why == "too terse"
     assert code(operator.post("/api/versions/7/promote"), 404) == "not_found"
@@ -631,6 +636,28 @@ def test_a_bad_line_is_named_and_nothing_is_imported(web: Web, operator: TestCli
     assert "line 2" in response.json()["error"]["message"]
     assert "line 2" in operator.post("/api/import?format=sft", content=good.encode() + b"\n\xff").text
     assert web.store.demonstrations_count() == 0
+
+
+def test_an_upload_that_is_cut_off_imports_nothing_and_is_no_fault_of_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    web = Web(tmp_path)
+    row = json.dumps({"messages": [*ASK["messages"], {"role": "assistant", "content": "So."}]}).encode() + b"\n"
+    head = f"POST /api/import?format=sft HTTP/1.1\r\nHost: x\r\nContent-Length: {2 * len(row)}\r\n"
+    with listening(web.app) as address:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)
+        try:
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as line:
+                line.sendall(f"{head}Authorization: Bearer letmein\r\n\r\n".encode() + row)
+            deadline = time.monotonic() + 10
+            while 'hustings_http_responses_total{status="400"} 1.0' not in httpx.get(f"{address}/metrics").text:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+        assert web.store.demonstrations_count() == 0
+    web.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_unknown_formats_are_refused(operator: TestClient) -> None:
@@ -745,6 +772,14 @@ def test_many_requests_at_once_are_all_answered(tmp_path: Path) -> None:
     assert statuses == [201] * 16
     assert web.store.standing_votes() == 16
     web.close()
+
+
+def test_a_server_of_a_test_is_stopped_when_the_test_fails(web: Web) -> None:
+    with pytest.raises(ZeroDivisionError), listening(web.app) as address:
+        assert httpx.get(f"{address}/health").status_code == 200
+        _ = 1 / 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health")
 
 
 def test_what_json_cannot_hold_becomes_null() -> None:

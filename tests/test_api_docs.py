@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 from docs.api import HEALTH, PAGE, page
 from serve.limits import MAX_BYTES
 from serve.web.api import comparison_json, routers, version_json
+from serve.web.named import verbs
 from serve.web.openai_api import create_router
-from tests.fakes import FakeTraining, Web
+from tests.fakes import Web
 
 OPERATOR = {"Authorization": "Bearer letmein"}
 ASK = {"messages": [{"role": "user", "content": "Why is the sea blue?"}]}
@@ -21,7 +22,7 @@ ASK = {"messages": [{"role": "user", "content": "Why is the sea blue?"}]}
 
 @pytest.fixture(scope="module")
 def made() -> str:
-    return page(routers(None, FakeTraining(None), None), create_router(None))  # type: ignore[arg-type]
+    return page(routers(None, None, None), create_router(None), verbs(None))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -53,6 +54,10 @@ def test_the_page_is_made_from_the_code(made: str) -> None:
         "- `top_logprobs`: `0`. Those of other tokens are not told.",
         "- `revealed`: object of integer. Candidate id → version.",
         "- `rated`: list of Rated.",
+        "- `messages`: list of MessageBody, at most 1,000, required. The last one is the user's.",
+        "- `conversation_id`: string (≤ 100 characters).",
+        "- `ranking`: list of list of string (≤ 100 characters), at most 6.",
+        "`comparison_id`: string, `judgement`: string or list of list of string.",
         "| 409 | `already_voted` | A comparison takes one standing vote. |",
         "- `hustings_tokens_total`: Tokens generated.",
     ],
@@ -68,7 +73,7 @@ def test_answers_that_have_no_class_hold_what_is_said_of_them(client: TestClient
     for held, words in (
         (client.get(f"/api/comparisons/{key}").json(), inspect.getdoc(comparison_json)),
         (
-            {name: told for name, told in versions[0].items() if name not in ("note", "excluded_votes")},
+            {name: told for name, told in versions[0].items() if name != "excluded_votes"},
             inspect.getdoc(version_json),
         ),
         (client.get("/health").json(), HEALTH),

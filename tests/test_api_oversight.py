@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from serve.web.listener import LocalOperator
 from tests.fakes import Web, publish
 from tests.test_api import code, compared, operator, other, ranking, voter, web
 
@@ -39,9 +40,23 @@ def test_votes_are_found_and_excluded_with_a_reason_and_lifted(
     assert operator.delete(f"/api/exclusions/{made.json()['id']}").status_code == 204
     assert web.store.standing_votes() == 1
     assert [deed["what"] for deed in operator.get("/api/log").json()] == [
-        f"lifted the exclusion of vote {vote}",
-        f"excluded vote {vote}: a slip",
+        f"lifted the exclusion of vote {vote} of voter-1",
+        f"excluded vote {vote} of voter-1: a slip",
     ]
+
+
+def test_the_author_of_a_shared_prompt_is_found_and_excluded(
+    web: Web, voter: TestClient, other: TestClient, operator: TestClient
+) -> None:
+    compared(voter, share=True)
+    pair = other.get("/api/queue/next").json()
+    other.post(f"/api/comparisons/{pair['id']}/vote", json={"verdict": "both_bad"})
+    (found,) = operator.get("/api/votes", params={"asked_by": "voter-1"}).json()["votes"]
+    assert (found["voter"], found["asked_by"]) == ("voter-2", "voter-1")
+    made = operator.post("/api/exclusions", json={"voter": found["asked_by"], "reason": "spam"}).json()
+    assert (made["voter"], made["vote"], made["prompt"]) == ("voter-1", None, None)
+    assert web.store.next_in_queue("somebody else") is None
+    assert operator.get("/api/votes", params={"asked_by": 2}).json()["votes"] == []
 
 
 def test_demonstrations_are_listed(voter: TestClient, operator: TestClient) -> None:
@@ -49,7 +64,11 @@ def test_demonstrations_are_listed(voter: TestClient, operator: TestClient) -> N
     voter.post("/api/demonstrations", json=asked)
     (shown,) = operator.get("/api/demonstrations").json()["demonstrations"]
     assert (shown["voter"], shown["source"], shown["messages"]) == ("voter-1", "voter", asked["messages"])
-    assert operator.get("/api/demonstrations", params={"before": 1}).json() == {"demonstrations": [], "before": None}
+    none: dict[str, object] = {"demonstrations": [], "before": None}
+    for other_ones in ({"before": 1}, {"voter": 2}, {"text": "Bye"}, {"until": "2020-01-31"}, {"left_out": True}):
+        assert operator.get("/api/demonstrations", params=other_ones).json() == none
+    found = operator.get("/api/demonstrations", params={"voter": "voter-1", "text": "hello"}).json()
+    assert [one["answer"] for one in found["demonstrations"]] == ["Hello."]
 
 
 def test_a_dataset_comes_in_once(web: Web, operator: TestClient) -> None:
@@ -112,26 +131,6 @@ def test_the_board_is_json(voter: TestClient, operator: TestClient) -> None:
     assert list(operator.get("/api/board").json()["votes_by_day"].values()) == [1]
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/api/votes"),
-        ("GET", "/api/demonstrations"),
-        ("GET", "/api/exclusions"),
-        ("POST", "/api/exclusions"),
-        ("DELETE", "/api/exclusions/x"),
-        ("GET", "/api/log"),
-        ("GET", "/api/board"),
-        ("GET", "/api/settings"),
-        ("GET", "/api/runs/1/log"),
-        ("GET", "/api/versions/1/adapter"),
-        ("PUT", "/api/versions/1/note"),
-    ],
-)
-def test_all_of_it_is_for_operators(voter: TestClient, method: str, path: str) -> None:
-    assert code(voter.request(method, path), 401) == "unauthorized"
-
-
 def test_a_voter_takes_everything_home_and_chooses_to_share(voter: TestClient) -> None:
     voted(voter)
     mine = voter.get("/api/me/download")
@@ -150,7 +149,7 @@ def test_the_schedule_is_changed_while_the_server_runs(web: Web, operator: TestC
     assert (held["min_new_votes"], held["promotion"]) == ("20", "manual")
     refused = operator.patch("/api/schedule", json={"min_new_votes": 0})
     assert code(refused, 422) == "invalid_input"
-    assert "the setting min_new_votes: Input should be greater" in refused.text
+    assert "new votes that start a run (min_new_votes) must be a whole number, 1 or more" in refused.text
     assert code(operator.patch("/api/schedule", json={"compare_share": 1}), 409) == "conflict"  # set at the start
 
 
@@ -161,8 +160,39 @@ def test_what_operators_take_away_and_when_they_came_is_logged(web: Web, operato
     operator.get("/api/export", params={"format": "none such"})
     operator.post("/api/login", json={"token": "letmein"})
     operator.post("/api/login", json={"token": "wrong"})
+    operator.post("/api/logout")
     assert [deed["what"] for deed in operator.get("/api/log").json()] == [
+        "logged out",
+        "tried to log in with a wrong token",
         "logged in",
         "exported trl",
         "downloaded version 1",
+    ]
+
+
+def test_the_log_tells_by_which_door_an_operator_came(web: Web, operator: TestClient) -> None:
+    page = TestClient(web.app, follow_redirects=False)
+    page.post("/login", data={"token": "wrong"})
+    page.post("/login", data={"token": "letmein"})
+    for client in (operator, page, TestClient(LocalOperator(web.app))):
+        assert client.get("/api/export", params={"format": "trl"}).status_code == 200
+    assert [(deed["who"], deed["what"]) for deed in operator.get("/api/log").json()] == [
+        ("command line", "exported trl"),
+        ("operator page", "exported trl"),
+        ("operator", "exported trl"),
+        ("operator page", "logged in"),
+        ("somebody", "tried to log in with a wrong token"),
+    ]
+
+
+def test_starting_cancelling_and_importing_are_logged_once(web: Web, operator: TestClient) -> None:
+    run = operator.post("/api/runs", json={"force": True}).json()["id"]
+    operator.post(f"/api/runs/{run}/cancel")
+    operator.post(
+        "/api/import?format=trl", content=json.dumps({"prompt": "Hi?", "chosen": "Hello.", "rejected": "No."})
+    )
+    assert [(deed["who"], deed["what"]) for deed in operator.get("/api/log").json()] == [
+        ("operator", "imported trl (votes: 1, demonstrations: 0)"),
+        ("operator", f"cancelled run {run}"),
+        ("operator", f"started run {run}"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -84,7 +85,10 @@ def test_the_board_answers_at_a_glance() -> None:
     assert "nothing has been learned yet" in made([], serving=0).verdicts[0]
     assert "nobody knows" in made([]).verdicts[0]
     won = votes(40, 5, versions=(2, 0))
-    assert made(won).verdicts == ("Version 2 is better than the base: " + made(won).verdicts[0].partition(": ")[2],)
+    (said,) = made(won).verdicts
+    assert re.fullmatch(
+        r"Version 2 is better than the base: it wins \d\d% of decided blind votes \(\d\d% to \d\d%\)\.", said
+    )
     assert "Roll back." in made(votes(5, 40, versions=(2, 0))).verdicts[0]
     unsure = made(votes(6, 4, versions=(2, 0))).verdicts[0]
     assert "may still be chance" in unsure and "more votes would tell" in unsure
@@ -97,6 +101,13 @@ def test_a_promise_that_people_do_not_confirm_is_told() -> None:
     broken = made([*votes(10, 20, versions=(2, 1)), *votes(40, 5, start=50)])
     assert "learned to please the reward model" in broken.verdicts[1]
     assert verdicts(None) == made([], serving=0).verdicts
+
+
+def test_a_version_of_which_no_reward_model_was_asked_has_no_promise() -> None:
+    report = {"gate": {"win_rate": {"value": 0.5, "low": 0.0, "high": 1.0, "prompts": 0}}}
+    alone = [VERSIONS[0], Version(1, "serving", NOW, parent=0, report=report)]
+    found = board(votes(14, 6), alone, 1)
+    assert found.rated[1].promised is None and len(found.verdicts) == 1
 
 
 def test_biases_and_agreement_are_counted() -> None:

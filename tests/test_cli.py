@@ -84,7 +84,7 @@ def test_the_schedule_is_shown_and_changed(folder: DataFolder, capsys: pytest.Ca
     assert run(folder, "schedule") == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ["min_new_votes", "20"]
     assert run(folder, "schedule", "min_new_votes=0") == 1
-    assert "min_new_votes: Input should be greater than or equal to 1" in capsys.readouterr().err
+    assert "(min_new_votes) must be a whole number, 1 or more, not '0'" in capsys.readouterr().err
     assert run(folder, "log") == 0
     assert "set min_new_votes to 20, max_interval to 2h" in capsys.readouterr().out
     assert run(folder, "schedule", "promotion=manual") == 0
@@ -428,6 +428,22 @@ def test_status_says_when_the_model_is_still_loading() -> None:
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(loading), base_url="http://test")
     assert "server     the model is still loading" in asyncio.run(Client(http).status()).text
+
+
+def test_status_asks_for_the_newest_run_alone() -> None:
+    asked: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/metrics":
+            return httpx.Response(200, text="hustings_new_votes 3.0\n")
+        if request.url.path == "/api/runs":
+            asked.append(request.url.params.get("limit"))
+            return httpx.Response(200, json=[run_json()])
+        return httpx.Response(200, json={"serving": 0})
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://test")
+    assert "run        7 running, ppo, 40%" in asyncio.run(Client(http, inline=True).status()).text
+    assert asked == ["1"]
 
 
 # ── watching a run ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ from serve.errors import (
     InvalidInput,
     NotFound,
 )
+from serve.feedback.database import stamp
 from serve.feedback.store import NewCandidate, Store
 from serve.records import Judgement, Sampling
 from tests.scenes import (
@@ -173,7 +174,7 @@ def test_prompts_of_an_excluded_voter_wait_in_nobodys_queue(store: Store) -> Non
         compare(store, "anna", prompt, share=True)
     waiting = store.next_in_queue("ben")
     assert waiting is not None and store.open_in_queue("ben") == waiting
-    out = store.leave_out(voter="voter-1", kind="exclude", reason="spam", who="ada")
+    out = store.leave_out(voter=1, kind="exclude", reason="spam", who="ada")
     assert store.open_in_queue("ben") is store.next_in_queue("ben") is store.next_in_queue("carl") is None
     assert store.undoubted(1, 10) == []
     store.lift(out.id, who="ada")
@@ -263,6 +264,34 @@ def test_the_last_word_of_a_talk_is_known_until_something_is_said_after_it(store
     assert store.judged_last("anna", talk) is not None
     store.add_demonstration("anna", comparison.messages, "It is the light.", conversation_id=talk)
     assert store.judged_last("anna", talk) is None, "the talk goes on with other words"
+
+
+def test_what_was_judged_last_in_the_queue_is_known_while_that_vote_stands_and_is_new(
+    store: Store, clock: Clock
+) -> None:
+    compare(store, "anna", share=True)
+    own = compare(store, "ben", "My own?")
+    waiting = store.next_in_queue("ben")
+    assert waiting is not None
+    before = stamp(clock())
+    assert store.judged_in_queue("ben", before) is None
+    receipt = prefer(store, waiting, 0)
+    prefer(store, own, 0)  # in a talk
+    found = store.judged_in_queue("ben", before)
+    assert found is not None and found.id == waiting.id
+    assert found.vote is not None and found.vote.id == receipt.id
+    assert store.judged_in_queue("anna", before) is None
+    assert store.judged_in_queue("ben", stamp(clock())) is None, "that was before"
+    store.withdraw_vote(receipt.id, "ben")
+    assert store.judged_in_queue("ben", before) is None
+
+
+def test_the_queue_counts_the_pairs_that_were_not_shown_yet(store: Store) -> None:
+    compare(store, "anna", texts=("One.", "Two.", "Three."), share=True)
+    assert (store.unseen_pairs("anna"), store.unseen_pairs("ben")) == (0, 3)
+    assert store.next_in_queue("ben") is not None
+    assert store.next_in_queue("carl") is not None  # the same answers once more
+    assert store.unseen_pairs("ben") == 2
 
 
 def test_a_pair_is_shown_again_with_sides_swapped_once_and_is_no_evidence(store: Store) -> None:

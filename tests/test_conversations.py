@@ -98,7 +98,7 @@ def test_a_list_says_how_many_votes_go_with_a_conversation(store: Store) -> None
     say(store, skipped, "skip")
     preferred = compare(store, prompt="And snow?", conversation_id=comparison.conversation_id)
     prefer(store, preferred, 0)
-    store.leave_out(voter="voter-1", kind="exclude", reason="A bot.", who="ada")
+    store.leave_out(voter=1, kind="exclude", reason="A bot.", who="ada")
     assert store.conversations("anna")[0].votes == 2, "excluded ones go, too; a skip says nothing"
     store.delete_conversation(comparison.conversation_id, "anna")
     with store.reading() as db:

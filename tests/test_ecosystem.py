@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from serve.feedback.exchange import FORMATS, STYLES, export, import_lines
+from serve.feedback.exchange import export, import_lines
 from serve.feedback.store import Store
+from serve.records import FORMATS, STYLES
 from tests.scenes import assistant, compare, prefer, say, user
 
 TRL = Path(__file__).parents[1] / ".peers" / "trl-reward" / "bin" / "python"

@@ -13,10 +13,10 @@ import pytest
 from serve.errors import Conflict, InvalidInput
 from serve.feedback.ballots import ballots
 from serve.feedback.entries import Ballot, ImportCounts
-from serve.feedback.exchange import FORMATS, STYLES, export, import_lines
+from serve.feedback.exchange import export, import_lines
 from serve.feedback.store import Store
 from serve.folder import DataFolder
-from serve.records import Message
+from serve.records import FORMATS, STYLES, Message
 from tests.scenes import Clock, add_versions, assistant, compare, prefer, ranking, say, user
 
 

@@ -123,10 +123,12 @@ def test_pages_and_calls_hand_out_the_cookie(client: TestClient, path: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/assets/app.js", "/gradio_api/queue/join", "/apix", "/v1x"])
-def test_other_addresses_do_not_but_still_have_a_voter(client: TestClient, path: str) -> None:
+def test_other_addresses_do_not_and_know_no_voter_without_one(client: TestClient, path: str) -> None:
     response = client.get(path)
     assert "set-cookie" not in response.headers
-    assert response.json()["voter"]
+    assert response.json()["voter"] is None
+    known = client.get("/").json()["voter"]
+    assert client.get(path).json()["voter"] == known
 
 
 def test_the_cookie_is_secure_under_https(client: TestClient) -> None:

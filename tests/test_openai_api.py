@@ -212,6 +212,8 @@ def test_operators_name_versions_and_others_do_not(client: openai.OpenAI, operat
         {"top_logprobs": 3, "logprobs": True},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"stop": ["a", "b", "c", "d", "e"]},
+        {"stop": "x" * 201},
+        {"messages": ASK * 1001, "extra_body": {"truncation": "auto"}},
     ],
 )
 def test_what_cannot_be_done_is_refused_and_not_ignored(client: openai.OpenAI, body: dict[str, Any]) -> None:

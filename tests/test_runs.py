@@ -129,3 +129,17 @@ def test_a_run_of_demonstrations_alone_leaves_votes_new(store: Store, tmp_path: 
     store.snapshot(run.id, tmp_path / "snapshot.db")
     store.update_run(run.id, status="succeeded")
     assert store.votes_since_last_run() == 1
+
+
+def test_a_list_of_runs_tells_what_each_was_made_with_and_its_metrics_where_they_are_wanted(store: Store) -> None:
+    vote = prefer(store, compare(store), 0).id
+    first = store.create_run("operator", ["ppo"], {"settings": {"ppo": {"updates": 3}}, "who": "anna"})
+    store.add_run_metrics(first.id, [_line(1, "2026-07-04T12:00:01Z", score=0.1)])
+    store.writing(lambda db: db.execute("INSERT INTO run_votes (run_id, vote_id) VALUES (?, ?)", (first.id, vote)))
+    store.update_run(first.id, status="failed")
+    second = store.create_run("votes", ["reward"], {"settings": {}})
+    newest, oldest = store.runs()
+    assert (newest.id, newest.who, newest.settings, newest.votes, newest.metrics) == (second.id, None, {}, 0, {})
+    assert (oldest.who, oldest.settings, oldest.votes) == ("anna", {"ppo": {"updates": 3}}, 1)
+    assert oldest.metrics == {"score": 0.1}
+    assert [run.metrics for run in store.runs(metrics=False)] == [{}, {}]

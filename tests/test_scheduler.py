@@ -279,7 +279,7 @@ def test_the_schedule_changes_while_the_server_runs(server: Hall) -> None:
     assert (run.trigger, server.store.version(1).status) == ("interval", "staged")
     assert next((deed.who, deed.what) for deed in server.store.deeds()) == (
         "scheduler",
-        "started run 1 by interval; new votes: 1",
+        "started run 1 by interval",
     )
 
 
@@ -290,7 +290,7 @@ def test_a_run_that_has_ended_lets_go_of_what_was_deleted_meanwhile(server: Hall
     assert (folder / "snapshot.db").exists()
     delete_copies(server.folder, datetime.fromtimestamp(0, UTC), run.id)
     assert (folder / "snapshot.db").exists()
-    server.scheduler.cancel(run.id)
+    server.scheduler.cancel(run.id, who="test")
     assert not (folder / "snapshot.db").exists()
 
 
@@ -342,7 +342,7 @@ def test_a_failed_run_is_not_tried_again_at_once_and_later_less_and_less_often(s
 def test_a_cancelled_run_does_not_come_back_at_once(server: Hall) -> None:
     server.vote(3)
     run, _, _ = server.hanging()
-    server.scheduler.cancel(run.id)
+    server.scheduler.cancel(run.id, who="test")
     server.scheduler.tick()
     assert len(server.store.runs()) == 1
     assert server.scheduler.due().next_by == server.clock.now + timedelta(hours=1)
@@ -398,7 +398,7 @@ def test_what_cannot_be_trained_is_refused_by_name(server: Hall, arguments: dict
 def test_a_run_needs_what_its_stages_learn_from(server: Hall) -> None:
     server.store.add_demonstration("anna", [Message("user", "Hi")], "Good day.")
     assert server.trigger(stages=["sft"], force=False).stages == ("sft",), "it needs no votes"
-    server.scheduler.cancel(1)
+    server.scheduler.cancel(1, who="test")
     with pytest.raises(NothingToLearn, match=r"no vote .* stages=\[sft\]"):
         server.trigger(stages=["sft", "reward", "ppo"])
     assert server.trigger(stages=["sft"]).stages == ("sft",)
@@ -668,7 +668,7 @@ def test_cancel_ends_the_whole_process_group_and_publishes_nothing(server: Hall)
     server.vote(3)
     run, trainer, child = server.hanging()
     assert alive(trainer) and alive(child)
-    assert server.scheduler.cancel(run.id).status == "cancelled"
+    assert server.scheduler.cancel(run.id, who="test").status == "cancelled"
     assert not alive(trainer)
     soon(lambda: not alive(child), 2)
     server.scheduler.tick()
@@ -682,24 +682,24 @@ def test_cancel_ends_the_whole_process_group_and_publishes_nothing(server: Hall)
 def test_a_run_can_be_cancelled_before_it_began(server: Hall) -> None:
     server.vote(3)
     run = server.trigger()
-    assert server.scheduler.cancel(run.id).status == "cancelled"
+    assert server.scheduler.cancel(run.id, who="test").status == "cancelled"
     server.scheduler.tick()
     assert not (server.folder.run(run.id) / "starts").exists()
 
 
 def test_only_a_run_that_is_on_can_be_cancelled(server: Hall) -> None:
     with pytest.raises(NotFound):
-        server.scheduler.cancel(9)
+        server.scheduler.cancel(9, who="test")
     server.vote(3)
     run = server.finished()
     with pytest.raises(Conflict, match="already ended"):
-        server.scheduler.cancel(run.id)
+        server.scheduler.cancel(run.id, who="test")
     assert server.store.run(run.id).status == "succeeded"
 
 
 def test_a_run_cancelled_while_it_is_prepared_stays_cancelled(server: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(run_id: int, target: Path) -> None:
-        server.scheduler.cancel(run_id)
+        server.scheduler.cancel(run_id, who="test")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(server.store, "snapshot", meanwhile)
@@ -713,7 +713,7 @@ def test_a_run_that_is_just_being_promoted_cannot_be_cancelled(server: Hall, mon
 
     def meanwhile(version: int, who: str, why: str) -> None:
         with pytest.raises(Conflict, match="published as version 1") as refusal:
-            server.scheduler.cancel(1)
+            server.scheduler.cancel(1, who="test")
         refusals.append(refusal.value)
         promote(version, who, why)
 
@@ -937,9 +937,9 @@ def test_a_new_canary_takes_the_place_of_the_old(canary: Hall) -> None:
     canary.finished(canary.trigger())
     assert (canary.store.version(1).status, canary.store.version(2).status) == ("staged", "canary")
     assert {deed.what for deed in canary.store.deeds() if deed.who == "scheduler"} >= {
-        "made version 1 the canary: run 1 passed the gate",
-        "staged version 1 again: version 2 is tried instead",
-        "made version 2 the canary: run 2 passed the gate",
+        "set version 1 to canary: run 1 passed the gate",
+        "set version 1 to staged: version 2 is tried instead",
+        "set version 2 to canary: run 2 passed the gate",
     }
 
 
@@ -999,6 +999,31 @@ def test_a_reward_model_that_does_not_answer_leaves_the_queue_and_the_run_as_the
     assert run.status == "succeeded"
     assert len(server.store.undoubted(run.id, 10)) == 1
     assert server.store.next_in_queue("ben") is not None
+
+
+def test_the_queue_is_read_once_the_run_has_ended_in_the_record_and_a_bug_there_is_logged(
+    server: Hall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+    update, failures = server.store.update_run, [Unavailable("the disk is full")]
+
+    def ask(*_: object) -> list[Judged]:
+        seen.append(server.store.run(1).status)
+        raise ValueError("a bug")
+
+    def update_run(run_id: int, **fields: Any) -> Run:
+        if fields.get("status") == "succeeded" and failures:
+            raise failures.pop()
+        return update(run_id, **fields)
+
+    monkeypatch.setattr(Judging, "ask", ask)
+    monkeypatch.setattr(server.store, "update_run", update_run)
+    server.vote()
+    compare(server.store, share=True)
+    server.plan(judges=True)
+    server.finished(server.trigger())
+    server.until(lambda: "the queue stays as it was" in caplog.text)
+    assert (seen, failures) == (["succeeded"], [])
 
 
 def test_nobody_at_the_page_waits_long_for_a_reward_model_that_reads_for_the_queue(

@@ -33,10 +33,10 @@ from serve.folder import DataFolder
 from serve.limits import MAX_BYTES, SamplingRequest
 from serve.live import Delta, End, Failure, LiveAnswers, LiveComparison, Start
 from serve.policy.adapters import WEIGHTS, Registry
-from serve.records import Comparison, Judgement, Message
-from serve.service import Service
+from serve.records import Comparison, Due, Judgement, Message
+from serve.service import FIXED, Service
 from serve.settings import Settings
-from tests.fakes import FakeEngine, publish
+from tests.fakes import FakeEngine, FakeTraining, publish
 from tests.scenes import assistant, user
 
 ASK = [Message("user", "Why is the sea blue?")]
@@ -329,6 +329,53 @@ def test_a_vote_on_what_has_shown_nothing_is_refused_but_a_skip_is_not(world: Ma
         assert [draft.id for draft in live.drafts if draft.finish_reason == "stop"] == [receipt.continues_with]
 
     run(talk())
+
+
+def test_an_early_vote_whose_caller_leaves_still_stops_the_loser(world: Make) -> None:
+    w = world(FakeEngine(hold=2))
+
+    async def talk() -> None:
+        live = await w.service.compare("anna", ASK)
+        await until_step(live, 2)
+        voting = asyncio.create_task(w.service.vote("anna", live.comparison.id, first(live)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        voting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await voting
+        async for event in live.events():
+            if isinstance(event, End):
+                break
+        assert [draft.finish_reason for draft in live.drafts] == [None, "cancelled"]
+        w.engine.release()
+        await live.wait()
+        assert w.store.comparison(live.comparison.id, "anna").vote is not None
+
+    run(talk())
+
+
+def test_what_grows_is_told_where_it_has_changed_until_it_ends_or_nobody_watches(world: Make) -> None:
+    w = world(FakeEngine(hold=2))
+
+    async def talk() -> None:
+        live = await w.service.compare("anna", ASK)
+        await until_step(live, 2)
+        looks = iter([True] * 4 + [False])
+        told = [[draft.text for draft in drafts] async for drafts in live.growing(0.01, lambda: next(looks))]
+        assert told == [[draft.text for draft in live.shown]] and next(looks, None) is None
+        w.engine.release()
+        told = [[draft.text for draft in drafts] async for drafts in live.growing(0.01)]
+        assert live.done and told[-1] == [draft.text for draft in live.drafts]
+
+    run(talk())
+
+
+def test_the_next_run_is_as_far_as_training_says_unless_one_is_on(world: Make) -> None:
+    w = world()
+    training = FakeTraining(w.store)
+    assert run(w.service.next_run(training)) == Due(0, 50, None, None)
+    w.store.create_run("operator", ["reward"], {})
+    assert run(w.service.next_run(training)) is None
 
 
 def test_an_early_both_bad_stops_every_candidate(world: Make) -> None:
@@ -651,14 +698,14 @@ def test_with_nothing_to_compare_with_the_serving_version_answers_twice(world: M
 def test_a_canary_is_compared_with_the_serving_version(world: Make, tmp_path: Path) -> None:
     w = world(canary_share=1.0)
     publish(w.registry, tmp_path / "adapter", 2)
-    w.store.set_version_status(2, "canary")
+    w.store.set_version_status(2, "canary", who="test", why="test")
     assert run(pairs(w, 5)) == [[0, 2]] * 5
 
 
 def test_a_broken_old_adapter_keeps_nobody_from_chatting(world: Make, tmp_path: Path) -> None:
     w = world(canary_share=1.0)
     publish(w.registry, tmp_path / "adapter")
-    w.store.set_version_status(1, "canary")
+    w.store.set_version_status(1, "canary", who="test", why="test")
     (w.folder.adapter(1) / WEIGHTS).write_bytes(b"damaged")
     assert run(pairs(w, 2)) == [[0, 0]] * 2
 
@@ -668,7 +715,9 @@ def test_promotion_and_rollback_move_engine_and_record_together(world: Make, tmp
     publish(w.registry, tmp_path / "adapter")
     assert run(w.service.promote(1, who="op", why="better")) == 1
     assert (w.engine.serving, w.store.serving()) == (1, 1)
-    assert run(w.service.rollback(who="op", why="worse")) == 0
+    with pytest.raises(Conflict, match="look again"):
+        run(w.service.rollback(who="op", why="a page that is behind", to=1))
+    assert run(w.service.rollback(who="op", why="worse", to=0)) == 0
     assert (w.engine.serving, w.store.serving()) == (0, 0)
     assert [(p.from_version, p.to_version, p.who, p.why) for p in w.store.promotions()] in (
         [(0, 1, "op", "better"), (1, 0, "op", "worse")],
@@ -783,12 +832,35 @@ def test_side_by_side_uses_one_seed_and_records_nothing(world: Make, tmp_path: P
         assert db.execute("SELECT count(*) FROM answers").fetchone()[0] == 0
 
 
+def test_fixed_prompts_are_answered_alike_each_time_and_nothing_is_recorded(world: Make) -> None:
+    w = world()
+    found = run(w.service.on_fixed_prompts(0))
+    assert found == run(w.service.on_fixed_prompts(0)) and len(found) == FIXED
+    assert [answer for _, answer in found] == [f"v0 says {i} to: {prompt}" for i, (prompt, _) in enumerate(found)]
+    with w.store.reading() as db:
+        assert db.execute("SELECT count(*) FROM answers").fetchone()[0] == 0
+
+
+@pytest.mark.parametrize(("fail_at", "words"), [(2, "broke off"), (None, "had not ended")])
+def test_fixed_prompts_have_no_answer_where_one_breaks_off_or_takes_too_long(
+    world: Make, fail_at: int | None, words: str
+) -> None:
+    w = world(FakeEngine(hold=2), answer_timeout="0.2s")
+    w.engine.fail_at = fail_at
+    with pytest.raises(Unavailable, match=words):
+        run(w.service.on_fixed_prompts(0))
+    assert all(generation.done.wait(5) for generation in w.engine.generations), "nobody waits for the others any more"
+
+
 def test_who_has_nothing_to_judge_ranks_answers_to_shipped_prompts(world: Make) -> None:
     w = world()
 
     async def talk() -> None:
         await (await w.service.compare("ben", ASK, share=True)).wait()
+        brought = len(list(shipped_prompts()))
+        assert await w.service.left_to_judge("anna") == 1 + brought
         shared = await w.service.next_to_judge("anna")
+        assert await w.service.left_to_judge("anna") == brought
         assert isinstance(shared, Comparison) and not shared.own
         assert await w.service.next_to_judge("anna") == shared, "until it is judged"
         await w.service.vote("anna", shared.id, Judgement(verdict="skip"))
@@ -796,6 +868,7 @@ def test_who_has_nothing_to_judge_ranks_answers_to_shipped_prompts(world: Make) 
         live = await w.service.next_to_judge("anna")
         assert isinstance(live, LiveComparison) and len(live.drafts) == 4
         await live.wait()
+        assert await w.service.left_to_judge("anna") == brought - 1
         waiting = await w.service.next_to_judge("anna")
         assert isinstance(waiting, Comparison) and waiting.id == live.comparison.id, "another page shows the same"
         receipt = await w.service.vote(

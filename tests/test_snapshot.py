@@ -251,7 +251,7 @@ def test_a_run_owns_the_votes_of_its_latest_snapshot(store: Store, tmp_path: Pat
     store.update_run(1, status="succeeded")
     assert store.votes_since_last_run() == 0
     assert [vote["trained"] for vote in store.me("anna")["votes"]] == [
-        [{"run": 1, "status": "succeeded", "version": None, "win_rate": None}]
+        [{"run": 1, "status": "succeeded", "version": None, "reason": None, "win_rate": None}]
     ]
 
 
@@ -266,7 +266,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_no_half_file(store: Store, tmp
 def test_what_an_excluded_voter_asked_is_asked_of_nobody(store: Store, tmp_path: Path) -> None:
     prefer(store, compare(store, "anna", "Mine?"), 0)
     prefer(store, compare(store, "ben", "Junk?"), 0)
-    out = store.leave_out(voter="voter-2", kind="exclude", reason="junk", who="ada")
+    out = store.leave_out(voter=2, kind="exclude", reason="junk", who="ada")
     assert [json.loads(row["messages"])[0]["content"] for row in Read(store, tmp_path).asked] == ["Mine?"]
     store.lift(out.id, who="ada")
     (tmp_path / "snapshot.db").unlink()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from serve.feedback.statistics import agreement, sequential_verdict, wilson, win_rate
+from serve.feedback.statistics import agreement, sequential_verdict, wilson, win_rate, wins_needed
 
 
 def test_the_wilson_interval_matches_a_worked_example() -> None:
@@ -64,3 +64,11 @@ def test_a_clearly_better_version_is_found() -> None:
     rng = random.Random(4)
     wins = sum(rng.random() < 0.65 for _ in range(200))
     assert sequential_verdict(wins, 200 - wins, alpha=0.05) == "better"
+
+
+def test_how_many_wins_would_decide_a_canary() -> None:
+    assert wins_needed(0, 0, alpha=0.05) == 8
+    assert wins_needed(8, 0, alpha=0.05) == 0
+    more = wins_needed(12, 8, alpha=0.05)
+    assert sequential_verdict(12 + more, 8, alpha=0.05) == "better"
+    assert sequential_verdict(12 + more - 1, 8, alpha=0.05) == "undecided"

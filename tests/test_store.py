@@ -202,3 +202,13 @@ def test_importing_the_record_loads_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_the_record_says_whether_something_was_written(store: Store) -> None:
+    receipt = prefer(store, compare(store), 0)
+    before, board = store.commits, store.votes_state()
+    store.runs()
+    assert store.commits == before
+    store.note_vote(receipt.id, "anna", strength=3)
+    assert store.commits == before + 1
+    assert store.votes_state() == board, "the board asks neither how much better nor why"

@@ -12,8 +12,8 @@ import pytest
 from serve.engine import CandidateRequest, Token
 from serve.errors import Conflict, InvalidInput, PromptTooLong, Unavailable
 from serve.limits import SamplingRequest
-from serve.live import LiveComparison
-from serve.records import Judgement, Message, Sampling
+from serve.live import LiveAnswers, LiveComparison
+from serve.records import Judgement, Message, Sampling, VoteReceipt
 from serve.web import chat_view
 from serve.web.talks import Talks
 from tests.fakes import FakeEngine, Web
@@ -286,6 +286,78 @@ def test_an_answer_that_another_try_has_left_behind_can_be_gone_back_to(tmp_path
         await web.service.switch_branch("anna", chosen)
         scene = await talks.scene("anna", place)
         assert scene.settled and scene.earlier is None
+
+    asyncio.run(talk())
+    web.close()
+
+
+def test_a_message_in_another_tab_is_not_swallowed_while_one_is_on_its_way(web: Web) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        one, other = await asked(talks), await asked(talks)
+        sent, twice, elsewhere = await asyncio.gather(
+            talks.say("anna", "And the sky?", one.conversation_id, "never"),
+            talks.say("anna", "And the sky?", one.conversation_id, "never"),
+            talks.say("anna", "And rain?", other.conversation_id, "never"),
+        )
+        assert sent is not None and twice is None and elsewhere is not None
+        await sent.wait()
+        await elsewhere.wait()
+        after, refused = await asyncio.gather(
+            talks.say("anna", "And snow?", one.conversation_id, "never"),
+            talks.say("anna", "And hail?", one.conversation_id, "never"),
+            return_exceptions=True,
+        )
+        assert isinstance(after, LiveAnswers) and isinstance(refused, Conflict)
+        assert "still on its way" in str(refused)
+        await after.wait()
+
+    asyncio.run(talk())
+
+
+def test_what_a_program_asks_in_a_talk_is_shown_there_if_there_are_panes_for_it(web: Web) -> None:
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        first = await talks.say("anna", "Why is the sea blue?", None, "never")
+        assert first is not None
+        await first.wait()
+        place = first.conversation_id or ""
+        web.engine.hold = 1
+        messages = [turn.message for turn in await web.service.conversation(place, "anna")]
+        messages.append(Message("user", "And the sky?"))
+        pair = await web.service.compare("anna", messages, conversation_id=place)
+        assert (await talks.scene("anna", place)).writing is pair
+        pair.cancel()
+        await pair.wait()
+        many = await web.service.compare("anna", messages, k=3, conversation_id=place)
+        scene = await talks.scene("anna", place)
+        assert scene.writing is None and scene.asked is None
+        many.cancel()
+        await many.wait()
+
+    asyncio.run(talk())
+
+
+def test_a_talk_goes_on_with_an_answer_that_has_words(tmp_path: Path) -> None:
+    web = Web(tmp_path, FakeEngine(lambda version, seed, prompt: ["Words."] if seed % 2 else []))
+    talks = Talks(web.service)
+
+    async def talk() -> None:
+        for _ in range(8):
+            live = await asked(talks)
+            receipt = await web.service.vote("anna", live.comparison.id, Judgement(verdict="tie"))
+            assert {draft.id: draft.text for draft in live.drafts}[receipt.continues_with or ""] == "Words."
+        web.engine.script = lambda version, seed, prompt: []
+        live = await asked(talks)
+        receipt = await web.service.vote("anna", live.comparison.id, Judgement(verdict="tie"))
+        assert receipt.continues_with is None
+        said = chat_view.outcome("tie", live.comparison, receipt, 0)
+        assert said == "A tie. Both are by the assistant as it is now."
+        a, b = (draft.id for draft in live.drafts)
+        said = chat_view.outcome("a", live.comparison, VoteReceipt("", {a: 2, b: 1}, a), 2)
+        assert said == "You chose A. <b>A</b>: the assistant as it is now · <b>B</b>: an earlier one"
 
     asyncio.run(talk())
     web.close()

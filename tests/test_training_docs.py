@@ -19,6 +19,7 @@ from docs.training_defaults import NAMED, PAGE, fill, settings
 from serve.feedback.statistics import sequential_verdict, wilson
 from serve.records import Due, Run, RunStatus, Version, VersionStatus
 from serve.web import operator_view as view
+from serve.web.parts import until_it_learns
 from tests.run_scenes import SMALL, write_run, write_snapshot
 from training.config import GateConfig
 from training.gate import Answers, collapsed, judge, votes_suffice
@@ -113,6 +114,25 @@ def test_every_label_of_the_operator_page_is_explained() -> None:
     assert [label for label in labels if f"**{label}**" not in TEXT] == []
     words = [*get_args(RunStatus), *get_args(VersionStatus), *view.TRIGGERS.values()]
     assert [word for word in words if f"*{word}*" not in TEXT] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "wait", "card", "words"),
+    [
+        ("succeeded", timedelta(), "About to start", "about to learn"),
+        ("failed", timedelta(hours=1), "<time", "tries again later"),
+        ("succeeded", None, "Waiting for the canary", "once its newest version has been tried out"),
+    ],
+)
+def test_enough_votes_are_not_always_about_to_be_learned_from(
+    status: RunStatus, wait: timedelta | None, card: str, words: str
+) -> None:
+    now = datetime.now(UTC)
+    due = Due(50, 50, None, None if wait is None else now + wait)
+    state = view.State(1, 0, due, 50, 0, (Run(1, status, "votes", ("reward",), now),), None, (), ())
+    (drawn,) = re.findall(r'id="next-run">.*', view.summary(state))
+    assert card in drawn and (card == "About to start") == ("About to start" in drawn)
+    assert words in until_it_learns(due) and until_it_learns(due) != until_it_learns(None)
 
 
 def refusals() -> list[str]:

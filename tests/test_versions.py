@@ -6,6 +6,7 @@ import pytest
 
 from serve.errors import (
     Conflict,
+    InvalidInput,
     NotFound,
 )
 from serve.feedback.store import Store
@@ -76,14 +77,28 @@ def test_a_rejected_version_never_serves(store: Store) -> None:
 
 def test_a_status_cannot_move_the_serving_pointer(store: Store) -> None:
     add_versions(store, 1)
-    store.set_version_status(1, "canary")
+    store.set_version_status(1, "canary", who="test", why="test")
     assert store.version(1).status == "canary"
     with pytest.raises(Conflict):
-        store.set_version_status(1, "serving")
+        store.set_version_status(1, "serving", who="test", why="test")
     with pytest.raises(Conflict):
-        store.set_version_status(0, "retired")
+        store.set_version_status(0, "retired", who="test", why="test")
     with pytest.raises(NotFound):
-        store.set_version_status(5, "staged")
+        store.set_version_status(5, "staged", who="test", why="test")
+
+
+def test_versions_have_notes(store: Store) -> None:
+    add_versions(store, 1)
+    store.note_version(1, "kinder, but longer", who="ada")
+    assert [version.note for version in store.versions()] == ["kinder, but longer", None]
+    store.note_version(1, " ", who="ada")
+    assert store.version(1).note is None
+    with pytest.raises(NotFound):
+        store.note_version(9, "?", who="ada")
+    with pytest.raises(InvalidInput):
+        store.note_version(1, "x" * 3000, who="ada")
+    noted = [("ada", f"noted of version 1: {words}") for words in ("nothing any more", "kinder, but longer")]
+    assert [(deed.who, deed.what) for deed in store.deeds()] == noted
 
 
 def test_the_pointer_survives_a_restart(folder: DataFolder) -> None:

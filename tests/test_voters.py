@@ -46,18 +46,46 @@ def test_an_edited_answer_is_the_history_from_here_on(store: Store) -> None:
     assert store.demonstrations_count() == 1
 
 
+def test_a_corrected_answer_takes_the_place_of_the_one_before(store: Store) -> None:
+    place = compare(store, prompt="Hi").conversation_id
+    for answer in ("Helo.", "Hello."):
+        store.add_demonstration("anna", [user("Hi")], answer, conversation_id=place)
+    for answer in ("Godbye.", "Goodbye."):
+        store.add_demonstration("anna", [user("Bye")], answer)
+    store.add_demonstration("anna", [user("Hi")], "Hello from elsewhere.")
+    store.add_demonstration("ben", [user("Bye")], "So long.")
+    mine = [(d["prompt"], d["answer"]) for d in store.me("anna")["demonstrations"]]
+    assert mine == [("Hi", "Hello."), ("Bye", "Goodbye."), ("Hi", "Hello from elsewhere.")]
+    assert store.demonstrations_count() == 4
+
+
+def test_an_answer_is_taken_back_by_whoever_wrote_it_and_its_talk_stays(store: Store) -> None:
+    place = compare(store, prompt="Hi").conversation_id
+    made = store.add_demonstration("anna", [user("Hi")], "Hello.", conversation_id=place)
+    with pytest.raises(NotFound):
+        store.withdraw_demonstration(made.id, "ben")
+    store.withdraw_demonstration(made.id, "anna")
+    assert store.demonstrations_count() == 0
+    assert [turn.message for turn in store.conversation(place, "anna")] == [user("Hi"), assistant("Hello.")]
+    with pytest.raises(NotFound):
+        store.withdraw_demonstration(made.id, "anna")
+
+
 def test_me_says_what_i_gave_and_what_it_trained(store: Store, tmp_path: Path) -> None:
     receipt = prefer(store, compare(store), 0)
     demonstration = store.add_demonstration("anna", [user("Hi")], "Hello.")
     run = store.create_run("votes", ["reward", "ppo"], {})
     store.snapshot(run.id, tmp_path / "snapshot.db")
     version = store.add_version(run=run.id, parent=0, status="staged", report={}, sha256="00")
-    report = {"gate": {"win_rate": {"value": 0.75}}}
+    gate = {"win_rate": {"value": 0.75, "low": 0.6, "high": 0.9}}
+    report = {"gate": gate, "reasons": ["no better", "and too long"]}
     store.update_run(run.id, status="succeeded", version=version.number, report=report)
     me = store.me("anna")
     assert me["counts"] == {"conversations": 1, "comparisons": 1, "votes": 1, "demonstrations": 1}
     assert [vote["id"] for vote in me["votes"]] == [receipt.id]
-    assert me["votes"][0]["trained"] == [{"run": run.id, "status": "succeeded", "version": 1, "win_rate": 0.75}]
+    (lesson,) = me["votes"][0]["trained"]
+    assert (lesson["run"], lesson["status"], lesson["version"]) == (run.id, "succeeded", 1)
+    assert (lesson["win_rate"], lesson["reason"]) == (0.75, "no better")
     assert me["versions"] == [{"version": 1, "status": "staged", "parent": 0}]
     assert me["votes"][0]["prompt"] == "Why is the sea blue?"
     assert [d["id"] for d in me["demonstrations"]] == [demonstration.id]
@@ -105,8 +133,29 @@ def test_everything_of_a_voter_can_be_taken_home(store: Store) -> None:
     assert said == [["Hi", "Water."], ["Still open?"]]
     (vote,) = mine["votes"]
     assert [(c["text"], c["version"]) for c in vote["candidates"]] == [("Light.", 0), ("Water.", 0)]
+    (waits,) = mine["comparisons"]
+    assert waits["prompt"] == "Still open?"
+    assert [(c["text"], c["version"]) for c in waits["candidates"]] == [("Light.", None), ("Water.", None)], "blind"
+    assert mine["withdrawn_votes"] == mine["exclusions"] == []
     assert [d["answer"] for d in mine["demonstrations"]] == ["Done."]
     assert "Not mine." not in json.dumps(mine)
+
+
+def test_what_was_withdrawn_and_what_was_excluded_is_taken_home_too(store: Store) -> None:
+    receipt = prefer(store, compare(store, prompt="Hi"), 1)
+    store.note_vote(receipt.id, "anna", strength=4)
+    store.leave_out(vote=receipt.id, kind="exclude", reason="a slip", who="operator")
+    store.withdraw_vote(receipt.id, "anna")
+    mine = store.everything("anna")
+    assert mine["votes"] == []
+    (withdrawn,) = mine["withdrawn_votes"]
+    (comparison,) = mine["comparisons"]
+    assert (withdrawn["id"], withdrawn["strength"], withdrawn["comparison"]) == (receipt.id, 4, comparison["id"])
+    assert withdrawn["created"] < withdrawn["withdrawn"]
+    assert [c["version"] for c in comparison["candidates"]] == [0, 0], "the vote revealed them"
+    (exclusion,) = mine["exclusions"]
+    assert (exclusion["vote"], exclusion["kind"], exclusion["reason"]) == (receipt.id, "exclude", "a slip")
+    assert exclusion["lifted"] is None
 
 
 def test_nobody_is_called_as_a_forgotten_voter_was(store: Store) -> None:

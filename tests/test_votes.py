@@ -267,6 +267,15 @@ def test_strength_and_reasons_may_come_after_the_vote_and_teach(store: Store) ->
     assert (mine["id"], mine["strength"], mine["reasons"]) == (receipt.id, 2, [])
 
 
+def test_reasons_that_were_not_offered_stay_where_others_are_chosen_anew(store: Store) -> None:
+    receipt = prefer(store, compare(store), 0)
+    store.note_vote(receipt.id, "anna", reasons=["clearer", "rhymes"])
+    offered = ("clearer", "kinder")
+    noted = store.note_vote(receipt.id, "anna", strength=3, reasons=["kinder"], offered=offered)
+    assert (noted.judgement.strength, noted.judgement.reasons) == (3, ("kinder", "rhymes"))
+    assert store.note_vote(receipt.id, "anna", reasons=[], offered=offered).judgement.reasons == ("rhymes",)
+
+
 def noted_as(vote: Vote, strength: int) -> Vote:
     return replace(vote, judgement=replace(vote.judgement, strength=strength, reasons=()))
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.policy.adapters import WEIGHTS, free_name, sync
-from serve.records import BASE_VERSION, Message
+from serve.records import BASE_VERSION, LEARNED, Message
 from training.config import TrainingConfig
 from training.preferences import Shown, demonstrations_hash
 
@@ -111,7 +111,7 @@ class RunFolder:
         """Whether this run's SFT adapter comes from these demonstrations, under the model and settings of `config`."""
         report, own = self.report() or {}, self.config()
         return (
-            report.get("status") in ("succeeded", "rejected")
+            report.get("status") in LEARNED
             and report.get("reference") == "sft"
             and report.get("demonstrations_hash") == demonstrations_hash
             and own.get("model", {}).get("hash") == config["model"]["hash"]

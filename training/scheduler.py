@@ -31,8 +31,20 @@ from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import Registry
 from serve.policy.base import ModelFolder
-from serve.records import STAGES, Due, Message, Run, RunStatus, SettingInfo, Stage, Version
-from serve.schedule import current
+from serve.records import (
+    ACTIVE,
+    LEARNED,
+    STAGES,
+    Due,
+    Message,
+    Run,
+    RunStatus,
+    SettingInfo,
+    Stage,
+    Version,
+    VersionStatus,
+)
+from serve.schedule import CANARY_ALPHA, current
 from serve.settings import Schedule, Settings
 from training.config import TrainingConfig
 from training.judging import Judging, doubt_of, has_judges
@@ -40,8 +52,6 @@ from training.process import INTERRUPTED, TrainerProcess, death, locked
 from training.run_folder import MetricsTail, RunFolder
 from training.settings_info import settings_info
 
-_ACTIVE: tuple[RunStatus, ...] = ("queued", "running", "interrupted")
-_LEARNED: tuple[RunStatus, ...] = ("succeeded", "rejected")
 _RETRY = {"failed": timedelta(minutes=5), "cancelled": timedelta(hours=1)}
 """How long the schedule waits after a run that came to nothing; doubled for each further one in a row."""
 DOUBTED = 50
@@ -49,8 +59,6 @@ DOUBTED = 50
 _PATIENCE = 20.0
 """Seconds that somebody at the page waits for a reward model that reads for others."""
 _LONGEST_RETRY = timedelta(days=1)
-_CANARY_ALPHA = 0.05
-"""Chance that a canary no better or worse than the serving version is taken for one."""
 
 log = logging.getLogger(__name__)
 
@@ -159,18 +167,18 @@ class Scheduler:
         if (active := self._store.active_run()) is not None:
             raise RunActive(active.id)
         self._check_material(chosen, force=force)
-        run = self._store.create_run("operator", chosen, {"settings": overrides, "who": who})
+        run = self._store.create_run("operator", chosen, {"settings": overrides, "who": who}, who=who)
         log.info("run %d: queued by %s", run.id, who)
         return run
 
-    def cancel(self, run_id: int) -> Run:
+    def cancel(self, run_id: int, *, who: str) -> Run:
         """End a run and whatever process it has; nothing of it is published.
 
         Raises NotFound, and Conflict when it has ended or its version is out already.
         """
         with self._changing:
             run = self._store.run(run_id)
-            if run.status not in _ACTIVE:
+            if run.status not in ACTIVE:
                 raise Conflict(f"run {run_id} has already ended ({run.status})")
             if (version := next((v for v in self._store.versions() if v.run == run_id), None)) is not None:
                 raise Conflict(f"run {run_id} has just been published as version {version.number}")
@@ -178,12 +186,12 @@ class Scheduler:
                 self._trainer.kill()
                 self._trainer = None
                 self._carry_metrics(run)
-            log.info("run %d: cancelled", run_id)
-            return self._end(run, "cancelled")
+            log.info("run %d: cancelled by %s", run_id, who)
+            return self._end(run, "cancelled", who=who)
 
     def settings(self) -> list[SettingInfo]:
         """What a run can be told, with bounds, in words."""
-        return settings_info()
+        return settings_info(TrainingConfig.parse(self._settings.training))
 
     def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float] | None:
         """What the newest reward model says of answers to messages; None where no run has left one.
@@ -225,7 +233,6 @@ class Scheduler:
             return
         trigger: Literal["votes", "interval"] = "votes" if due.new_votes >= due.min_new_votes else "interval"
         run = self._store.create_run(trigger, self._choose_stages(None), {"settings": self._settings.training})
-        self._store.log_deed("scheduler", f"started run {run.id} by {trigger}; new votes: {due.new_votes}")
         log.info("run %d: due by %s with %d new votes", run.id, trigger, due.new_votes)
         self._go_on(run)
 
@@ -319,7 +326,7 @@ class Scheduler:
 
     def _finish(self, run: Run, folder: RunFolder, report: dict[str, Any]) -> None:
         """Publish what a run made and put it to work. Every step finds what an earlier, interrupted attempt did."""
-        status: RunStatus = report["status"] if report.get("status") in _LEARNED else "failed"
+        status: RunStatus = report["status"] if report.get("status") in LEARNED else "failed"
         with self._changing:
             if not self._is_active(run):
                 return
@@ -365,6 +372,8 @@ class Scheduler:
             self._store.set_doubts(run.id, [(pair.first, pair.second, doubt_of(a, b)) for pair, a, b in both])
         except Unavailable as error:
             log.info("run %d: the queue stays as it was: %s", run.id, error)
+        except Exception:
+            log.exception("run %d: the queue stays as it was", run.id)
 
     def _complain(self, problem: str, level: int = logging.ERROR) -> None:
         """Log what every tick meets again, at most once a minute."""
@@ -381,12 +390,12 @@ class Scheduler:
         if promotion == "canary":
             for earlier in self._store.versions():
                 if earlier.status == "canary":
-                    self._store.set_version_status(earlier.number, "staged")
-                    instead = f"version {version.number} is tried instead"
-                    self._store.log_deed("scheduler", f"staged version {earlier.number} again: {instead}")
-            self._store.set_version_status(version.number, "canary")
-            self._store.log_deed("scheduler", f"made version {version.number} the canary: {why}")
+                    self._set_status(earlier.number, "staged", f"version {version.number} is tried instead")
+            self._set_status(version.number, "canary", why)
         return None
+
+    def _set_status(self, number: int, status: VersionStatus, why: str) -> None:
+        self._store.set_version_status(number, status, who="scheduler", why=why)
 
     def _promote_or_explain(self, number: int, why: str) -> str | None:
         try:
@@ -402,7 +411,7 @@ class Scheduler:
 
     def _is_active(self, run: Run) -> bool:
         """Whether nobody has cancelled the run since it was read."""
-        return self._store.run(run.id).status in _ACTIVE
+        return self._store.run(run.id).status in ACTIVE
 
     def _end(
         self,
@@ -412,13 +421,13 @@ class Scheduler:
         version: int | None = None,
         report: dict[str, Any] | None = None,
         error: str | None = None,
+        who: str | None = None,
     ) -> Run:
         log.info("run %d: %s%s", run.id, status, f" ({error})" if error else "")
-        learned: dict[str, Any] = {"progress": 1.0} if status in _LEARNED else {}
-        if learned:
-            threading.Thread(target=self._doubt, args=(run,), daemon=True).start()
+        learned: dict[str, Any] = {"progress": 1.0} if status in LEARNED else {}
         ended = self._store.update_run(
             run.id,
+            who=who,
             status=status,
             version=version,
             report=report,
@@ -427,6 +436,8 @@ class Scheduler:
             finished=self._clock(),
             **learned,
         )
+        if learned:
+            threading.Thread(target=self._doubt, args=(run,), daemon=True).start()
         settle(self._folder, None)  # what was deleted while it was on; a deletion from now on sees that it has ended
         return ended
 
@@ -437,12 +448,12 @@ class Scheduler:
         versions = self._store.versions()
         if not new_votes or self._store.active_run() is not None or any(v.status == "canary" for v in versions):
             return None
-        runs = self._store.runs(limit=20)
+        runs = self._store.runs(limit=20, metrics=False)
         now = self._clock()
         if new_votes >= schedule.min_new_votes:
             at = now
         elif schedule.max_interval is not None:
-            learned = next((run for run in runs if run.status in _LEARNED), None)
+            learned = next((run for run in runs if run.status in LEARNED), None)
             began = learned.created if learned else min(version.created for version in versions)
             at = began + schedule.max_interval
         else:
@@ -500,18 +511,16 @@ class Scheduler:
         serving = self._store.serving()
         tally = self._store.head_to_head(canary.number, serving)
         score = f"{tally.wins} wins and {tally.losses} losses against version {serving} in blind votes"
-        verdict = sequential_verdict(tally.wins, tally.losses, alpha=_CANARY_ALPHA)
+        verdict = sequential_verdict(tally.wins, tally.losses, alpha=CANARY_ALPHA)
         if verdict == "better":
             if (problem := self._promote_or_explain(canary.number, f"canary: {score}")) is not None:
-                self._store.set_version_status(canary.number, "staged")
+                self._set_status(canary.number, "staged", problem)
                 log.warning("%s", problem)
         elif verdict == "worse":
-            self._store.set_version_status(canary.number, "rolled_back")
-            self._store.log_deed("scheduler", f"took version {canary.number} back: {score}")
+            self._set_status(canary.number, "rolled_back", score)
             log.info("version %d was rolled back: %s", canary.number, score)
         elif self._clock() >= canary.created + self._schedule().canary_deadline:
-            self._store.set_version_status(canary.number, "staged")
-            self._store.log_deed("scheduler", f"staged version {canary.number} again: {score} did not decide in time")
+            self._set_status(canary.number, "staged", f"{score} did not decide in time")
             log.info("version %d is staged again: %s did not decide in time", canary.number, score)
 
 

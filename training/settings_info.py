@@ -1,25 +1,28 @@
-"""Every setting of a run in words: its default, its bounds and what it does, as config.py says it."""
+"""Every setting of a run in words: its value, its bounds and what it does, as config.py says it."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from serve.records import SettingInfo
-from training.config import TrainingConfig
 
 
-def settings_info(kind: Any = TrainingConfig, path: str = "") -> list[SettingInfo]:
-    """All settings by their dotted names, such as `ppo.clip`, in the order of config.py."""
-    words, found = field_docs(kind), []
-    for each in fields(kind):
-        if is_dataclass(each.default):
-            found += settings_info(type(each.default), f"{path}{each.name}.")
+def settings_info(config: Any, path: str = "") -> list[SettingInfo]:
+    """All settings of a `TrainingConfig` by their dotted names, such as `ppo.clip`, in the order of config.py.
+
+    What `config` holds is what a run does that is told nothing.
+    """
+    words, found = field_docs(type(config)), []
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            found += settings_info(value, f"{path}{each.name}.")
         else:
             low, high = (each.metadata.get(bound) for bound in ("low", "high"))
-            found.append(SettingInfo(path + each.name, _plain(each), low, high, words.get(each.name, "")))
+            found.append(SettingInfo(path + each.name, value, low, high, words.get(each.name, "")))
     return found
 
 
@@ -38,7 +41,3 @@ def field_docs(kind: type) -> dict[str, str]:
         ):
             found[before.target.id] = " ".join(after.value.value.split())
     return found
-
-
-def _plain(each: Field[Any]) -> Any:
-    return list(each.default) if isinstance(each.default, tuple) else each.default

@@ -19,6 +19,7 @@ from serve.feedback.conversations import (
     path_messages,
 )
 from serve.feedback.database import Database, moment, storable
+from serve.feedback.deeds import log
 from serve.feedback.entries import Ballot, BallotAnswer, ImportCounts, NewBallot, NewDemonstration
 from serve.feedback.voters import insert_demonstration, messages_json
 from serve.feedback.votes import NewVote, insert_vote
@@ -89,9 +90,11 @@ def pseudonyms(db: sqlite3.Connection) -> dict[str, str]:
 class Ballots(Database):
     """The way in for other people's data."""
 
-    def add_imported(self, items: Iterable[NewBallot | NewDemonstration], sha256: str) -> ImportCounts:
-        """Store a whole dataset or nothing. Its votes are no evidence; equal prompts are stored once, and so are equal
-        demonstrations, also when they came with an earlier dataset: those are counted as skipped.
+    def add_imported(
+        self, items: Iterable[NewBallot | NewDemonstration], sha256: str, *, who: str, format: str
+    ) -> ImportCounts:
+        """Store a whole dataset or nothing, and log it. Its votes are no evidence; equal prompts are stored once, and
+        so are equal demonstrations, also when they came with an earlier dataset: those are counted as skipped.
 
         `sha256` tells datasets apart. Raises InvalidInput for prompts and answers that cannot be stored, Conflict for a
         dataset that came in before: its votes would count twice.
@@ -142,6 +145,7 @@ class Ballots(Database):
                 ranking = None if item.ranking is None else _by_candidate(db, comparison_id, item.ranking)
                 judgement = Judgement(ranking, item.verdict)
                 insert_vote(db, NewVote(comparison_id, voter_id, judgement, "imported", stamped))
+            log(db, who, f"imported {format} (votes: {votes}, demonstrations: {shown})", stamped)
             return ImportCounts(len(prompts), answers, votes, shown, skipped)
 
         return self.writing(work)

@@ -34,8 +34,7 @@ from serve.records import Answer, Candidate, Comparison, Sampling
 
 OPEN_FOR = timedelta(hours=24)
 
-EXCLUDED = """EXISTS (SELECT 1 FROM exclusions
-    WHERE exclusions.voter_id = conversations.voter_id AND kind = 'exclude' AND lifted IS NULL)"""
+EXCLUDED = "conversations.voter_id IN (SELECT voter_id FROM excluded_voters)"
 
 ADMITTED = f"(conversations.voter_id = :voter OR NOT {EXCLUDED})"
 """Whether a voter may be asked about a prompt: those of excluded voters are brought to nobody else."""
@@ -71,6 +70,20 @@ QUEUED = (
 )
 NEXT_QUEUED = QUEUED + "ORDER BY doubt DESC NULLS LAST, random() LIMIT 1"
 STILL_QUEUED = QUEUED + "AND first.answer_id = :first AND second.answer_id = :second LIMIT 1"
+
+UNSEEN = (
+    "SELECT count(DISTINCT min(a.id, b.id) || ' ' || max(a.id, b.id))"
+    + SHARED_PAIRS
+    + """
+    AND conversations.voter_id <> :voter
+    AND NOT EXISTS (
+        SELECT 1 FROM comparisons AS mine
+        JOIN candidates AS x ON x.comparison_id = mine.id AND x.answer_id = a.id
+        JOIN candidates AS y ON y.comparison_id = mine.id AND y.answer_id = b.id
+        WHERE mine.voter_id = :voter
+    )
+"""
+)
 
 UNDOUBTED = (
     "SELECT DISTINCT a.id AS first_id, b.id AS second_id, a.prompt_id, a.text AS first_text, b.text AS second_text"
@@ -111,6 +124,16 @@ WHERE comparisons.voter_id = ? AND conversation_id = ? AND repeats IS NULL AND (
     SELECT reply.id FROM messages AS reply JOIN candidates ON candidates.answer_id = reply.answer_id
     WHERE reply.parent_id = prompt_id AND candidates.comparison_id = comparisons.id
 ))
+ORDER BY standing_votes.sequence DESC LIMIT 1
+"""
+)
+
+JUDGED_IN_QUEUE = (
+    COMPARISON
+    + f"""
+JOIN standing_votes ON standing_votes.comparison_id = comparisons.id AND standing_votes.source = 'voter'
+WHERE comparisons.voter_id = :voter AND standing_votes.created >= :since AND {VISIBLE}
+    AND (repeats IS NOT NULL OR conversations.source = 'shipped' OR owner_id <> comparisons.voter_id)
 ORDER BY standing_votes.sequence DESC LIMIT 1
 """
 )
@@ -219,6 +242,17 @@ class Comparisons(Votes):
         with self.reading() as db:
             row = db.execute(JUDGED_LAST, (voter_id, conversation_id)).fetchone()
             return row and _load(db, row["id"], voter_id, self._clock())
+
+    def judged_in_queue(self, voter_id: str, since: str) -> Comparison | None:
+        """What this voter judged last in the queue, if it was since then and the vote stands."""
+        with self.reading() as db:
+            row = db.execute(JUDGED_IN_QUEUE, {"voter": voter_id, "since": since}).fetchone()
+            return row and _load(db, row["id"], voter_id, self._clock())
+
+    def unseen_pairs(self, voter_id: str) -> int:
+        """How many pairs the queue holds that this voter was not shown yet."""
+        with self.reading() as db:
+            return int(db.execute(UNSEEN, {"voter": voter_id}).fetchone()[0])
 
     def open_in_queue(self, voter_id: str) -> Comparison | None:
         """What this voter was given to judge and has not judged: a repeat, or what `next_in_queue` gives again."""

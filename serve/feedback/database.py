@@ -127,6 +127,11 @@ class Database:
         """Run `work` on the writer thread; return its result once it is on disk. Never call this from within `work`."""
         return self._writer.write(work)
 
+    @property
+    def commits(self) -> int:
+        """Transactions since it was opened: as long as that stays, so does the record."""
+        return self._writer.commits
+
     def checkpoint(self) -> None:
         """Empty the write-ahead log into the file. Only the one writer does it: what SQLite is surest of."""
         self._writer.checkpoint()

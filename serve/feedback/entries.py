@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, get_args
 
 from serve.records import FinishReason, Message, Verdict
+
+Kind = Literal["flag", "exclude"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -177,14 +181,16 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A vote, or all votes of a voter, that an operator flagged or excluded."""
+    """A vote, or all that a voter gave, that an operator flagged or excluded."""
 
     id: str
-    kind: str
-    """`flag` or `exclude`."""
-    voter: str | None
-    """A pseudonym."""
+    kind: Kind
+    voter: str
+    """The pseudonym of whose it is."""
     vote: str | None
+    """None: all that the voter gave."""
+    prompt: str | None
+    """What the vote was about: the last message."""
     reason: str
     who: str
     created: datetime

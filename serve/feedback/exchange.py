@@ -21,22 +21,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 from serve.errors import InvalidInput
 from serve.feedback.ballots import ballots, demonstrations, pseudonyms
 from serve.feedback.entries import Ballot, BallotAnswer, ImportCounts, NewBallot, NewDemonstration
 from serve.feedback.store import Store
-from serve.records import Message
-
-Format = Literal["trl", "hh", "kto", "sft", "arena"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-Reading = Literal["whole", "demonstrations", "turns"]
-"""What an import makes of its rows: what they are, demonstrations of what is ranked first, or of earlier turns too."""
-READINGS: tuple[Reading, ...] = get_args(Reading)
-
-STYLES = ("conversational", "plain")
-"""Of exports: lists of messages, or texts."""
+from serve.records import FORMATS, READINGS, STYLES, Format, Message
 
 Row = dict[str, Any]
 Item = NewBallot | NewDemonstration
@@ -61,9 +52,14 @@ def export(store: Store, format: str, style: str = "conversational") -> Iterator
 
 
 def import_lines(
-    store: Store, lines: str | bytes | Iterable[str | bytes], format: str, reading: str = "whole"
+    store: Store,
+    lines: str | bytes | Iterable[str | bytes],
+    format: str,
+    reading: str = "whole",
+    *,
+    who: str = "operator",
 ) -> ImportCounts:
-    """Store a dataset whole; blank lines are passed over. `reading` is one of `READINGS`.
+    """Store a dataset whole, and log who brought it; blank lines are passed over. `reading` is one of `READINGS`.
 
     Raises InvalidInput naming the line that cannot be used, and Conflict where the same lines were read the same way
     before; then nothing is stored.
@@ -88,7 +84,7 @@ def import_lines(
     if not rows.seen:
         raise InvalidInput("there is nothing to import; send one JSON object a line")
     rows.sha256.update(f"{format} as {reading}".encode())
-    counts = store.add_imported(items, rows.sha256.hexdigest())
+    counts = store.add_imported(items, rows.sha256.hexdigest(), who=who, format=format)
     return replace(counts, skipped=counts.skipped + skipped)
 
 

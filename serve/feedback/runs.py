@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from serve.errors import InvalidInput, NotFound, RunActive
 from serve.feedback.database import Database, moment, stamp
+from serve.feedback.deeds import log
 from serve.feedback.entries import MetricPoint
-from serve.records import STAGES, Run, Stage
+from serve.records import ACTIVE, STAGES, Run, Stage
 
 UPDATABLE = frozenset(
     {"status", "stage", "progress", "eta_seconds", "started", "finished", "version", "report", "error"}
 )
-ACTIVE = "('queued', 'running', 'interrupted')"
 
 
 class Runs(Database):
@@ -28,8 +29,10 @@ class Runs(Database):
         trigger: Literal["votes", "interval", "operator"],
         stages: Sequence[Stage],
         config: Mapping[str, Any],
+        *,
+        who: str = "scheduler",
     ) -> Run:
-        """Queue a run. Raises RunActive while another is not over, InvalidInput for unknown stages."""
+        """Queue a run, and log who did. Raises RunActive while another is not over, InvalidInput for unknown stages."""
         if not stages or not set(stages) <= set(STAGES):
             raise InvalidInput(f"stages are some of {', '.join(STAGES)}")
 
@@ -42,14 +45,15 @@ class Runs(Database):
                 (trigger, json.dumps(list(stages)), json.dumps(dict(config)), self._now()),
             ).lastrowid
             assert run_id is not None
+            log(db, who, f"started run {run_id}" + f" by {trigger}" * (trigger != "operator"), self._now())
             return _load(db, run_id)
 
         return self.writing(work)
 
-    def update_run(self, run_id: int, **fields: Any) -> Run:
+    def update_run(self, run_id: int, *, who: str | None = None, **fields: Any) -> Run:
         """Change some of status, stage, progress, eta_seconds, started, finished, version, report, error.
 
-        Raises NotFound for an unknown run, TypeError for an unknown field.
+        `who` has the new status logged. Raises NotFound for an unknown run, TypeError for an unknown field.
         """
         if unknown := fields.keys() - UPDATABLE:
             raise TypeError(f"update_run() got unexpected fields {sorted(unknown)}")
@@ -63,6 +67,8 @@ class Runs(Database):
                 f"UPDATE runs SET {columns} WHERE id = ?",  # the names are checked above
                 (*(_stored(value) for value in fields.values()), run_id),
             )
+            if who is not None:
+                log(db, who, f"{fields['status']} run {run_id}", self._now())
             return _load(db, run_id)
 
         return self.writing(work)
@@ -109,13 +115,13 @@ class Runs(Database):
             raise NotFound(f"there is no run {run_id}")
         return dict(json.loads(row["config"]))
 
-    def runs(self, limit: int | None = 100) -> list[Run]:
-        """The newest first; with `limit` None all of them."""
+    def runs(self, limit: int | None = 100, *, metrics: bool = True) -> list[Run]:
+        """The newest first; with `limit` None all of them. `metrics` False leaves those out: they take long to find."""
         with self.reading() as db:
             rows = db.execute(
                 "SELECT * FROM runs ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,)
             ).fetchall()
-            return [_run_from(db, row) for row in rows]
+            return _runs_from(db, rows, metrics=metrics)
 
     def runs_by_status(self) -> dict[str, int]:
         """How many runs there are of each status."""
@@ -123,11 +129,32 @@ class Runs(Database):
             rows = db.execute("SELECT status, count(*) AS number FROM runs GROUP BY status ORDER BY status")
             return {row["status"]: row["number"] for row in rows}
 
+    def schedule(self) -> dict[str, str]:
+        """What has been changed of the schedule: setting → value, as the environment would have it."""
+        with self.reading() as db:
+            return {row["name"]: row["value"] for row in db.execute("SELECT name, value FROM schedule")}
+
+    def change_schedule(self, changes: Mapping[str, str], *, who: str) -> None:
+        """Change some of it, and log that."""
+
+        def work(db: sqlite3.Connection) -> None:
+            now = self._now()
+            for name, value in changes.items():
+                db.execute(
+                    "INSERT INTO schedule (name, value, who, created) VALUES (?, ?, ?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET value = excluded.value, who = excluded.who, created = excluded.created",
+                    (name, value, who, now),
+                )
+            if changes:
+                log(db, who, "set " + ", ".join(f"{name} to {value}" for name, value in changes.items()), now)
+
+        self.writing(work)
+
     def active_run(self) -> Run | None:
         """The run that is queued, running or interrupted."""
         with self.reading() as db:
             row = db.execute(f"SELECT * FROM runs WHERE status IN {ACTIVE}").fetchone()
-            return row and _run_from(db, row)
+            return row and _runs_from(db, [row])[0]
 
     def run_metrics(self, run_id: int, name: str | None = None) -> list[MetricPoint]:
         """A run's curves (or one of them), stage by stage, in order of step."""
@@ -152,13 +179,24 @@ def _load(db: sqlite3.Connection, run_id: int) -> Run:
     row = db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
     if row is None:
         raise NotFound(f"there is no run {run_id}")
-    return _run_from(db, row)
+    return _runs_from(db, [row])[0]
 
 
-def _run_from(db: sqlite3.Connection, row: sqlite3.Row) -> Run:
-    latest = db.execute(
-        "SELECT name, value, max(time) FROM run_metrics WHERE run_id = ? GROUP BY name", (row["id"],)
-    ).fetchall()
+def _runs_from(db: sqlite3.Connection, rows: Sequence[sqlite3.Row], *, metrics: bool = True) -> list[Run]:
+    of_these = f"run_id IN ({', '.join(str(int(row['id'])) for row in rows)})"
+    latest: dict[int, dict[str, float]] = defaultdict(dict)
+    if metrics:
+        for found in db.execute(
+            f"SELECT run_id, name, value, max(time) FROM run_metrics WHERE {of_these} GROUP BY run_id, name"
+        ):
+            latest[found["run_id"]][found["name"]] = found["value"]
+    counted = db.execute(f"SELECT run_id, count(*) AS votes FROM run_votes WHERE {of_these} GROUP BY run_id")
+    votes = {found["run_id"]: found["votes"] for found in counted}
+    return [_run_from(row, latest[row["id"]], votes.get(row["id"], 0)) for row in rows]
+
+
+def _run_from(row: sqlite3.Row, metrics: dict[str, float], votes: int) -> Run:
+    config = json.loads(row["config"])
     return Run(
         id=row["id"],
         status=row["status"],
@@ -171,7 +209,10 @@ def _run_from(db: sqlite3.Connection, row: sqlite3.Row) -> Run:
         started=row["started"] and moment(row["started"]),
         finished=row["finished"] and moment(row["finished"]),
         version=row["version"],
-        metrics={metric["name"]: metric["value"] for metric in latest},
+        metrics=metrics,
         report=row["report"] and json.loads(row["report"]),
         error=row["error"],
+        settings=config.get("settings") or {},
+        who=config.get("who"),
+        votes=votes,
     )

@@ -371,6 +371,15 @@ def m011_imports(db: Database) -> None:
     db.execute("CREATE TABLE imports (sha256 TEXT PRIMARY KEY, created TEXT NOT NULL) STRICT, WITHOUT ROWID")
 
 
+@migrations()
+def m012_excluded_voters(db: Database) -> None:
+    """Whose votes, prompts and demonstrations do not count."""
+    db.execute(
+        "CREATE VIEW excluded_voters AS SELECT voter_id FROM exclusions"
+        " WHERE voter_id IS NOT NULL AND kind = 'exclude' AND lifted IS NULL"
+    )
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to today's schema; each migration is applied whole or not at all.
 

@@ -59,8 +59,7 @@ SELECT messages.id, asked, source, voter_id, coalesce(dropped, 0) AS dropped
 FROM messages
 JOIN conversations ON conversations.id = conversation_id
 LEFT JOIN (SELECT DISTINCT prompt_id, dropped FROM answers) ON prompt_id = messages.id
-WHERE asked > 0 AND NOT EXISTS (SELECT 1 FROM exclusions
-    WHERE exclusions.voter_id = conversations.voter_id AND kind = 'exclude' AND lifted IS NULL)
+WHERE asked > 0 AND voter_id NOT IN (SELECT voter_id FROM excluded_voters)
 ORDER BY messages.rowid, dropped
 """
 

@@ -64,3 +64,8 @@ def sequential_verdict(wins: int, losses: int, *, alpha: float) -> Literal["bett
     if log_ratio < -math.log(alpha):
         return "undecided"
     return "better" if wins > losses else "worse"
+
+
+def wins_needed(wins: int, losses: int, *, alpha: float) -> int:
+    """How many more wins in a row would make `sequential_verdict` say "better"."""
+    return next(m for m in itertools.count() if sequential_verdict(wins + m, losses, alpha=alpha) == "better")

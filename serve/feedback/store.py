@@ -1,5 +1,5 @@
 """The record's one door. `Store` is a file (database.py), what it keeps (conversations, comparisons, votes, voters,
-ballots, runs, versions, oversight), and the snapshot for a run. All SQL lives in this package.
+ballots, runs, versions, exclusions, deeds), and the snapshot for a run. All SQL lives in this package.
 
     store = Store.open(DataFolder(Path("feedback.db")))
     prompt = store.record_prompt("anna", [Message("user", "Why is the sea blue?")])
@@ -13,50 +13,21 @@ import sqlite3
 from pathlib import Path
 
 from serve.feedback.ballots import Ballots, ballots
+from serve.feedback.browsing import Browsing
 from serve.feedback.comparisons import Comparisons
-from serve.feedback.conversations import Source
-from serve.feedback.database import stamp, utc_now
-from serve.feedback.entries import (
-    Ballot,
-    ConversationSummary,
-    ConversationTurn,
-    HeadToHead,
-    ImportCounts,
-    MetricPoint,
-    NewBallot,
-    NewCandidate,
-    NewDemonstration,
-    Promotion,
-    PromptRef,
-    SnapshotCounts,
-)
-from serve.feedback.oversight import Oversight
+from serve.feedback.database import stamp
+from serve.feedback.deeds import Deeds
+from serve.feedback.entries import Ballot, HeadToHead, NewCandidate, SnapshotCounts
+from serve.feedback.exclusions import Exclusions
 from serve.feedback.runs import Runs
 from serve.feedback.snapshot import write_snapshot
 from serve.feedback.versions import Versions
 from serve.feedback.voters import Voters
 
-__all__ = [
-    "Ballot",
-    "ConversationSummary",
-    "ConversationTurn",
-    "HeadToHead",
-    "ImportCounts",
-    "MetricPoint",
-    "NewBallot",
-    "NewCandidate",
-    "NewDemonstration",
-    "Promotion",
-    "PromptRef",
-    "SnapshotCounts",
-    "Source",
-    "Store",
-    "stamp",
-    "utc_now",
-]
+__all__ = ["HeadToHead", "NewCandidate", "SnapshotCounts", "Store", "stamp"]
 
 
-class Store(Comparisons, Voters, Ballots, Runs, Versions, Oversight):
+class Store(Comparisons, Voters, Ballots, Runs, Versions, Exclusions, Browsing, Deeds):
     """Who asked, what was answered, how people voted, what was learned. Thread-safe; calls return after the commit."""
 
     def ballots(self) -> list[Ballot]:
@@ -69,7 +40,7 @@ class Store(Comparisons, Voters, Ballots, Runs, Versions, Oversight):
         with self.reading() as db:
             row = db.execute(
                 "SELECT count(*), max(created), (SELECT count(*) FROM versions),"
-                " (SELECT number FROM versions WHERE status = 'serving'), (SELECT max(updated) FROM vote_notes),"
+                " (SELECT number FROM versions WHERE status = 'serving'),"
                 " (SELECT max(created) FROM exclusions), (SELECT max(lifted) FROM exclusions),"
                 " (SELECT count(*) FROM exclusions) FROM votes"
             ).fetchone()

@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.errors import Conflict, NotFound
 from serve.feedback.database import Database, moment
+from serve.feedback.deeds import check_remark, log
 from serve.feedback.entries import Promotion
 from serve.records import BASE_VERSION, Version, VersionStatus
 
@@ -68,15 +69,38 @@ class Versions(Database):
 
         return self.writing(work)
 
-    def set_version_status(self, number: int, status: VersionStatus) -> None:
-        """Stage, canary, retire or reject a version. Raises NotFound; Conflict where the pointer would move."""
+    def set_version_status(self, number: int, status: VersionStatus, *, who: str, why: str) -> None:
+        """Stage, canary, retire or reject a version, and log it.
+
+        Raises NotFound; Conflict where the pointer would move.
+        """
 
         def work(db: sqlite3.Connection) -> None:
             if (_load(db, number).status == "serving") != (status == "serving"):
                 raise Conflict("promote a version or roll back to change which one serves")
             db.execute("UPDATE versions SET status = ? WHERE number = ?", (status, number))
+            log(db, who, f"set version {number} to {status.replace('_', ' ')}: {why}", self._now())
 
         self.writing(work)
+
+    def note_version(self, number: int, note: str, *, who: str) -> None:
+        """Write something beside a version, and log it; an empty text takes it away. Raises NotFound, InvalidInput."""
+        note = note.strip() and check_remark("the note", note)
+
+        def work(db: sqlite3.Connection) -> None:
+            if not db.execute("UPDATE versions SET note = ? WHERE number = ?", (note or None, number)).rowcount:
+                raise NotFound(f"there is no version {number}")
+            log(db, who, f"noted of version {number}: {note or 'nothing any more'}", self._now())
+
+        self.writing(work)
+
+    def votes_of(self, number: int) -> int:
+        """How many votes a version learned from."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT count(*) FROM run_votes JOIN versions USING (run_id) WHERE number = ?", (number,)
+            ).fetchone()
+            return int(row[0])
 
     def serving(self) -> int:
         """The version that serves."""
@@ -138,4 +162,5 @@ def _version_from(row: sqlite3.Row) -> Version:
         row["parent"],
         row["report"] and json.loads(row["report"]),
         row["sha256"],
+        row["note"],
     )

@@ -20,6 +20,7 @@ from serve.feedback.conversations import (
 )
 from serve.feedback.database import Database, moment, storable
 from serve.feedback.entries import Consent
+from serve.feedback.reports import gate_win_rate
 from serve.feedback.votes import visible_comparison
 from serve.records import Demonstration, Message
 
@@ -34,9 +35,22 @@ WHERE standing_votes.voter_id = :voter ORDER BY sequence
 """
 
 MY_LESSONS = """
-SELECT vote_id, runs.id, runs.status, runs.version, runs.report ->> '$.gate.win_rate.value' AS win_rate
+SELECT vote_id, runs.id, runs.status, runs.version, runs.report ->> '$.reasons[0]' AS reason
 FROM votes JOIN run_votes ON vote_id = votes.id JOIN runs ON runs.id = run_id
 WHERE voter_id = ? ORDER BY runs.id
+"""
+
+MY_WITHDRAWN = """
+SELECT votes.id, votes.comparison_id AS comparison, votes.verdict, votes.ranking, votes.created,
+    coalesce(vote_notes.strength, votes.strength) AS strength, coalesce(vote_notes.reasons, votes.reasons) AS reasons,
+    later.created AS withdrawn
+FROM votes JOIN votes AS later ON later.supersedes = votes.id LEFT JOIN vote_notes ON vote_id = votes.id
+WHERE votes.voter_id = ? AND votes.verdict <> 'withdrawn' ORDER BY votes.rowid
+"""
+
+MY_EXCLUSIONS = """
+SELECT vote_id AS vote, kind, reason, created, lifted FROM exclusions
+WHERE voter_id = :voter OR vote_id IN (SELECT id FROM votes WHERE voter_id = :voter) ORDER BY rowid
 """
 
 MY_VERSIONS = "SELECT number AS version, status, parent FROM versions ORDER BY number"
@@ -52,12 +66,12 @@ TOLD_OF_A_MESSAGE = ("id", "parent_id", "role", "content", "version", "created")
 TOLD_OF_A_CANDIDATE = ("id", "position", "text", "version")
 
 MY_CANDIDATES = f"""
-SELECT comparison_id, candidates.id, position, coalesce(shown_text, text) AS text, answers.version
+SELECT comparison_id, candidates.id, position, coalesce(shown_text, text) AS text, messages.content AS prompt,
+    comparisons.created, CASE WHEN EXISTS (SELECT 1 FROM votes WHERE votes.comparison_id = comparisons.id)
+        THEN answers.version END AS version
 FROM candidates JOIN comparisons ON comparisons.id = comparison_id JOIN answers ON answers.id = candidates.answer_id
 JOIN messages ON messages.id = comparisons.prompt_id JOIN conversations ON conversations.id = conversation_id
-WHERE comparisons.voter_id = :voter AND {VISIBLE}
-    AND EXISTS (SELECT 1 FROM standing_votes WHERE standing_votes.comparison_id = comparisons.id)
-ORDER BY candidates.rowid
+WHERE comparisons.voter_id = :voter AND {VISIBLE} ORDER BY candidates.rowid
 """
 
 MY_DEMONSTRATIONS = f"""
@@ -84,6 +98,7 @@ class Voters(Database):
     ) -> Demonstration:
         """Store an answer that a person wrote; in a conversation it is the history from here on.
 
+        It takes the place of an earlier one of this voter's to the same prompt.
         Where a conversation or a comparison is named, it lasts as long as the prompt that it answers.
         Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's,
         or the comparison none that the voter may see.
@@ -102,11 +117,25 @@ class Voters(Database):
                 move_leaf(
                     db, conversation_id, walk(db, conversation_id, (*messages, Message("assistant", answer)), now), now
                 )
+            db.execute(
+                "DELETE FROM demonstrations WHERE voter_id = ? AND source = ? AND prompt_id IS ? AND messages = ?",
+                (voter_id, source, prompt_id, messages_json(messages)),
+            )
             demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
             insert_demonstration(db, voter_id, demonstration, source, now, prompt_id=prompt_id)
             return demonstration
 
         return self.writing(work)
+
+    def withdraw_demonstration(self, demonstration_id: str, voter_id: str) -> None:
+        """Delete a demonstration; a conversation that went on with it stays as it is. Raises NotFound."""
+
+        def work(db: sqlite3.Connection) -> None:
+            mine = (demonstration_id, voter_id)
+            if not db.execute("DELETE FROM demonstrations WHERE id = ? AND voter_id = ?", mine).rowcount:
+                raise NotFound("there is no such answer of yours; it may be withdrawn already")
+
+        self.writing(work)
 
     def consent(self, voter_id: str) -> Consent:
         """What this voter agreed to."""
@@ -144,7 +173,8 @@ class Voters(Database):
         """What this voter gave, as JSON: `counts`, `votes` (each with the runs it `trained`), `demonstrations`.
 
         `versions` are those that learned from a vote last. A run's `win_rate` is the gate's, of its version over the
-        one that served before.
+        one that served before; its `reason` is the first one why it was refused. A `prompt` is its last turn, None
+        where its author no longer shares it.
         """
         with self.reading() as db:
             counts = {
@@ -157,9 +187,15 @@ class Voters(Database):
                     ("demonstrations", ""),
                 )
             }
+            rates = {
+                row["id"]: gate_win_rate(json.loads(row["report"]))
+                for row in db.execute("SELECT id, report FROM runs WHERE version IS NOT NULL AND report IS NOT NULL")
+            }
             trained: dict[str, list[dict[str, Any]]] = {}
             for row in db.execute(MY_LESSONS, (voter_id,)):
-                lesson = {name: row[name] for name in ("status", "version", "win_rate")}
+                rate = rates.get(row["id"])
+                lesson = {name: row[name] for name in ("status", "version", "reason")}
+                lesson["win_rate"] = None if rate is None else rate.value
                 trained.setdefault(row["vote_id"], []).append({"run": row["id"], **lesson})
             votes = [
                 {
@@ -179,15 +215,19 @@ class Voters(Database):
                 }
                 for row in db.execute(MY_VOTES, {"voter": voter_id})
             ]
-            last = {
-                made[-1]
-                for vote in votes
-                if (made := [lesson["version"] for lesson in vote["trained"] if lesson["version"] is not None])
-            }
+            last: set[int] = set()
+            for vote in votes:
+                made = [lesson["version"] for lesson in vote["trained"] if lesson["version"] is not None]
+                last.update(made[-1:])
             versions = [dict(row) for row in db.execute(MY_VERSIONS) if row["version"] in last]
             demonstrations = [
-                {"id": row["id"], "created": row["created"]}
-                for row in db.execute("SELECT * FROM demonstrations WHERE voter_id = ? ORDER BY rowid", (voter_id,))
+                {
+                    "id": row["id"],
+                    "prompt": json.loads(row["messages"])[-1]["content"] if row["visible"] else None,
+                    "answer": row["answer"],
+                    "created": row["created"],
+                }
+                for row in db.execute(MY_DEMONSTRATIONS, {"voter": voter_id})
             ]
         return {
             "counts": {**counts, "votes": len(votes)},
@@ -199,6 +239,8 @@ class Voters(Database):
     def everything(self, voter_id: str) -> dict[str, Any]:
         """All that is kept of this voter, to take home: talks with all branches, votes with what was judged, and so on.
 
+        `votes` are those that stand, `withdrawn_votes` the others; `comparisons` are those without a standing vote, and
+        `exclusions` what operators flagged or excluded, also where that is lifted.
         Who wrote an answer is told where the voter has judged it, or was not asked to.
         """
         mine, consent = self.me(voter_id), self.consent(voter_id)
@@ -207,21 +249,40 @@ class Voters(Database):
             for row in db.execute(MY_MESSAGES, (voter_id,)):
                 talk = talks.setdefault(row["conversation_id"], {"title": row["title"], "messages": []})
                 talk["messages"].append({name: row[name] for name in TOLD_OF_A_MESSAGE} | {"share": bool(row["share"])})
-            judged: dict[str, list[dict[str, Any]]] = {}
+            shown: dict[str, dict[str, Any]] = {}
             for row in db.execute(MY_CANDIDATES, {"voter": voter_id}):
-                judged.setdefault(row["comparison_id"], []).append({name: row[name] for name in TOLD_OF_A_CANDIDATE})
+                told = {
+                    "id": row["comparison_id"],
+                    "prompt": row["prompt"],
+                    "created": row["created"],
+                    "candidates": [],
+                }
+                comparison = shown.setdefault(row["comparison_id"], told)
+                comparison["candidates"].append({name: row[name] for name in TOLD_OF_A_CANDIDATE})
+            withdrawn = [
+                dict(row)
+                | {"ranking": row["ranking"] and json.loads(row["ranking"]), "reasons": json.loads(row["reasons"])}
+                for row in db.execute(MY_WITHDRAWN, (voter_id,))
+            ]
+            exclusions = [dict(row) for row in db.execute(MY_EXCLUSIONS, {"voter": voter_id})]
             written = [
                 {name: row[name] for name in ("id", "answer", "created")}
                 | {"messages": json.loads(row["messages"]) if row["visible"] else None}
                 for row in db.execute(MY_DEMONSTRATIONS, {"voter": voter_id})
             ]
-        votes = [{**vote, "candidates": judged.get(vote["comparison"], [])} for vote in mine["votes"]]
+        votes = [
+            {**vote, "candidates": shown.pop(vote["comparison"], {"candidates": []})["candidates"]}
+            for vote in mine["votes"]
+        ]
         conversations = [{"id": talk_id, **talk} for talk_id, talk in talks.items()]
         return {
             "consent": {"given": consent.given, "share": consent.share},
             "conversations": conversations,
             "votes": votes,
+            "withdrawn_votes": withdrawn,
+            "comparisons": list(shown.values()),
             "demonstrations": written,
+            "exclusions": exclusions,
         }
 
     def forget(self, voter_id: str) -> datetime | None:

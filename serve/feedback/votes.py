@@ -15,7 +15,7 @@ from serve.errors import AlreadyVoted, Conflict, Expired, InvalidInput, NotFound
 from serve.feedback.conversations import VISIBLE, Conversations, move_leaf, new_id, path, reply
 from serve.feedback.database import moment, storable
 from serve.feedback.entries import HeadToHead
-from serve.records import Judgement, Vote, VoteReceipt
+from serve.records import LEARNED, Judgement, Vote, VoteReceipt
 
 Shown = Mapping[str, tuple[str, Sequence[int]]]
 """Candidate id → the text and token ids that were visible when the vote came."""
@@ -259,10 +259,17 @@ class Votes(Conversations):
         return self.writing(work)
 
     def note_vote(
-        self, vote_id: str, voter_id: str, *, strength: int | None = None, reasons: Sequence[str] | None = None
+        self,
+        vote_id: str,
+        voter_id: str,
+        *,
+        strength: int | None = None,
+        reasons: Sequence[str] | None = None,
+        offered: Sequence[str] | None = None,
     ) -> Vote:
         """Say afterwards how much better it was, or why; what is None stays. The vote as it is then.
 
+        `reasons` takes the place of all that were said, or, with `offered`, of those among them.
         Raises NotFound, Conflict when the vote no longer stands, InvalidInput.
         """
         check_note(strength, reasons or ())
@@ -271,7 +278,12 @@ class Votes(Conversations):
             vote = _require_standing(db, vote_id, voter_id)
             if strength is not None and vote["verdict"] != "ranking":
                 raise InvalidInput("strength says how much better the best answer is; this vote ranks none")
-            said = None if reasons is None else json.dumps(list(reasons), ensure_ascii=False)
+            said = None
+            if reasons is not None:
+                standing = standing_vote(db, vote["comparison_id"])
+                assert standing is not None
+                kept = [] if offered is None else [r for r in standing.judgement.reasons if r not in offered]
+                said = json.dumps([*reasons, *kept], ensure_ascii=False)
             db.execute(
                 "INSERT INTO vote_notes (vote_id, strength, reasons, updated) VALUES (?, ?, coalesce(?, ?), ?)"
                 " ON CONFLICT DO UPDATE SET strength = coalesce(excluded.strength, strength),"
@@ -300,7 +312,7 @@ class Votes(Conversations):
         return self._count(
             "SELECT count(*) FROM training_votes WHERE NOT EXISTS ("
             "SELECT 1 FROM run_votes JOIN runs ON runs.id = run_id"
-            " WHERE vote_id = training_votes.id AND status IN ('succeeded', 'rejected'))"
+            f" WHERE vote_id = training_votes.id AND status IN {LEARNED})"
         )
 
     def standing_votes(self) -> int:
@@ -421,7 +433,11 @@ def _continuation(judgement: Judgement, candidates: list[sqlite3.Row]) -> str | 
 
 
 def _draw(candidates: list[sqlite3.Row]) -> str | None:
-    sound = [str(c["candidate_id"]) for c in candidates if c["finish_reason"] != "error"]
+    sound = [
+        str(c["candidate_id"])
+        for c in candidates
+        if c["finish_reason"] is None or (c["finish_reason"] != "error" and (c["text"] or "").strip())
+    ]
     return secrets.choice(sound) if sound else None
 
 

@@ -44,6 +44,8 @@ class Writer:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
+        self.commits = 0
+        """Transactions so far."""
         self._thread = threading.Thread(target=self._run, name="feedback-writer", daemon=True)
         self._thread.start()
 
@@ -108,6 +110,7 @@ class Writer:
                     job.error = error
                 db.execute("RELEASE job")
             db.execute("COMMIT")
+            self.commits += 1
         except Exception as error:  # noqa: BLE001  every caller must hear of it, or it would wait for ever
             if db.in_transaction:
                 db.execute("ROLLBACK")

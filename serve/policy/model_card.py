@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from serve.feedback.reports import gate_figures, gate_win_rate, reward_accuracy
+from serve.feedback.statistics import Interval
 from serve.policy.adapters import CONFIG, MANIFEST, WEIGHTS
 from serve.records import Version
 
@@ -27,13 +29,13 @@ def archive(folder: Path, version: Version, votes: int) -> bytes:
 
 def card(version: Version, manifest: dict[str, Any], votes: int) -> str:
     """What it is made of, and what is known of it, in the format of model hubs."""
-    base, report = manifest.get("base") or {}, version.report or {}
-    gate, reward = report.get("gate") or {}, report.get("reward") or {}
+    base, report = manifest.get("base") or {}, version.report
+    measured = gate_figures(report)
     known = [
-        _line("Held-out prompts on which the fold models prefer it to its parent", gate.get("win_rate")),
-        _line("Unseen comparisons on which its reward model is right", reward.get("accuracy")),
-        _figure("KL to its reference, nats an answer", (gate.get("new") or {}).get("kl")),
-        _figure("Tokens an answer, median", (gate.get("new") or {}).get("length")),
+        _line("Held-out prompts on which the fold models prefer it to its parent", gate_win_rate(report)),
+        _line("Unseen comparisons on which its reward model is right", reward_accuracy(report)),
+        _figure("KL to its reference, nats an answer", measured.get("kl")),
+        _figure("Tokens an answer, median", measured.get("length")),
     ]
     facts = "\n".join(line for line in known if line) or "- Nothing was measured."
     return f"""---
@@ -63,10 +65,8 @@ The licence of the base holds. `manifest.json` has the hashes of the files and e
 """
 
 
-def _line(what: str, share: dict[str, Any] | None) -> str:
-    if not share or share.get("value") is None:
-        return ""
-    return f"- {what}: {share['value']:.0%} ({share['low']:.0%} to {share['high']:.0%})"
+def _line(what: str, share: Interval | None) -> str:
+    return "" if share is None else f"- {what}: {share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
 
 
 def _figure(what: str, value: float | None) -> str:

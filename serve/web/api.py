@@ -9,26 +9,38 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve import schedule
 from serve.errors import Unauthorized
-from serve.feedback.exchange import Format, Reading
-from serve.feedback.oversight import Search
-from serve.limits import SamplingRequest, stop_texts
+from serve.feedback.browsing import Search
+from serve.feedback.deeds import LONGEST_REMARK
+from serve.feedback.entries import Kind
+from serve.limits import MAX_CANDIDATES, MAX_MESSAGES, SamplingRequest, stop_texts
 from serve.live import End, Failure, LiveComparison, Start
-from serve.records import Comparison, Judgement, Message, Role, Run, Stage, Verdict, Version
+from serve.records import (
+    Comparison,
+    Format,
+    Judgement,
+    Message,
+    Reading,
+    Role,
+    Run,
+    Stage,
+    Style,
+    Verdict,
+    Version,
+)
 from serve.secrets import Secrets
 from serve.service import Service, Training
 from serve.truncation import Truncation
 from serve.web import faults
-from serve.web.identity import end_session, forget_voter, guarded, require_operator, set_session
-from serve.web.login import is_right
+from serve.web.identity import door, end_session, forget_voter, guarded, require_operator, set_session
+from serve.web.login import is_let_in
 from serve.web.streams import event_stream, events_with_pings, sse, wait_or_cancel
 
-_WHO = "operator"
 _LARGEST = 2**63 - 1
 """SQLite's largest integer."""
 
@@ -43,11 +55,19 @@ def _number_of(voter: Any) -> Any:
 
 
 _Text = Annotated[str, AfterValidator(_whole)]
+_Id = Annotated[_Text, Field(max_length=100)]
 _Reasons = Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=20)]
 _Value = str | int | float | None
 _Number = Annotated[int, Field(ge=0, le=_LARGEST)]
 _VoterNumber = Annotated[_Number, BeforeValidator(_number_of)]
 _PathNumber = Annotated[int, Path(ge=0, le=_LARGEST)]
+_Remark = Annotated[_Text, Field(max_length=LONGEST_REMARK)]
+_Who = Annotated[str, Depends(door)]
+_Voter = Annotated[_VoterNumber | None, Query(description="A number, or `voter-3`.")]
+_Words = Annotated[str, Query(max_length=500, description="What prompt or answers hold.")]
+_Since = Annotated[str | None, Query(max_length=40, description="A date or a time; UTC without a zone.")]
+_Until = Annotated[str | None, Query(max_length=40, description="Likewise; the first that is left out.")]
+_LeftOut = Annotated[bool, Query(description="Only what is flagged or excluded.")]
 
 
 class _Body(BaseModel):
@@ -70,11 +90,11 @@ class MessageBody(_Body):
 class ComparisonBody(_Body):
     """A prompt to be answered twice or more."""
 
-    messages: list[MessageBody]
+    messages: list[MessageBody] = Field(max_length=MAX_MESSAGES)
     """The last one is the user's."""
     k: int | None = None
     """Answers, 2 to 6; 2 where nothing else is said."""
-    conversation_id: _Text | None = None
+    conversation_id: _Id | None = None
     """The talk that this goes on with; without one a new talk begins."""
     share: bool = False
     """Whether other voters may be shown this prompt with what came before it."""
@@ -87,7 +107,7 @@ class ComparisonBody(_Body):
     top_k: int | None = None
     """0 (all) to 1,000,000."""
     stop: str | list[str] | None = None
-    """Texts that end an answer, at most 4."""
+    """Texts that end an answer, at most 4 of 200 characters."""
     seed: int | None = None
     """0 to about 9.2e18; votes on answers of a chosen seed or sampling are no evidence."""
     truncation: Truncation = "disabled"
@@ -99,7 +119,7 @@ class ComparisonBody(_Body):
 class VoteBody(_Body):
     """A ranking, best group first, or a verdict."""
 
-    ranking: list[list[str]] | None = None
+    ranking: list[list[_Id]] | None = Field(default=None, max_length=MAX_CANDIDATES)
     """Every candidate's id exactly once, in groups, best first; those in one group are a tie."""
     verdict: Verdict | None = None
     strength: int | None = Field(default=None, ge=1, le=5)
@@ -129,7 +149,7 @@ class NoteBody(_Body):
 class DemonstrationBody(_Body):
     """An answer written by a person."""
 
-    messages: list[MessageBody]
+    messages: list[MessageBody] = Field(max_length=MAX_MESSAGES)
     answer: str
     """At most 200,000 bytes."""
 
@@ -143,7 +163,7 @@ class ConsentBody(_Body):
 class LoginBody(_Body):
     """The operator token."""
 
-    token: str
+    token: str = Field(max_length=1000)
 
 
 class ScheduleBody(_Body):
@@ -175,19 +195,19 @@ class RunBody(_Body):
 
 
 class ExclusionBody(_Body):
-    """A vote, or all votes of a voter, that should not count (`exclude`) or be looked at again (`flag`)."""
+    """A vote, or all that a voter gave, that should not count (`exclude`) or be looked at again (`flag`)."""
 
-    kind: Literal["flag", "exclude"] = "exclude"
+    kind: Kind = "exclude"
     voter: _VoterNumber | None = None
     """`voter-3`, or its number."""
-    vote: _Text | None = None
-    reason: Annotated[_Text, Field(max_length=2000)]
+    vote: _Id | None = None
+    reason: _Remark
 
 
 class VersionNoteBody(_Body):
     """What stands beside a version; empty takes it away."""
 
-    note: Annotated[_Text, Field(max_length=2000)]
+    note: _Remark
 
 
 class SwitchBody(_Body):
@@ -257,10 +277,18 @@ def _voters(service: Service) -> APIRouter:
 
     @router.post("/demonstrations")
     async def demonstrate(request: Request, body: DemonstrationBody) -> Response:
-        """Keep an answer that a person wrote: an example to learn from. Answers with its `id`."""
+        """Keep an answer that a person wrote: an example to learn from, in place of an earlier one to the same prompt.
+        Answers with its `id`.
+        """
         messages = [message.record() for message in body.messages]
         demonstration = await service.demonstrate(request.state.voter, messages, body.answer)
         return JSONResponse({"id": demonstration.id}, 201)
+
+    @router.delete("/demonstrations/{demonstration_id}")
+    async def withdraw_demonstration(request: Request, demonstration_id: str) -> Response:
+        """Take an answer that I wrote back: no further run learns from it."""
+        await service.withdraw_demonstration(request.state.voter, demonstration_id)
+        return Response(status_code=204)
 
     @router.get("/me")
     async def me(request: Request) -> Response:
@@ -314,8 +342,7 @@ def _judges(service: Service) -> APIRouter:
     ) -> Response:
         """Judge it: a ranking of all candidates, best group first, or a verdict. Tells who wrote what."""
         receipt = await service.vote(request.state.voter, comparison_id, body.record(), idempotency_key=idempotency_key)
-        answer = {"id": receipt.id, "revealed": receipt.revealed, "continues_with": receipt.continues_with}
-        return JSONResponse(answer, 201)
+        return JSONResponse(asdict(receipt), 201)
 
     return router
 
@@ -324,19 +351,20 @@ def _operators(service: Service, training: Training) -> APIRouter:
     router = APIRouter(route_class=guarded(require_operator))
 
     @router.post("/runs")
-    async def trigger(body: Annotated[RunBody | None, Body()] = None) -> Response:
+    async def trigger(who: _Who, body: Annotated[RunBody | None, Body()] = None) -> Response:
         """Start a run; 409 while one is on, or where there is nothing to learn from. Answers with `id` and `status`."""
         body = body or RunBody()
         run = await asyncio.to_thread(
-            training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=_WHO
+            training.trigger, stages=body.stages, settings=body.settings, force=body.force, who=who
         )
-        await service.log_deed(_WHO, f"started run {run.id}")
         return JSONResponse({"id": run.id, "status": run.status}, 202)
 
     @router.get("/runs")
-    async def runs() -> Response:
-        """All runs, newest first."""
-        return JSONResponse([run_json(run) for run in await service.runs()])
+    async def runs(
+        limit: Annotated[int | None, Query(ge=1, le=100_000, description="So many; all where nothing is said.")] = None,
+    ) -> Response:
+        """Runs, newest first: one that is on is the first."""
+        return JSONResponse([run_json(run) for run in await service.runs(limit)])
 
     @router.get("/runs/{run_id}")
     async def run(run_id: _PathNumber) -> Response:
@@ -344,11 +372,9 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse(run_json(await service.run(run_id)))
 
     @router.post("/runs/{run_id}/cancel")
-    async def cancel(run_id: _PathNumber) -> Response:
+    async def cancel(run_id: _PathNumber, who: _Who) -> Response:
         """End a run."""
-        run = await asyncio.to_thread(training.cancel, run_id)
-        await service.log_deed(_WHO, f"cancelled run {run_id}")
-        return JSONResponse(run_json(run))
+        return JSONResponse(run_json(await asyncio.to_thread(training.cancel, run_id, who=who)))
 
     @router.get("/runs/{run_id}/log")
     async def run_log(run_id: _PathNumber, tail: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Response:
@@ -367,11 +393,11 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse([asdict(entry) for entry in found])
 
     @router.patch("/schedule")
-    async def change_schedule(body: ScheduleBody) -> Response:
+    async def change_schedule(body: ScheduleBody, who: _Who) -> Response:
         """Change some of it, all or nothing; answers with all of it."""
         told = body.model_dump(exclude_unset=True)
         changes = {name: "none" if value is None else str(value) for name, value in told.items()}
-        await asyncio.to_thread(lambda: schedule.change(service.store, service.settings, changes, who=_WHO))
+        await asyncio.to_thread(lambda: schedule.change(service.store, service.settings, changes, who=who))
         return await schedule_()
 
     @router.get("/board")
@@ -381,25 +407,37 @@ def _operators(service: Service, training: Training) -> APIRouter:
 
     @router.get("/votes")
     async def votes(
-        voter: Annotated[_VoterNumber | None, Query(description="A number, or `voter-3`.")] = None,
+        voter: _Voter = None,
+        asked_by: Annotated[_VoterNumber | None, Query(description="Whose prompt it was, likewise.")] = None,
         version: Annotated[_Number | None, Query(description="One that wrote an answer.")] = None,
-        verdict: Literal["ranking", "tie", "both_bad", "skip"] | None = None,
+        verdict: Annotated[
+            Literal["ranking", "tie", "both_bad", "skip"] | None,
+            Query(description="Skips that nobody cast, because people typed on, are found by `skip` alone."),
+        ] = None,
         evidence: Annotated[bool | None, Query(description="`true`: only blind ones; `false`: only others.")] = None,
-        text: Annotated[str, Query(max_length=500, description="What prompt or answers hold.")] = "",
-        since: Annotated[str | None, Query(max_length=40, description="A date or a time; UTC without a zone.")] = None,
-        until: Annotated[str | None, Query(max_length=40, description="Likewise; the first that is left out.")] = None,
-        left_out: Annotated[bool, Query(description="Only what is flagged or excluded.")] = False,
+        text: _Words = "",
+        since: _Since = None,
+        until: _Until = None,
+        left_out: _LeftOut = False,
         before: _Number | None = None,
     ) -> Response:
         """Standing votes, newest first: `votes`, and `before`, which asks for the next page."""
-        search = Search(voter, version, verdict, evidence, text, since, until, left_out)
+        search = Search(voter, version, verdict, evidence, text, since, until, left_out, asked_by)
         found, following = await service.find_votes(search, before=before)
         return JSONResponse({"votes": found, "before": following})
 
     @router.get("/demonstrations")
-    async def demonstrations(before: _Number | None = None) -> Response:
-        """All `demonstrations`, newest first, and `before`, which asks for the next page."""
-        found, following = await service.find_demonstrations(before=before)
+    async def demonstrations(
+        voter: _Voter = None,
+        text: _Words = "",
+        since: _Since = None,
+        until: _Until = None,
+        left_out: _LeftOut = False,
+        before: _Number | None = None,
+    ) -> Response:
+        """`demonstrations`, newest first, and `before`, which asks for the next page."""
+        search = Search(voter=voter, text=text, since=since, until=until, left_out=left_out)
+        found, following = await service.find_demonstrations(search, before=before)
         return JSONResponse({"demonstrations": found, "before": following})
 
     @router.get("/exclusions")
@@ -409,16 +447,15 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse([plain(asdict(exclusion)) for exclusion in found])
 
     @router.post("/exclusions")
-    async def leave_out(body: ExclusionBody) -> Response:
-        """Flag or exclude a vote, or all votes of a voter, with a reason."""
-        voter = None if body.voter is None else f"voter-{body.voter}"
-        made = await service.leave_out(voter=voter, vote=body.vote, kind=body.kind, reason=body.reason, who=_WHO)
+    async def leave_out(body: ExclusionBody, who: _Who) -> Response:
+        """Flag or exclude a vote, or all that a voter gave, with a reason."""
+        made = await service.leave_out(voter=body.voter, vote=body.vote, kind=body.kind, reason=body.reason, who=who)
         return JSONResponse(plain(asdict(made)), 201)
 
     @router.delete("/exclusions/{exclusion_id}")
-    async def lift(exclusion_id: str) -> Response:
+    async def lift(exclusion_id: str, who: _Who) -> Response:
         """Let it count again."""
-        await service.lift(exclusion_id, who=_WHO)
+        await service.lift(exclusion_id, who=who)
         return Response(status_code=204)
 
     @router.get("/log")
@@ -427,58 +464,57 @@ def _operators(service: Service, training: Training) -> APIRouter:
         return JSONResponse([plain(asdict(deed)) for deed in await asyncio.to_thread(service.store.deeds, limit)])
 
     @router.put("/versions/{number}/note")
-    async def note(number: _PathNumber, body: VersionNoteBody) -> Response:
+    async def note(number: _PathNumber, body: VersionNoteBody, who: _Who) -> Response:
         """Write something beside a version; an empty note takes it away."""
-        await service.note_version(number, body.note, who=_WHO)
+        await service.note_version(number, body.note, who=who)
         return Response(status_code=204)
 
     @router.get("/versions/{number}/adapter")
-    async def adapter(number: _PathNumber) -> Response:
+    async def adapter(number: _PathNumber, who: _Who) -> Response:
         """A version as a zip file: PEFT's files, the manifest and a card."""
         headers = {"Content-Disposition": f'attachment; filename="hustings-v{number}.zip"'}
         archive = await service.adapter(number)
-        await service.log_deed(_WHO, f"downloaded version {number}")
+        await service.log_deed(who, f"downloaded version {number}")
         return Response(archive, 200, headers, "application/zip")
 
     @router.get("/versions")
     async def versions() -> Response:
-        """`serving`, and all `versions`, each with its `note` and how many `excluded_votes` it learned from."""
+        """`serving`, and all `versions`, each with how many `excluded_votes` it learned from."""
         touched = await asyncio.to_thread(service.store.touched)
-        notes = await asyncio.to_thread(service.store.version_notes)
-        versions = [
-            {**version_json(v), "note": notes.get(v.number), "excluded_votes": touched.get(v.number, 0)}
-            for v in await service.versions()
-        ]
-        serving = await asyncio.to_thread(lambda: service.serving)
-        return JSONResponse({"serving": serving, "versions": versions})
+        found = await service.versions()
+        return JSONResponse(
+            {
+                "serving": next(v.number for v in found if v.status == "serving"),
+                "versions": [{**version_json(v), "excluded_votes": touched.get(v.number, 0)} for v in found],
+            }
+        )
 
     @router.post("/versions/{number}/promote")
-    async def promote(number: _PathNumber, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+    async def promote(number: _PathNumber, who: _Who, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
         """Make a version serve from the next answer on. Answers with `serving`."""
         why = (body or SwitchBody()).why
-        return JSONResponse({"serving": await service.promote(number, who=_WHO, why=why)})
+        return JSONResponse({"serving": await service.promote(number, who=who, why=why)})
 
     @router.post("/rollback")
-    async def rollback(body: Annotated[SwitchBody | None, Body()] = None) -> Response:
+    async def rollback(who: _Who, body: Annotated[SwitchBody | None, Body()] = None) -> Response:
         """Return to the version that served before. Answers with `serving`."""
         why = (body or SwitchBody()).why
-        return JSONResponse({"serving": await service.rollback(who=_WHO, why=why)})
+        return JSONResponse({"serving": await service.rollback(who=who, why=why)})
 
     @router.get("/export")
-    async def export(format: Format, style: Literal["conversational", "plain"] = "conversational") -> Response:
+    async def export(who: _Who, format: Format, style: Style = "conversational") -> Response:
         """The record as JSON lines; in the style `plain` prompts and answers are texts, not lists of messages."""
         lines = service.export(format, style)
-        await service.log_deed(_WHO, f"exported {format}")
+        await service.log_deed(who, f"exported {format}")
         headers = {"Content-Disposition": f'attachment; filename="hustings-{format}.jsonl"'}
         return StreamingResponse(lines, 200, headers, "application/x-ndjson")
 
     @router.post("/import")
     async def import_lines(
-        request: Request, format: Format, reading: Annotated[Reading, Query(alias="as")] = "whole"
+        request: Request, who: _Who, format: Format, reading: Annotated[Reading, Query(alias="as")] = "whole"
     ) -> Response:
         """Take in a dataset, whole or not at all; `as` says what its rows become. 409 for one that came in before."""
-        counts = await service.import_lines(await request.body(), format, reading)
-        await service.log_deed(_WHO, f"imported {format}: {counts.votes} votes, {counts.demonstrations} demonstrations")
+        counts = await service.import_lines(await request.body(), format, reading, who=who)
         return JSONResponse(asdict(counts), 201)
 
     return router
@@ -490,9 +526,8 @@ def _sessions(service: Service, secrets: Secrets) -> APIRouter:
     @router.post("/login")
     async def login(request: Request, body: LoginBody) -> Response:
         """A session for the operator pages."""
-        if not await is_right(secrets, body.token):
+        if not await is_let_in(service, secrets, body.token, "operator"):
             raise Unauthorized("this is not the operator token; the server printed it when it first started")
-        await service.log_deed(_WHO, "logged in")
         response = JSONResponse({"operator": True})
         set_session(response, secrets, request)
         return response
@@ -500,6 +535,8 @@ def _sessions(service: Service, secrets: Secrets) -> APIRouter:
     @router.post("/logout")
     async def logout(request: Request) -> Response:
         """End it."""
+        if request.state.operator:
+            await service.log_deed(await door(request), "logged out")
         response = JSONResponse({"operator": False})
         end_session(response, request)
         return response
@@ -578,13 +615,16 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def version_json(version: Version) -> dict[str, Any]:
-    """A version: its number as `version`, `status`, the `run` that made it, its `parent`, `created` and `report`."""
+    """A version: its number as `version`, `status`, the `run` that made it, its `parent`, `created`, an operator's
+    `note`, and `report`.
+    """
     return {
         "version": version.number,
         "status": version.status,
         "run": version.run,
         "parent": version.parent,
         "created": rfc3339(version.created),
+        "note": version.note,
         "report": plain(version.report),
     }
 

@@ -1,6 +1,6 @@
 """The chat page: a turn gets two answers side by side, the voter's choice becomes the history, and the talk goes on.
 
-    build(service, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("chat"))`
+    build(service, training, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("chat"))`
 
 Every handler takes one step of a talk and then shows the conversation as it stands. The browser holds nothing but what
 was typed and the ids of what it shows, and the voter is whoever the signed cookie names.
@@ -30,13 +30,13 @@ from serve.errors import (
 from serve.limits import SamplingRequest
 from serve.live import LiveAnswers, LiveComparison
 from serve.records import Comparison, Judgement, Message, Verdict
-from serve.service import Service
+from serve.service import Service, Training
 from serve.truncation import Truncation
 from serve.web import chat_view, named, parts, theme
 from serve.web.chat_view import Choice
 from serve.web.talks import AskMe, Scene, Talks, shown
 from serve.web.theme import Update
-from serve.web.visitor import view_of, voter_of
+from serve.web.visitor import View, Views, view_of, voter_of
 
 if TYPE_CHECKING:
     from serve.settings import Settings
@@ -61,10 +61,10 @@ OWN_MANNER = "Votes on answers with settings of your own still teach, but do not
 LONGEST = 1024
 """The most tokens that the page lets people ask for."""
 UNDONE = "Your vote is undone. You can choose again, though you know by now who wrote what."
-REASONS = ("More correct", "Clearer", "Better length", "Kinder", "Safer")
 LOADING = "The model is still loading. You can write already; it answers in a moment."
 TOO_LONG = "This talk has grown longer than the model can read at once."
-MESSAGE_TOO_LONG = "This message is too long for the model. Shorten it, please."
+MESSAGE_TOO_LONG = "This message is too long for the model. Shorten it, or lower “Longest answer” under How it answers."
+TOO_OLD = "These answers waited for more than a day, and can be judged no more. Ask again."
 TOOK_TOO_LONG = "This answer took too long and was stopped. Ask again, or ask for a shorter one."
 FORGETS = "The model reads this talk without its oldest turns; they stay in your history."
 SAME = "Both answers came out the same, so there is nothing to choose."
@@ -132,7 +132,7 @@ element.addEventListener('click', e => {
 """
 
 
-def build(service: Service, settings: Settings) -> gr.Blocks:
+def build(service: Service, training: Training, settings: Settings) -> gr.Blocks:
     """The page. Its handlers know the voter from the request alone; the service refuses what is not theirs."""
     talks = Talks(service)
 
@@ -179,12 +179,18 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                     max_length=4000,
                     elem_id="system",
                 )
-                warmth = gr.Slider(0, 2, manner[0], step=0.05, label="Variety (temperature)", elem_id="temperature")
+                warmth = gr.Slider(0, 2, manner[0], step=0.05, label="Variety", elem_id="temperature")
                 top_p = gr.Slider(
-                    min(0.05, manner[1]), 1, manner[1], step=0.01, label="Likeliest words only (top p)", elem_id="top-p"
+                    min(0.05, manner[1]), 1, manner[1], step=0.01, label="Likeliest words only", elem_id="top-p"
                 )
                 longest = gr.Slider(
-                    1, max(LONGEST, manner[2]), manner[2], step=1, label="Longest answer (tokens)", elem_id="longest"
+                    1,
+                    max(LONGEST, manner[2]),
+                    manner[2],
+                    step=1,
+                    label="Longest answer",
+                    info="In pieces of words: 100 are some 75 words.",
+                    elem_id="longest",
                 )
                 gr.HTML(f'<p class="side-foot">{OWN_MANNER}</p>')
             gr.HTML('<p class="side-foot"><a href="/vote">Rank more answers</a></p>')
@@ -226,12 +232,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 note = gr.HTML(elem_id="note")
                 with gr.Row(elem_id="afterthought", visible=False) as afterthought:
                     undo = gr.Button("Undo", size="sm", elem_id="undo")
-                    strength = gr.Radio(
-                        [(str(n), n) for n in range(1, 6)],
-                        label="How much better? 5 is most",
-                        elem_id="strength",
-                    )
-                    reasons = gr.CheckboxGroup(list(REASONS), label="Why?", elem_id="reasons")
+                    afterwords = parts.afterthought()
                 with gr.Row(elem_id="offer", visible=False) as offer:
                     forget = gr.Button("Go on without the oldest turns", size="sm", elem_id="forget")
                 with gr.Row(elem_id="votes", visible=False) as votes:
@@ -267,8 +268,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 unfinished: scene.conversation_id if writing else "",
                 system: gr.update(value=scene.system, interactive=False, info=BEGUN) if scene.turns else gr.skip(),
                 afterthought: gr.update(visible=vote is not None),
-                strength: gr.update(value=vote and vote.judgement.strength, visible=ranks),
-                reasons: [reason for reason in REASONS if vote and reason in vote.judgement.reasons],
+                afterwords.strength: gr.update(value=vote and vote.judgement.strength, visible=ranks),
+                afterwords.reasons: [why for why in parts.REASONS if vote and why in vote.judgement.reasons],
                 history: gr.update(value=_blocks(shown(scene)), elem_classes=["writing"] if growing else []),
                 branches: chat_view.branches(scene),
                 arena: gr.update(visible=scene.asked is not None),
@@ -289,8 +290,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             unfinished,
             system,
             afterthought,
-            strength,
-            reasons,
+            afterwords.strength,
+            afterwords.reasons,
             history,
             branches,
             arena,
@@ -313,7 +314,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         ]
 
         telling = theme.telling(note)
-        watching: dict[tuple[str, str | None], object] = {}  # who watches what is being written, in which page
+        views = Views()
         nothing: Update = {note: gr.skip()}  # Gradio empties the outputs of a generator that never yields
 
         async def listed(voter: str, current: str | None, search: str = "") -> str:
@@ -321,7 +322,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         async def welcome(wished: Any) -> Update:
             """What a new chat begins with: how many votes it takes until it learns, and what was to be kept in mind."""
-            learns = parts.until_it_learns(await service.votes_until_run())
+            learns = parts.until_it_learns(await service.next_run(training))
             return {
                 history: gr.update(value=[], elem_classes=[], placeholder=f"{WELCOME}\n\n{learns}"),
                 system: gr.update(value=wished if isinstance(wished, str) else "", interactive=True, info=NOT_BEGUN),
@@ -344,29 +345,20 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 return show(scene, {note: _problem(error)})
             return show(scene, {note: theme.note(ASK)} if scene.asked else None)
 
-        async def follow(live: LiveAnswers, view: tuple[str, str | None]) -> AsyncIterator[Update]:
+        async def follow(live: LiveAnswers, view: View) -> AsyncIterator[Update]:
             """What is being written, as it grows; then the conversation as it stands. Ends when the view turns away."""
             voter, place = view[0], live.conversation_id
-            token = object()
-            before: object = None
             told = 0  # the place in line that the note names
-            try:
-                watching[view] = token
-                done = asyncio.ensure_future(live.wait())
+            with views.watch(view) as watches:
                 scene = await talks.scene(voter, place)
-                while not live.done:
-                    await asyncio.wait({done}, timeout=theme.TICK)
-                    in_line = live.place
-                    now = in_line, [(draft.text, draft.finish_reason) for draft in live.drafts]
-                    if watching.get(view) is not token:
-                        return
-                    if live.done or now == before:
+                async for drafts in live.growing(theme.TICK, watches):
+                    if live.done:
                         continue
-                    before = now
+                    in_line = live.place
                     update: Update = {} if in_line == told else {note: theme.note(chat_view.waiting(in_line))}
                     told = in_line
                     if isinstance(live, LiveComparison) and not live.judged:
-                        yield update | theme.answers(panes, live.shown)
+                        yield update | theme.answers(panes, drafts)
                         continue
                     if scene.asked:
                         scene = await talks.scene(voter, place)
@@ -374,12 +366,11 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                         update[history] = _blocks(shown(scene))
                     if update:
                         yield update
+                if not watches():
+                    return
                 update = ({note: ""} if told else {}) | await ended(voter, place, live.error)
-                if watching.get(view) is token:
+                if watches():
                     yield update
-            finally:
-                if watching.get(view) is token:
-                    del watching[view]
 
         async def refused(place: str, error: HustingsError, request: gr.Request, *once_more: str) -> Update:
             """The conversation as it stands after a step that was not taken: what waited for a vote still does.
@@ -522,17 +513,18 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
                 voter = voter_of(request)
                 comparison = await service.comparison(comparison_id, voter)
                 receipt = await service.vote(voter, comparison_id, _judgement(choice, comparison))
-                scene = await talks.scene(voter, place)
-                return show(scene, {note: theme.note(chat_view.outcome(choice, comparison, receipt))})
+                serving = await asyncio.to_thread(service.store.serving)
+                said = theme.note(chat_view.outcome(choice, comparison, receipt, serving))
+                return show(await talks.scene(voter, place), {note: said})
             except (AlreadyVoted, Expired) as error:  # in another tab, by a second click, or a day too late
-                return show(await talks.scene(voter, place), {note: theme.problem(error)})
+                return show(await talks.scene(voter, place), {note: _problem(error)})
             except HustingsError as error:
                 return {note: theme.problem(error)}
 
         async def take_back(place: str, vote_id: str, request: gr.Request) -> Update:
             try:
                 voter = voter_of(request)
-                watching.pop(view_of(request), None)
+                views.leave(view_of(request))
                 await talks.undo(voter, place, vote_id)
                 return show(await talks.scene(voter, place), {note: theme.note(UNDONE)})
             except HustingsError as error:
@@ -540,10 +532,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         @telling
         async def add(vote_id: str, how_much: int | None, why: list[str], request: gr.Request) -> Update:
-            voter = voter_of(request)
-            noted = await service.note_vote(voter, vote_id, strength=how_much)
-            others = [reason for reason in noted.judgement.reasons if reason not in REASONS]  # said by the API
-            await service.note_vote(voter, vote_id, reasons=[*why, *others])
+            await service.note_vote(voter_of(request), vote_id, strength=how_much, reasons=why, offered=parts.REASONS)
             return nothing
 
         @telling
@@ -588,7 +577,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         @telling
         async def pick(words: str, event: gr.EventData, request: gr.Request) -> Update:
-            watching.pop(view_of(request), None)
+            views.leave(view_of(request))
             voter, place = voter_of(request), str(event._data.get("talk", ""))
             return await open_talk(voter, place) | {talk_list: await listed(voter, place, words)}
 
@@ -606,7 +595,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         async def discard(words: str, place: str, wished: Any, event: gr.EventData, request: gr.Request) -> Update:
             voter, gone = voter_of(request), str(event._data.get("talk", ""))
             if gone == place:
-                watching.pop(view_of(request), None)
+                views.leave(view_of(request))
             await service.delete(voter, gone)
             said = {note: theme.note("Deleted."), talk_list: await listed(voter, place, words)}
             return show(Scene(), said | await welcome(wished)) if gone == place else said
@@ -615,7 +604,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             """Another branch of this talk."""
             try:
                 voter = voter_of(request)
-                watching.pop(view_of(request), None)
+                views.leave(view_of(request))
                 await talks.stop(voter, place)
                 await service.switch_branch(voter, str(event._data.get("to", "")))
                 return show(await talks.scene(voter, place), {note: ""})
@@ -624,7 +613,7 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
 
         @telling
         async def fresh(wished: Any, request: gr.Request) -> Update:
-            watching.pop(view_of(request), None)
+            views.leave(view_of(request))
             said = {note: "", search: "", talk_list: await listed(voter_of(request), None)}
             return show(Scene(), said | await welcome(wished))
 
@@ -703,7 +692,8 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         waking.tick(awake, None, [waking, note], **quick)
         own = [warmth, top_p, longest]
         liked = [how, keys, *own]
-        page.load(_recaller(likes.default_value), likes, liked, **quick)
+        bounds = [(slider.minimum, slider.maximum) for slider in own]
+        page.load(_recaller(likes.default_value, bounds), likes, liked, **quick)
         for like in liked:
             assert isinstance(like, gr.Radio | gr.Checkbox | gr.Slider)
             like.input(_keeper(likes.default_value), liked, likes, **quick)
@@ -727,8 +717,10 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         }
         for choice, button in choices.items():
             button.click(_chosen(vote, choice), [here, asked], everything, **quick).then(None, js=_BACK_TO_TYPING)
-        for afterword in (strength, reasons):
-            afterword.input(add, [voted, strength, reasons], note, trigger_mode="always_last", **quick)
+        for afterword in (afterwords.strength, afterwords.reasons):
+            afterword.input(
+                add, [voted, afterwords.strength, afterwords.reasons], note, trigger_mode="always_last", **quick
+            )
         for anew in (retry.click, history.retry):
             anew(again, [here, turns, forgets, *own], everything, **slow)
         history.edit(instead, [turns, box, here, how, forgets, *own], everything, **slow)
@@ -778,6 +770,8 @@ def _problem(error: HustingsError) -> str:
         return theme.note(TOO_LONG if error.oldest_can_go else MESSAGE_TOO_LONG, problem=True)
     if isinstance(error, TookTooLong):
         return theme.note(TOOK_TOO_LONG, problem=True)
+    if isinstance(error, Expired):
+        return theme.note(TOO_OLD, problem=True)
     return theme.problem(error)
 
 
@@ -802,8 +796,8 @@ def _keeper(default: list[Any]) -> Callable[..., list[Any]]:
     return keep
 
 
-def _recaller(default: list[Any]) -> Callable[[Any], list[Any]]:
-    """What this browser remembered; the default for what it cannot have written."""
+def _recaller(default: list[Any], bounds: Sequence[tuple[float, float]]) -> Callable[[Any], list[Any]]:
+    """What this browser remembered, within the bounds of today; the default for what it cannot have written."""
 
     def recall(likes: Any) -> list[Any]:
         if not isinstance(likes, list) or len(likes) != len(default):
@@ -812,7 +806,10 @@ def _recaller(default: list[Any]) -> Callable[[Any], list[Any]]:
         return [
             how if how in ("always", "sometimes", "never") else default[0],
             keys is not False,
-            *(mine if type(mine) in (int, float) else own for mine, own in zip(numbers, default[2:], strict=True)),
+            *(
+                min(max(mine, low), high) if type(mine) in (int, float) else own
+                for mine, own, (low, high) in zip(numbers, default[2:], bounds, strict=True)
+            ),
         ]
 
     return recall

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from serve.feedback.conversations import LISTED
-from serve.records import Comparison, VoteReceipt, version_name
+from serve.records import Comparison, VoteReceipt
 from serve.web.talks import Scene
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ def talk_list(talks: Sequence[ConversationSummary], current: str | None, search:
 
 def _talk(talk: ConversationSummary, current: bool) -> str:
     key, title = html.escape(talk.id), html.escape(talk.title or "Untitled")
+    here = ' aria-current="true"' if current else ""
     votes = f", with {talk.votes} vote{'s' * (talk.votes != 1)}" if talk.votes else ""
     return (
-        f'<li><button type="button" data-talk="{key}"{" aria-current" if current else ""}>{title}</button>'
+        f'<li><button type="button" data-talk="{key}"{here}>{title}</button>'
         f'<button type="button" class="mini" data-rename="{key}" aria-label="Rename “{title}”">✎</button>'
         f'<button type="button" class="mini" data-delete="{key}" data-sure="Delete{votes}?"'
         f' aria-label="Delete “{title}”">✕</button></li>'
@@ -71,19 +72,28 @@ def _back(to: str) -> str:
     return f'<button type="button" class="back" data-to="{html.escape(to)}">Back to the answer before</button>'
 
 
-def outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt) -> str:
-    """What a vote did, and who wrote what: `You chose A. A: version 3 · B: version 0 (base)`."""
+def outcome(choice: Choice, comparison: Comparison, receipt: VoteReceipt, serving: int) -> str:
+    """What a vote did, and who wrote what: `You chose A. A: the assistant as it is now · B: an earlier one`."""
     names = dict(zip((c.id for c in comparison.candidates), "AB", strict=True))
-    went_on = names.get(receipt.continues_with or "", "")
     said = {
         "a": "You chose A.",
         "b": "You chose B.",
-        "tie": f"A tie. The talk goes on with {went_on}.",
+        "tie": "A tie.",
         "both_bad": "Neither was good enough.",
-        "skip": f"Skipped. The talk goes on with {went_on}.",
+        "skip": "Skipped.",
     }[choice]
-    wrote = " · ".join(f"<b>{name}</b>: {version_name(receipt.revealed[key])}" for key, name in names.items())
-    return f"{said} {wrote}"
+    if choice in ("tie", "skip") and receipt.continues_with is not None:
+        said += f" The talk goes on with {names[receipt.continues_with]}."
+    wrote = {name: _author(receipt.revealed[key], serving) for key, name in names.items()}
+    if len(set(wrote.values())) == 1:
+        return f"{said} Both are by {wrote['A']}."
+    return f"{said} " + " · ".join(f"<b>{name}</b>: {author}" for name, author in wrote.items())
+
+
+def _author(version: int, serving: int) -> str:
+    if version == serving:
+        return "the assistant as it is now"
+    return "an earlier one" if version < serving else "a newer one"
 
 
 def waiting(in_line: int) -> str:

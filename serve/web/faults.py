@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from serve.errors import HustingsError, RunActive
@@ -21,8 +22,8 @@ _CODES = {
     413: "too_large",
 }
 _MESSAGES = {
-    404: "there is nothing at this address; serve/web/api.py lists the calls",
-    405: "this address does not take this method; serve/web/api.py lists the calls",
+    404: "there is nothing at this address; docs/api.md lists the calls",
+    405: "this address does not take this method; docs/api.md lists the calls",
 }
 
 
@@ -49,6 +50,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HustingsError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _cut_off)
     app.add_exception_handler(Exception, _unknown)
 
 
@@ -78,6 +80,11 @@ def _sentence(detail: dict[str, Any]) -> str:
     place, *rest = detail["loc"]
     name = ".".join(str(part) for part in rest) or str(place)
     return f"{name}: {detail['msg'].removeprefix('Value error, ')}"
+
+
+def _cut_off(_: Request, __: Exception) -> JSONResponse:
+    """Nobody is there to hear it, but it is no fault of the server's."""
+    return JSONResponse({"error": {"code": "bad_request", "message": "the body was cut off; send it again"}}, 400)
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:

@@ -59,7 +59,8 @@ _SECURITY_HEADERS = {
 class Identity:
     """Sets `state.voter` and `state.operator` of every request, and refuses writes that come from other sites.
 
-    `state.voter` is always a string; it is kept in a cookie from the first page, `/api` or `/v1` call on.
+    `state.voter` is kept in a cookie from the first page, `/api` or `/v1` call on. Other calls without the cookie have
+    None: a page's event from a browser that keeps no cookies would be a new voter's each time.
     """
 
     def __init__(self, app: ASGIApp, secrets: Secrets) -> None:
@@ -74,10 +75,9 @@ class Identity:
         cookies = cookie_parser(headers.get("cookie", ""))
         voter = self._secrets.unsign(cookies.get(VOTER_COOKIE, ""), "voter")
         minted = None
-        if voter is None:
+        if voter is None and _keeps_voters(scope):
             voter = random_source.token_urlsafe(16)
-            if _keeps_voters(scope):
-                minted = _cookie(VOTER_COOKIE, self._secrets.sign(voter, "voter"), _VOTER_SECONDS, scope)
+            minted = _cookie(VOTER_COOKIE, self._secrets.sign(voter, "voter"), _VOTER_SECONDS, scope)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -150,6 +150,13 @@ async def require_operator(request: Request) -> None:
     """A check for `guarded`."""
     if not request.state.operator:
         raise _NOT_OPERATOR
+
+
+async def door(request: Request) -> str:
+    """By which way an operator came, for the log: `command line`, `operator page`, or `operator` with the token."""
+    if request.scope.get(LOCAL_OPERATOR) is True:
+        return "command line"
+    return "operator" if "authorization" in request.headers else "operator page"
 
 
 def set_session(response: Response, secrets: Secrets, request: Request) -> None:

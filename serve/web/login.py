@@ -92,9 +92,8 @@ def create(service: Service, secrets: Secrets) -> APIRouter:
     @router.post("/login")
     async def login(request: Request) -> Response:
         fields = parse_qs((await request.body()).decode("utf-8", "replace"))
-        if not await is_right(secrets, fields.get("token", [""])[0].strip()):
+        if not await is_let_in(service, secrets, fields.get("token", [""])[0].strip(), "operator page"):
             return HTMLResponse(_page(_WRONG), 401)
-        await service.log_deed("operator page", "logged in")
         response = RedirectResponse("/operator", 303)
         set_session(response, secrets, request)
         return response
@@ -102,10 +101,13 @@ def create(service: Service, secrets: Secrets) -> APIRouter:
     return router
 
 
-async def is_right(secrets: Secrets, token: str) -> bool:
-    """Whether this is the operator token; a wrong one takes a while."""
+async def is_let_in(service: Service, secrets: Secrets, token: str, who: str) -> bool:
+    """Whether this is the operator token, which is logged either way; a wrong one takes a while."""
     right = secrets.is_operator_token(token)
-    if not right:
+    if right:
+        await service.log_deed(who, "logged in")
+    else:
+        await asyncio.to_thread(service.store.log_failed_login)
         await asyncio.sleep(_WRONG_SECONDS)
     return right
 

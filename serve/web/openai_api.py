@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from serve.errors import NotFound, Unavailable
-from serve.limits import SamplingRequest, stop_texts
+from serve.limits import MAX_MESSAGES, SamplingRequest, stop_texts
 from serve.live import Delta, End, Failure, LiveAnswers
 from serve.records import Message, Role
 from serve.service import Service
@@ -59,14 +59,14 @@ class ChatBody(BaseModel):
 
     model: str
     """`hustings` is what serves; operators may also name `hustings-v3`, and `hustings-v0` is the base."""
-    messages: list[ChatMessage]
+    messages: list[ChatMessage] = Field(max_length=MAX_MESSAGES)
     """The last one is the user's; all together have at most 200,000 bytes, but for what `truncation` leaves out."""
     n: int | None = None
     """Answers, 1 to 6; 1 where nothing else is said."""
     seed: int | None = None
     """0 to about 9.2e18."""
     stop: str | list[str] | None = None
-    """Texts that end an answer, at most 4."""
+    """Texts that end an answer, at most 4 of 200 characters."""
     stream: bool | None = None
     """Whether to send the answer as it grows, as OpenAI does."""
     stream_options: StreamOptions | None = None

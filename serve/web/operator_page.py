@@ -9,14 +9,15 @@ it shows is drawn in operator_view.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from serve import schedule
 from serve.errors import HustingsError, InvalidInput
-from serve.records import STAGES, Message, Stage, version_name
+from serve.records import BASE_VERSION, STAGES, Message, SettingInfo, Stage, version_name
 from serve.service import FIXED, Service, Training
 from serve.settings import Settings, nested
 from serve.web import board_view, data_tab, data_view, parts, theme
@@ -24,12 +25,28 @@ from serve.web import operator_view as view
 from serve.web.theme import Update
 from serve.web.visitor import operators_only
 
+NO_CURVES = theme.empty("No curves yet. They grow here while a run learns; one that ended within a step has none.")
 REFRESH = 2.0
 """Seconds between two looks at the record."""
 WHO = "operator page"
 LOG_LINES = 40
 
-_SWITCHES = """
+_ASKING = """  // what changes what people get asks once more
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-sure]');
+  if (!button) return;
+  if (button.classList.contains('sure')) return trigger('sure', {of: Number(button.dataset.of)});
+  const words = button.textContent;
+  button.classList.add('sure');
+  button.textContent = button.dataset.sure;
+  button.focus();  // not every browser does that by itself
+  button.addEventListener('blur', () => {
+    button.classList.remove('sure');
+    button.textContent = words;
+  }, {once: true});
+});
+"""
+_NOTES = """
 const writing = new Set();
 const place = note => {
   const button = element.querySelector(`[data-note="${note.version}"]`);
@@ -62,10 +79,20 @@ new MutationObserver(() => {  // a list that is drawn anew keeps what is being t
 }).observe(element, {childList: true, subtree: true});
 element.addEventListener('click', event => {
   const button = event.target.closest('button');
-  if (button?.dataset.promote) trigger('promote', {version: Number(button.dataset.promote)});
   if (button?.dataset.note) write(button.dataset.note, button.dataset.words);
 });
 """
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the clock found when it last looked."""
+
+    commits: int = -1
+    """Of the record; while it stays nothing else is read."""
+    signature: str = ""
+    offered: tuple[Sequence[int], Sequence[int]] = ((), ())
+    """Runs and versions to pick from."""
 
 
 def build(service: Service, training: Training, settings: Settings) -> gr.Blocks:
@@ -76,17 +103,23 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         store = service.store
 
         def read() -> view.State:
+            serving, versions = store.serving(), store.versions()
+            canary = next((version for version in versions if version.status == "canary"), None)
+            trial = None
+            if canary is not None:
+                deadline = canary.created + schedule.current(store, settings).canary_deadline
+                trial = view.Trial(canary.number, store.head_to_head(canary.number, serving), deadline)
             return view.State(
-                serving=store.serving(),
+                serving=serving,
                 previous=store.previous_serving(),
                 due=training.due(),
                 standing_votes=store.standing_votes(),
                 demonstrations=store.demonstrations_count(),
-                runs=tuple(store.runs()),
+                runs=tuple(store.runs(view.RUNS, metrics=False)),
                 active=store.active_run(),
-                versions=tuple(store.versions()),
+                versions=tuple(versions),
                 promotions=tuple(store.promotions()),
-                notes=store.version_notes(),
+                trial=trial,
                 touched=store.touched(),
             )
 
@@ -94,7 +127,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
     page = gr.Blocks(title="Operator · Hustings", analytics_enabled=False, fill_width=True)
     with page:
-        seen = gr.State("")
+        seen = gr.State(Seen())
         drawn_of = gr.State("")  # what the board was drawn of
         given = gr.State({})  # the schedule as this page shows it
         with gr.Column(elem_id="operator", elem_classes="sheet"):
@@ -112,14 +145,16 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     gr.HTML(theme.section("Is it getting better?", "By blind votes: nobody knew who wrote what."))
                     glance = gr.HTML(elem_id="glance")
                     rates = gr.HTML(elem_id="rates")
-                    figures = gr.Plot(show_label=False, container=False, elem_id="figures", visible=False)
+                    with gr.Column(elem_id="figures"):
+                        figures = [gr.Plot(show_label=False, container=False) for _ in board_view.PARTS]
+                    numbers = gr.HTML(elem_id="numbers")
                     gr.HTML(theme.section("Can it be trusted?"))
                     trust = gr.HTML(elem_id="trust")
 
                     gr.HTML(theme.section("Training"))
                     with gr.Column(elem_id="training"):
                         live = gr.HTML(elem_id="live")
-                        with gr.Row(elem_classes="row") as start:
+                        with gr.Row(elem_classes="row", elem_id="start"):
                             stages = gr.CheckboxGroup(
                                 [("Demonstrations (SFT)", "sft"), ("Reward model", "reward"), ("Policy (PPO)", "ppo")],
                                 value=list(STAGES),
@@ -137,31 +172,32 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                             fields = {name: _field(name, words) for name, words in schedule.WORDS.items()}
                             save = gr.Button("Save the schedule", size="sm", elem_id="save-schedule")
                         with gr.Accordion("Settings of this run", open=False, elem_id="run-settings"):
+                            known = training.settings()
+                            with gr.Row(elem_classes="row"):
+                                often = {each.name: _setting(each) for each in known if each.name in view.OFTEN_SET}
                             own = gr.Textbox(
-                                label="Settings, one a line",
-                                placeholder="ppo.updates = 12",
+                                label="Other settings, one a line",
+                                placeholder="ppo.clip = 0.1",
                                 info="As in the table below; what is not named keeps its default.",
                                 lines=2,
                                 max_lines=12,
                                 max_length=4000,
                                 elem_id="own-settings",
                             )
-                            gr.HTML(data_view.settings(training.settings()))
-                        cancel = gr.Button("Cancel this run", elem_id="cancel", visible=False)
+                            gr.HTML(data_view.settings(known))
+                        cancel = gr.HTML(js_on_load=_ASKING, elem_id="cancel")
 
                     with gr.Row():
                         gr.HTML(theme.section("Versions", "Promoting takes effect with the next answer."))
-                        rollback = gr.Button("Roll back", size="sm", elem_id="rollback", scale=0, min_width=210)
-                    versions = gr.HTML(js_on_load=_SWITCHES, elem_id="versions")
+                        rollback = gr.HTML(js_on_load=_ASKING, elem_id="rollback")
+                    versions = gr.HTML(js_on_load=_ASKING + _NOTES, elem_id="versions")
 
                     gr.HTML(theme.section("Learning curves and log", "By step of the run."))
-                    which = gr.Dropdown(label="Run", choices=[], elem_id="curves-of", visible=False)
-                    no_curves = gr.HTML(
-                        theme.empty(
-                            "No curves yet. They grow here while a run learns; one that ended within a step has none."
-                        )
+                    which = gr.Dropdown(
+                        label="Run", choices=[("The newest", view.NEWEST)], value=view.NEWEST, elem_id="curves-of"
                     )
-                    curves = gr.Plot(show_label=False, container=False, elem_id="curves", visible=False)
+                    no_curves = gr.HTML(NO_CURVES)
+                    curves = gr.Plot(show_label=False, container=False, elem_id="curves")
 
                     log = gr.HTML(elem_id="run-log")
 
@@ -188,21 +224,20 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                             with gr.Column(elem_classes="pane"):
                                 heads.append(gr.HTML())
                                 panes.append(parts.answer(side))
-                with gr.Tab("Data and log", id="data"):
-                    data_tab.build(page, service)
+                with gr.Tab("Data and log", id="data") as data:
+                    data_tab.build(data, note, service)
         clock = gr.Timer(REFRESH)
 
-        board = [drawn_of, glance, rates, figures, trust]
-        shown = [seen, summary, live, start, cancel, rollback, versions, runs, which, left, right, note, *board]
+        board = [drawn_of, glance, rates, *figures, numbers, trust]
+        shown = [seen, summary, live, cancel, rollback, versions, runs, which, left, right, note, *board]
 
         def show(state: view.State) -> Update:
             """The record as it stands. `seen` is the clock's: it finds out whether there is more to choose from."""
             return {
                 summary: view.summary(state),
                 live: view.live(state),
-                start: gr.update(visible=state.active is None),
-                cancel: gr.update(visible=state.active is not None),
-                rollback: _rollback_button(state),
+                cancel: view.cancel(state),
+                rollback: view.rollback(state),
                 versions: view.versions(state),
                 runs: view.runs(state),
             }
@@ -213,20 +248,24 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             told = board_view.signature(found, state.runs, state.versions)
             if told == before:
                 return {}
-            drawn = board_view.figures(found, state.runs)
             return {
                 drawn_of: told,
                 glance: board_view.glance(found),
                 rates: board_view.rates(found, state.versions),
-                figures: gr.update(value=drawn, visible=drawn is not None),
+                numbers: board_view.numbers(found, state.runs),
                 trust: board_view.trust(found, state.runs),
-            }
+            } | dict(zip(figures, board_view.figures(found, state.runs), strict=True))
 
+        telling = theme.telling(note)
+
+        @telling
         async def arrive(request: gr.Request) -> Update:
             operators_only(request)
-            state = await look()
-            update = {seen: view.signature(state)} | show(state) | _choices(state)
-            return update | await judged(state) | await scheduled()
+            commits, state = service.store.commits, await look()
+            update: Update = {seen: saw(commits, state)} | show(state) | choices(state)
+            update[left] = gr.update(choices=named(state), value=BASE_VERSION)
+            update[right] = gr.update(choices=named(state), value=state.serving)
+            return update | await judged(state) | await scheduled() | await drawn(state, view.NEWEST)
 
         async def scheduled() -> Update:
             """The schedule as it holds; what was set at the start cannot be changed here."""
@@ -235,12 +274,10 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 fields[entry.name]: gr.update(
                     value=entry.value,
                     interactive=not entry.fixed,
-                    info="Set where the server was started." if entry.fixed else entry.words,
+                    info=f"{'Set where the server was started.' if entry.fixed else entry.words} ({entry.name})",
                 )
                 for entry in held
             }
-
-        telling = theme.telling(note)
 
         @telling
         async def save_schedule(request: gr.Request, told: dict[str, str], *values: str) -> Update:
@@ -252,46 +289,60 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 if str(value).strip() != told.get(name)
             }
             changed = await asyncio.to_thread(lambda: schedule.change(service.store, settings, wanted, who=WHO))
-            names = ", ".join(f"{entry.name} is {entry.value}" for entry in changed)
-            said = f"Saved: {names}." if names else "Nothing has changed."
+            names = "; ".join(f"{schedule.LABELS[entry.name]}: {entry.value}" for entry in changed)
+            said = f"Saved. {names}." if names else "Nothing has changed."
             return show(await look()) | await scheduled() | {note: theme.note(said)}
 
-        def _choices(state: view.State) -> Update:
-            """What can be picked, and what is picked at first: the newest run, the base and what serves."""
-            names = [(version_name(v.number), v.number) for v in state.versions]
-            charted = [(f"Run {run.id}", run.id) for run in state.runs if run.metrics or run.finished]
-            return {
-                which: gr.update(choices=charted, value=charted[0][1] if charted else None, visible=bool(charted)),
-                left: gr.update(choices=names, value=0),
-                right: gr.update(choices=names, value=state.serving),
-            }
+        def saw(commits: int, state: view.State) -> Seen:
+            return Seen(commits, repr(state), (view.charted(state), [version.number for version in state.versions]))
 
-        async def refresh(before: str, board_before: str, run: int | None, request: gr.Request) -> Update:
+        def named(state: view.State) -> list[tuple[str, int]]:
+            return [(version_name(version.number), version.number) for version in state.versions]
+
+        def choices(state: view.State) -> Update:
+            """What can be picked; what is picked stays."""
+            runs = [("The newest", view.NEWEST), *((f"Run {run}", run) for run in view.charted(state))]
+            versions = gr.update(choices=named(state))
+            return {which: gr.update(choices=runs), left: versions, right: versions}
+
+        @telling
+        async def refresh(before: Seen, board_before: str, run: int, request: gr.Request) -> Update:
             operators_only(request)
-            state = await look()
-            if view.signature(state) == before:
+            commits = service.store.commits
+            if commits == before.commits:
                 return {seen: gr.skip()}
-            update = {seen: view.signature(state)} | show(state) | await judged(state, board_before)
-            if view.choices(state) != view.choices_in(before):
-                return update | _choices(state)
-            return update | await drawn(run)
+            state = await look()
+            now = saw(commits, state)
+            if now.signature == before.signature:
+                return {seen: now}
+            update: Update = {seen: now} | show(state) | await judged(state, board_before)
+            if now.offered != before.offered:
+                update |= choices(state)
+            return update | await drawn(state, run)
 
-        async def draw(run: int | None, request: gr.Request) -> Update:
+        @telling
+        async def draw(run: int, request: gr.Request) -> Update:
             operators_only(request)
-            return await drawn(run)
+            return await drawn(await look(), run)
 
-        async def drawn(run: int | None) -> Update:
-            points = await service.run_metrics(int(run)) if run is not None else []
-            figure = view.curves(points)
-            said = await service.run_log(int(run), LOG_LINES) if run is not None else ""
+        async def drawn(state: view.State, wanted: int) -> Update:
+            """Curves and log of a run, or of the newest."""
+            run = next((run for run in view.charted(state) if wanted in (run, view.NEWEST)), None)
+            if run is None:
+                return {curves: None, no_curves: NO_CURVES, log: ""}
+            figure = view.curves(await service.run_metrics(run))
+            said = data_view.log(await service.run_log(run, LOG_LINES))
             return {
-                curves: gr.update(value=figure, visible=figure is not None),
-                no_curves: gr.update(visible=figure is None),
-                log: data_view.log(said) if run is not None else "",
+                curves: figure,
+                no_curves: "" if figure else NO_CURVES,
+                log: said + view.whole_log(run),
             }
 
-        async def start_run(wanted: list[Stage], force: bool, lines: str, request: gr.Request) -> Update:
+        async def start_run(request: gr.Request, wanted: list[Stage], force: bool, lines: str, *values: str) -> Update:
+            """Start a run with what was filled in; a field that is empty keeps its default."""
             operators_only(request)
+            told = [f"{name}={value}" for name, value in zip(often, values, strict=True) if (value or "").strip()]
+            told += [line for line in (lines or "").splitlines() if line.strip()]
 
             def trigger() -> str:
                 if not wanted:
@@ -299,36 +350,29 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 ordered = [stage for stage in STAGES if stage in wanted]
                 run = training.trigger(
                     stages=ordered,
-                    settings=nested([line for line in (lines or "").splitlines() if line.strip()]) or None,
+                    settings=nested(told) or None,
                     force=force,
                     who=WHO,
                 )
-                service.store.log_deed(WHO, f"started run {run.id}")
                 return f"Run {run.id} has been started."
 
             return await act(asyncio.to_thread(trigger))
 
-        async def cancel_run(request: gr.Request) -> Update:
+        async def cancel_run(event: gr.EventData, request: gr.Request) -> Update:
             operators_only(request)
-            state = await look()
-            if state.active is None:
-                return show(state)
-            run = state.active.id
 
             def end() -> str:
-                training.cancel(run)
-                service.store.log_deed(WHO, f"cancelled run {run}")
+                run = _number(event, "of")
+                training.cancel(run, who=WHO)
                 return f"Run {run} has been cancelled."
 
             return await act(asyncio.to_thread(end))
 
         async def promote(event: gr.EventData, request: gr.Request) -> Update:
             operators_only(request)
-            version = event._data.get("version")
-            if not isinstance(version, int):
-                raise gr.Error("There is no such version.")
 
             async def switch() -> str:
+                version = _number(event, "of")
                 await service.promote(version, who=WHO, why="promoted by hand")
                 return f"{version_name(version).capitalize()} serves from the next answer on."
 
@@ -336,21 +380,19 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
         async def note_version(event: gr.EventData, request: gr.Request) -> Update:
             operators_only(request)
-            version, words = event._data.get("version"), str(event._data.get("note", ""))
-            if not isinstance(version, int):
-                raise gr.Error("There is no such version.")
 
             async def write() -> str:
-                await service.note_version(version, words, who=WHO)
+                version = _number(event, "version")
+                await service.note_version(version, str(event._data.get("note", "")), who=WHO)
                 return f"Noted beside {version_name(version)}."
 
             return await act(write())
 
-        async def roll_back(request: gr.Request) -> Update:
+        async def roll_back(event: gr.EventData, request: gr.Request) -> Update:
             operators_only(request)
 
             async def switch() -> str:
-                version = await service.rollback(who=WHO, why="rolled back by hand")
+                version = await service.rollback(who=WHO, why="rolled back by hand", to=_number(event, "of"))
                 return f"Rolled back: {version_name(version)} serves from the next answer on."
 
             return await act(switch())
@@ -370,15 +412,13 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             except HustingsError as error:
                 yield {note: theme.problem(error)}
                 return
-            done = asyncio.ensure_future(writing.wait())
             try:
                 first: Update = {sides: gr.update(visible=True), note: ""}
                 for head, number in zip(heads, (one, other), strict=True):
                     first[head] = f'<span class="pill">{version_name(int(number))}</span>'
-                yield first | theme.answers(panes, writing.drafts)
-                while not writing.done:
-                    await asyncio.wait({done}, timeout=theme.TICK)
-                    yield theme.answers(panes, writing.drafts)
+                yield first
+                async for drafts in writing.growing(theme.TICK):
+                    yield theme.answers(panes, drafts)
                 if writing.error:
                     yield {note: theme.problem(writing.error)}
             finally:
@@ -402,15 +442,16 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 yield {note: theme.problem(error)}
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(arrive, None, [*shown, given, *fields.values()], **quick)
+        charts = [curves, no_curves, log]
+        page.load(arrive, None, [*shown, given, *fields.values(), *charts], **quick)
         save.click(save_schedule, [given, *fields.values()], [*shown, given, *fields.values()], **quick)
-        clock.tick(refresh, [seen, drawn_of, which], [*shown, curves, no_curves, log], **quick)
-        which.change(draw, which, [curves, no_curves, log], **quick)
-        train.click(start_run, [stages, force, own], shown, **quick)
-        cancel.click(cancel_run, None, shown, **quick)
-        versions.promote(promote, None, shown, **quick)
+        clock.tick(refresh, [seen, drawn_of, which], [*shown, *charts], **quick)
+        which.input(draw, which, [*charts, note], **quick)
+        train.click(start_run, [stages, force, own, *often.values()], shown, **quick)
+        cancel.sure(cancel_run, None, shown, **quick)
+        versions.sure(promote, None, shown, **quick)
         versions.note(note_version, None, shown, **quick)
-        rollback.click(roll_back, None, shown, **quick)
+        rollback.sure(roll_back, None, shown, **quick)
         on_all.click(
             compare_all,
             [left, right],
@@ -435,12 +476,27 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
 
 def _field(name: str, words: str) -> gr.Textbox | gr.Dropdown:
+    """A setting of the schedule."""
+    label, info = schedule.LABELS[name], f"{words} ({name})"
     if name == "promotion":
-        return gr.Dropdown(["auto", "canary", "manual"], label=name, info=words, elem_id=f"schedule-{name}")
-    return gr.Textbox(label=name, info=words, max_length=20, elem_id=f"schedule-{name}")
+        return gr.Dropdown(["auto", "canary", "manual"], label=label, info=info, elem_id=f"schedule-{name}")
+    return gr.Textbox(label=label, info=info, max_length=20, elem_id=f"schedule-{name}")
 
 
-def _rollback_button(state: view.State) -> Any:
-    if state.previous is None:
-        return gr.update(value="Nothing to roll back to", interactive=False)
-    return gr.update(value=f"Roll back to {version_name(state.previous)}", interactive=True)
+def _setting(setting: SettingInfo) -> gr.Textbox:
+    """A setting of a run, empty until somebody wants another value than the default."""
+    return gr.Textbox(
+        label=view.OFTEN_SET[setting.name],
+        info=f"{data_view.bounds(setting)} ({setting.name})",
+        placeholder=str(setting.default),
+        max_length=20,
+        min_width=200,
+    )
+
+
+def _number(event: gr.EventData, name: str) -> int:
+    """The run or version that the page named. Raises InvalidInput for what no page of ours sends."""
+    number = event._data.get(name)
+    if not isinstance(number, int):
+        raise InvalidInput("there is no such run or version")
+    return number

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from serve.feedback.reports import gate_win_rate
+from serve.feedback.statistics import Interval, wins_needed
 from serve.records import BASE_VERSION, Due, Run, Version, version_name
+from serve.schedule import CANARY_ALPHA
 from serve.web.theme import empty, table, when
 
 if TYPE_CHECKING:
-    from serve.feedback.entries import MetricPoint, Promotion
+    from serve.feedback.entries import HeadToHead, MetricPoint, Promotion
 
 ACCURACY = "reward_accuracy"
 CURVES = (
@@ -28,6 +30,27 @@ CURVES = (
 STEPS = {"sft": "Demonstrations", "reward": "Reward model", "ppo": "Policy", "gate": "Checks"}
 TONES = {"succeeded": "good", "serving": "good", "failed": "bad", "running": "busy", "canary": "busy", "queued": "busy"}
 TRIGGERS = {"votes": "enough votes", "interval": "the clock", "operator": "an operator"}
+OFTEN_SET = {
+    "ppo.updates": "Rounds of PPO",
+    "ppo.rollouts": "Answers in a round",
+    "ppo.kl_target": "How far it may move (KL, nats an answer)",
+    "rank": "Rank of the LoRA",
+    "gate.held_out_prompts": "Prompts for the checks",
+}
+"""The settings of a run that have a field of their own, and what the page calls them."""
+RUNS = 100
+"""So many runs are shown."""
+NEWEST = 0
+"""In place of a run's number: whichever is the newest."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a canary fares against what serves, and when it is put aside if that decides nothing."""
+
+    version: int
+    tally: HeadToHead
+    ends: datetime
 
 
 @dataclass(frozen=True)
@@ -43,32 +66,22 @@ class State:
     """Newest first."""
     active: Run | None
     versions: tuple[Version, ...]
+    """Newest first."""
     promotions: tuple[Promotion, ...]
-    notes: Mapping[int, str] = field(default_factory=dict)
-    """What operators wrote beside versions."""
+    """Newest first."""
+    trial: Trial | None = None
     touched: Mapping[int, int] = field(default_factory=dict)
     """Version → how many of the votes it learned from are excluded now."""
 
 
-def signature(state: State) -> str:
-    """Changes with what is shown. Starts with what can be chosen, see `choices_in`."""
-    return choices(state) + "\n" + repr(state)
-
-
-def choices(state: State) -> str:
-    """What the page offers to pick from: versions, and runs that have curves or have ended."""
-    watched = [run.id for run in state.runs if run.metrics or run.finished]
-    return json.dumps([[version.number for version in state.versions], watched])
-
-
-def choices_in(signature: str) -> str:
-    """The choices of a signature."""
-    return signature.partition("\n")[0]
+def charted(state: State) -> list[int]:
+    """The runs that have begun, or ended: what curves and logs there are. Newest first."""
+    return [run.id for run in state.runs if run.stage or run.finished]
 
 
 def summary(state: State) -> str:
     """Three cards: what serves, the votes, the next run."""
-    last = max(state.promotions, key=lambda promotion: promotion.created, default=None)
+    last = state.promotions[0] if state.promotions else None
     since = f"Since {when(last.created)}." if last else "As it came, before any training."
     due = state.due
     share = min(1.0, due.new_votes / due.min_new_votes)
@@ -92,6 +105,12 @@ def _next_run(state: State, missing: int) -> str:
     due = state.due
     if state.active is not None:
         return '<div class="figure">Running</div><p>The next one is counted from when this one ends.</p>'
+    if not missing and due.next_by is None:
+        words = "There are enough new votes. A run starts once the canary is decided."
+        return f'<div class="figure">Waiting for the canary</div><p>{words}</p>'
+    if not missing and state.runs and state.runs[0].status in ("failed", "cancelled"):
+        words = "There are enough new votes. The last run came to nothing; the next one waits until then."
+        return f'<div class="figure">{when(due.next_by)}</div><p>{words}</p>'
     if not missing:
         return '<div class="figure">About to start</div><p>There are enough new votes.</p>'
     if due.next_by is not None:
@@ -132,35 +151,68 @@ def live(state: State) -> str:
     )
 
 
+def cancel(state: State) -> str:
+    """The button that ends the run that is on."""
+    run = state.active
+    return "" if run is None else _asking(run.id, "Cancel this run", f"Really cancel run {run.id}?")
+
+
+def rollback(state: State) -> str:
+    """The button that returns to the version before."""
+    if state.previous is None:
+        return '<button type="button" disabled>Nothing to roll back to</button>'
+    name = version_name(state.previous)
+    return _asking(state.previous, f"Roll back to {name}", f"Really roll back to {name}?")
+
+
+def _asking(of: int, words: str, sure: str) -> str:
+    """A button that asks `sure` before it acts on the run or version `of`; the page's script knows how."""
+    return f'<button type="button" data-of="{of}" data-sure="{sure}">{words}</button>'
+
+
 def versions(state: State) -> str:
-    """All versions, newest first, each with the one click that makes it serve."""
+    """All versions, newest first, each that passed the checks with a button that makes it serve."""
     rows = []
-    for version in sorted(state.versions, key=lambda v: -v.number):
-        serves = version.number == state.serving
-        number = version.number
-        action = "" if serves else f'<button type="button" data-promote="{number}">Promote</button>'
+    for version in state.versions:
+        number, serves = version.number, version.number == state.serving
+        action = ""
+        if not serves and version.status != "rejected":
+            action = _asking(number, "Promote", f"Really promote {version_name(number)}?")
         if number != BASE_VERSION:
             action += f' <a href="/api/versions/{number}/adapter" download>Download</a>'
         rows.append(
             f'<tr class="{"serving" if serves else ""}"><td><b>{version_name(version.number).capitalize()}</b></td>'
-            f"<td>{_pill(version.status)}</td><td>{_rate(version.report)}</td>"
+            f"<td>{_pill(version.status)}</td><td>{_rate(gate_win_rate(version.report))}</td>"
             f"<td>{'–' if version.run is None else f'Run {version.run}'}</td>"
             f"<td>{'–' if version.parent is None else version_name(version.parent).capitalize()}</td>"
-            f'<td>{when(version.created)}</td><td class="words">{_beside(state, number)}</td>'
+            f'<td>{when(version.created)}</td><td class="words">{_beside(state, version)}</td>'
             f'<td class="act">{action}</td></tr>'
         )
-    return table(("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", "Note", ""), rows)
+    heads = ("Version", "Status", "Win rate against its parent", "Made by", "Parent", "Created", "Note", "")
+    return table(heads, rows, label="Versions")
 
 
-def _beside(state: State, number: int) -> str:
-    """A version's note, to change, and whether votes that it learned from count no more."""
-    words = html.escape(state.notes.get(number, ""))
+def _beside(state: State, version: Version) -> str:
+    """A version's note, to change; how it fares on trial; whether votes that it learned from count no more."""
+    number, words = version.number, html.escape(version.note or "")
     verb = "Change" if words else "Note"
     note = f'{words} <button type="button" data-note="{number}" data-words="{words}">{verb}</button>'
+    if state.trial is not None and state.trial.version == number:
+        note = f"<p>{_fares(state.trial, state.serving)}</p>{note}"
     if not state.touched.get(number):
         return note
     count = _count(state.touched[number], "excluded vote")
     return f'<span class="pill bad">learned from {count}</span> {note}'
+
+
+def _fares(trial: Trial, serving: int) -> str:
+    wins, losses = trial.tally.wins, trial.tally.losses
+    better = wins_needed(wins, losses, alpha=CANARY_ALPHA)
+    worse = wins_needed(losses, wins, alpha=CANARY_ALPHA)
+    return (
+        f"On trial against {version_name(serving)}: {wins} won, {losses} lost. {better} more won in a row would "
+        f"promote it, {worse} more lost take it back; undecided by {when(trial.ends)}, it waits for you."
+    )
 
 
 def runs(state: State) -> str:
@@ -173,9 +225,37 @@ def runs(state: State) -> str:
         rows.append(
             f"<tr><td><b>Run {run.id}</b></td><td>{_pill(run.status)}</td><td>{when(run.started or run.created)}</td>"
             f"<td>{'–' if took is None else _span(took)}</td><td>{TRIGGERS[run.trigger]}</td>"
-            f'<td class="words">{_outcome(run)}</td></tr>'
+            f'<td class="words">{_outcome(run)}{_made_with(run)}</td></tr>'
         )
-    return table(("Run", "Status", "Started", "Took", "Started by", "Outcome"), rows)
+    heads = ("Run", "Status", "Started", "Took", "Started by", "Outcome")
+    older = '<p class="soft">Older ones are at <a href="/api/runs">/api/runs</a>.</p>' if len(rows) >= RUNS else ""
+    return table(heads, rows, label="Runs") + older
+
+
+def _made_with(run: Run) -> str:
+    """What a run was told and learned from, to unfold."""
+    told = ", ".join(f"{name} = {value}" for name, value in _dotted(run.settings))
+    facts = {
+        "Started by": run.who or TRIGGERS[run.trigger],
+        "Steps": ", ".join(STEPS[stage] for stage in run.stages),
+        "Votes": str(run.votes),
+        "Settings": told or "the defaults",
+    }
+    lines = "".join(f"<p><b>{name}</b> {html.escape(words)}</p>" for name, words in facts.items())
+    return f"<details><summary>Made with</summary>{lines}</details>"
+
+
+def _dotted(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def whole_log(run: int) -> str:
+    """Where the rest of a run's log is."""
+    return f'<p class="soft"><a href="/api/runs/{run}/log?tail=10000">The log of run {run} from further back</a></p>'
 
 
 def curves(points: Sequence[MetricPoint]) -> go.Figure | None:
@@ -234,32 +314,18 @@ def compared(
             f"<td>{html.escape(other)}</td><td>{marks[2]}{told[1]}{marks[3]}</td></tr>"
         )
     names = [version_name(version).capitalize() for version in versions]
-    return table(("Prompt", names[0], "Score", names[1], "Score"), rows)
+    return table(("Prompt", names[0], "Score", names[1], "Score"), rows, label="Answers to fixed prompts")
 
 
-def win_rate(report: dict[str, Any] | None) -> tuple[float, float | None, float | None] | None:
-    """The gate's win rate with its interval, if the report has one."""
-    gate = (report or {}).get("gate")
-    found = gate.get("win_rate") if isinstance(gate, dict) else None
-    if isinstance(found, dict):
-        value, low, high = (found.get(name) for name in ("value", "low", "high"))
-        return None if value is None else (float(value), low, high)
-    return None if found is None else (float(found), None, None)
-
-
-def _rate(report: dict[str, Any] | None) -> str:
-    rate = win_rate(report)
+def _rate(rate: Interval | None) -> str:
     if rate is None:
         return "–"
-    value, low, high = rate
-    interval = spread = ""
-    if low is not None and high is not None:
-        interval = f" <small>({low:.0%} to {high:.0%})</small>"
-        spread = f'<line class="spread" x1="{96 * low:.1f}" x2="{96 * high:.1f}" y1="7" y2="7"/>'
     return (
         '<span class="rate"><svg viewBox="0 0 96 14" aria-hidden="true"><line x1="0" x2="96" y1="7" y2="7"/>'
-        f'<line class="even" x1="48" x2="48" y1="1" y2="13"/>{spread}<circle cx="{96 * value:.1f}" cy="7" r="4"/></svg>'
-        f"<span>{value:.0%}{interval}</span></span>"
+        '<line class="even" x1="48" x2="48" y1="1" y2="13"/>'
+        f'<line class="spread" x1="{96 * rate.low:.1f}" x2="{96 * rate.high:.1f}" y1="7" y2="7"/>'
+        f'<circle cx="{96 * rate.value:.1f}" cy="7" r="4"/></svg>'
+        f"<span>{rate.value:.0%} <small>({rate.low:.0%} to {rate.high:.0%})</small></span></span>"
     )
 
 

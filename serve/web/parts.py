@@ -1,4 +1,4 @@
-"""What several pages are built of: a pane's answer, the newcomer's question, the editor of a better answer.
+"""What several pages are built of: a pane's answer, the newcomer's question, a better answer, a word after the vote.
 
 Each is drawn into the page that is open.
 """
@@ -6,9 +6,11 @@ Each is drawn into the page that is open.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import gradio as gr
 
+from serve.records import Due
 from serve.web import theme
 
 CONSENT = (
@@ -17,6 +19,8 @@ CONSENT = (
     "prompts of yours with what came before them, without a name, to judge the answers?</p>"
 )
 """What newcomers are told, and asked."""
+REASONS = ("More correct", "Clearer", "Better length", "Kinder", "Safer")
+"""Why one answer is better: what a click says."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Editor:
     cancel: gr.Button
 
 
+@dataclass(frozen=True)
+class Afterthought:
+    """What may be said of the last vote, in the row that is open."""
+
+    strength: gr.Radio
+    reasons: gr.CheckboxGroup
+
+
 def answer(elem_id: str) -> gr.Markdown:
     """An answer as a model wrote it, which nobody may trust."""
     return gr.Markdown(
@@ -45,13 +57,18 @@ def answer(elem_id: str) -> gr.Markdown:
     )
 
 
-def until_it_learns(missing: int | None) -> str:
-    """How many more votes it takes until the assistant learns; None while it does."""
-    if missing is None:
+def until_it_learns(due: Due | None) -> str:
+    """When the assistant learns next: after how many more votes, or what keeps it from it; None while it learns."""
+    if due is None:
         return "It is learning from the votes so far."
-    if not missing:
-        return "There are enough new votes: it is about to learn from them."
-    return f"It learns after {missing} more vote{'s' * (missing > 1)}."
+    missing = due.min_new_votes - due.new_votes
+    if missing > 0:
+        return f"It learns after {missing} more vote{'s' * (missing > 1)}."
+    if due.next_by is None:
+        return "There are enough new votes: it learns from them once its newest version has been tried out."
+    if due.next_by > datetime.now(UTC):
+        return "There are enough new votes, but learning broke off: it tries again later."
+    return "There are enough new votes: it is about to learn from them."
 
 
 def consent() -> Consent:
@@ -72,3 +89,9 @@ def editor(info: str) -> Editor:
             save = gr.Button("Keep this answer", variant="primary", size="sm", elem_id="save")
             cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
     return Editor(card, words, save, cancel)
+
+
+def afterthought() -> Afterthought:
+    """How much better it was, and why."""
+    strength = gr.Radio([(str(n), n) for n in range(1, 6)], label="How much better? 5 is most", elem_id="strength")
+    return Afterthought(strength, gr.CheckboxGroup(list(REASONS), label="Why?", elem_id="reasons"))

@@ -28,8 +28,8 @@ def create_app(
 ) -> FastAPI:
     """The whole application. `pages` False leaves Gradio out. Its shutdown closes the service.
 
-    Who asks is in `request.state.voter: str` and `request.state.operator: bool`; for a page's handler, in
-    `gr_request.request.state`.
+    Who asks is in `request.state.voter: str` (None where `Identity` says) and `request.state.operator: bool`; for a
+    page's handler, in `gr_request.request.state`.
     """
 
     @asynccontextmanager
@@ -83,9 +83,9 @@ def _mount_pages(app: FastAPI, service: Service, training: Training, settings: S
     # "/" takes every address, so it comes last.
     pages = (
         ("/operator", operator_page.build(service, training, settings), theme.mount_options("operator")),
-        ("/vote", vote_page.build(service, settings), theme.mount_options("vote")),
-        ("/you", you_page.build(service), theme.mount_options("you")),
-        ("/", chat_page.build(service, settings), theme.mount_options("chat")),
+        ("/vote", vote_page.build(service, training, settings), theme.mount_options("vote")),
+        ("/you", you_page.build(service, training), theme.mount_options("you")),
+        ("/", chat_page.build(service, training, settings), theme.mount_options("chat")),
     )
     app.router.routes.append(Route("/operator", OperatorsOnly(RedirectResponse("/operator/", 303))))
     for path in ("/vote", "/you"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 AskMe = Literal["always", "sometimes", "never"]
 
 GONE_ON = "This talk has gone on in another tab. Here it is as it stands."
+ON_ITS_WAY = "Your last message is still on its way. Send this one once it is there."
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,11 @@ class Scene:
 
 
 class Talks:
-    """What is being written where, and the steps of a talk. One per server; belongs to one event loop."""
+    """The steps of a talk. One per server; belongs to one event loop."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._writing: dict[str, LiveAnswers] = {}
-        self._sending: set[str] = set()
+        self._sending: set[tuple[str, str | None, str]] = set()  # voter, conversation, words
 
     async def scene(self, voter: str, conversation_id: str | None) -> Scene:
         """How it stands. Raises NotFound when the conversation is not the voter's."""
@@ -96,9 +96,11 @@ class Talks:
             return Scene()
         turns = tuple(await self.service.conversation(conversation_id, voter))
         asked = await self.service.open_comparison(voter, conversation_id)
-        writing = self.writing(conversation_id)
+        writing = self.service.writing_in(conversation_id)
         if asked and len(asked.candidates) != 2:
             asked = None  # made elsewhere, for more than two panes
+        if isinstance(writing, LiveComparison) and len(writing.drafts) != 2:
+            writing = None
         if asked and writing is None and not any(c.answer.text for c in asked.candidates):
             asked = None  # broken off before the first word
         judged = None if asked else await self.service.judged_last(voter, conversation_id)
@@ -107,11 +109,6 @@ class Talks:
         if not scene.stuck:
             return scene
         return replace(scene, earlier=await self.service.answered_before(voter, conversation_id))
-
-    def writing(self, conversation_id: str) -> LiveAnswers | None:
-        """What is being written there now."""
-        live = self._writing.get(conversation_id)
-        return None if live is None or live.done else live
 
     async def latest(self, voter: str) -> str | None:
         """The conversation that a voter returns to."""
@@ -132,13 +129,16 @@ class Talks:
         """The voter's next turn. Typing on stops what is being written; the record skips what waits for a vote.
 
         `system` stands before the first turn of a new talk. A turn that is refused leaves the vote open. None while
-        this voter's previous turn is still on its way in: the same keystroke, twice.
+        the same words are still on their way in: the same keystroke, twice. Raises Conflict while others are.
         """
         if not text.strip():
             raise InvalidInput("Write a message first.")
-        if voter in self._sending:
+        turn = (voter, conversation_id, text)
+        if turn in self._sending:
             return None
-        self._sending.add(voter)
+        if conversation_id and any(other[:2] == turn[:2] for other in self._sending):
+            raise Conflict(ON_ITS_WAY)
+        self._sending.add(turn)
         try:
             if conversation_id:
                 await self.stop(voter, conversation_id)
@@ -156,7 +156,7 @@ class Talks:
                 truncation=truncation,
             )
         finally:
-            self._sending.discard(voter)
+            self._sending.discard(turn)
 
     async def retry(
         self,
@@ -278,10 +278,9 @@ class Talks:
         sampling: SamplingRequest | None,
         truncation: Truncation,
     ) -> LiveAnswers:
-        live: LiveAnswers
         share = (await self.service.consent(voter)).share
         if asking:
-            live = await self.service.compare(
+            return await self.service.compare(
                 voter,
                 messages,
                 sampling=sampling,
@@ -290,24 +289,14 @@ class Talks:
                 asked=probability,
                 truncation=truncation,
             )
-        else:
-            live = await self.service.answer(
-                voter,
-                messages,
-                sampling=sampling,
-                conversation_id=conversation_id,
-                share=share,
-                truncation=truncation,
-            )
-        assert live.conversation_id is not None
-        place = live.conversation_id
-        self._writing[place] = live
-        live.when_done(lambda: self._drop(place, live))
-        return live
-
-    def _drop(self, conversation_id: str, live: LiveAnswers) -> None:
-        if self._writing.get(conversation_id) is live:
-            del self._writing[conversation_id]
+        return await self.service.answer(
+            voter,
+            messages,
+            sampling=sampling,
+            conversation_id=conversation_id,
+            share=share,
+            truncation=truncation,
+        )
 
 
 def _any_answer(scene: Scene) -> list[Message]:

@@ -150,7 +150,7 @@ def masthead(motto: str, aside: str = "") -> str:
     """The top of a page: the mark, the name, what the page is for; at the right `aside` (HTML), and light or dark."""
     return (
         f'<header class="masthead"><a class="brand" href="/">{MARK}<span>Hustings</span></a>'
-        f'<span class="motto">{html.escape(motto)}</span>{aside}{LIGHT_OR_DARK}</header>'
+        f'<h1 class="motto">{html.escape(motto)}</h1>{aside}{LIGHT_OR_DARK}</header>'
     )
 
 
@@ -200,11 +200,11 @@ def empty(words: str, *, framed: bool = True) -> str:
     return f'<div class="{"empty" if framed else "note"}"><span>{words}</span></div>'
 
 
-def table(heads: Sequence[str], rows: Sequence[str]) -> str:
+def table(heads: Sequence[str], rows: Sequence[str], *, label: str) -> str:
     """Rows of HTML under their heads; where they are wider than the page, by keyboard too, they scroll."""
-    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
+    head = "".join(f"<th scope='col'>{name}</th>" if name else "<th aria-label='Actions'></th>" for name in heads)
     whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="list" tabindex="0" role="group" aria-label="Table">{whole}</div>'
+    return f'<div class="list" tabindex="0" role="group" aria-label="{html.escape(label)}">{whole}</div>'
 
 
 def answers(panes: Sequence[gr.Markdown], written: Sequence[Answer | Draft]) -> dict[Any, Any]:
@@ -212,9 +212,23 @@ def answers(panes: Sequence[gr.Markdown], written: Sequence[Answer | Draft]) -> 
     if not written:
         return dict.fromkeys(panes, "")
     return {
-        pane: gr.update(value=a.text or "…", elem_classes=["answer"] if a.finish_reason else ["answer", "writing"])
+        pane: gr.update(value=_words(a), elem_classes=["answer"] if a.finish_reason else ["answer", "writing"])
         for pane, a in zip(panes, written, strict=True)
     }
+
+
+def _words(answer: Answer | Draft) -> str:
+    """An answer's text, or what became of one that has none."""
+    if answer.text.strip():
+        return answer.text
+    without = {
+        None: "…",
+        "stop": "(no answer)",
+        "length": "(no answer)",
+        "cancelled": "(stopped)",
+        "error": "(broke off)",
+    }
+    return without[answer.finish_reason]
 
 
 def when(moment: datetime | None) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import gradio as gr
 
 from serve.errors import Unauthorized
+
+View = tuple[str, str | None]
 
 
 def voter_of(request: gr.Request) -> str:
@@ -16,9 +21,30 @@ def voter_of(request: gr.Request) -> str:
     return voter
 
 
-def view_of(request: gr.Request) -> tuple[str, str | None]:
+def view_of(request: gr.Request) -> View:
     """Whose page, and which of them: only to know which page has turned away, never who is asking."""
     return voter_of(request), request.session_hash
+
+
+class Views:
+    """What each open page watches: one thing at a time, until it turns away. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._watched: dict[View, object] = {}
+
+    def leave(self, view: View) -> None:
+        """Watch nothing any more."""
+        self._watched.pop(view, None)
+
+    @contextmanager
+    def watch(self, view: View) -> Iterator[Callable[[], bool]]:
+        """Let a page watch this, and nothing else any more. Yields whether it still does."""
+        token = self._watched[view] = object()
+        try:
+            yield lambda: self._watched.get(view) is token
+        finally:
+            if self._watched.get(view) is token:
+                del self._watched[view]
 
 
 def operators_only(request: gr.Request) -> None:

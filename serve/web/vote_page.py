@@ -1,6 +1,6 @@
 """The vote page: a queue of answers to rank, by keyboard alone if you like.
 
-    build(service, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("vote"))`
+    build(service, training, settings)  →  the page, for `mount_gradio_app(..., **theme.mount_options("vote"))`
 
 Shown are pairs that others shared; where none wait, several answers to a prompt that the project brings, as they are
 written. The page's script keeps the ranks and sends them when they are whole; what they mean is checked here.
@@ -8,9 +8,7 @@ written. The page's script keeps the ranks and sends them when they are whole; w
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,20 +17,23 @@ import gradio as gr
 from serve.errors import AlreadyVoted, Expired, HustingsError, InvalidInput, NotFound
 from serve.limits import MAX_CANDIDATES
 from serve.records import Comparison, Judgement
-from serve.service import Service
+from serve.service import Service, Training
 from serve.settings import Settings
 from serve.web import parts, theme, vote_view
 from serve.web.theme import Update
-from serve.web.visitor import view_of, voter_of
+from serve.web.visitor import View, Views, view_of, voter_of
 
 DAY = timedelta(days=1)
+JUST_NOW = timedelta(minutes=10)
+"""How long a page that is loaded anew offers to undo a vote."""
 ASK = "Which is best? Equal ranks are a tie."
 GONE = "That one is shared no more."
 WRITTEN = "All answers are there."
+KEPT = 'Thank you: your words are kept as an example, under <a href="/you">Yours</a>, too. Now rank the others.'
 KEYS = (
     '<p class="keys"><kbd>Tab</kbd> or <kbd>J</kbd> <kbd>K</kbd> goes to an answer, <kbd>1</kbd>–<kbd>6</kbd> ranks '
-    "it, <kbd>Enter</kbd> hands the ranking in; <kbd>X</kbd> none is good, <kbd>S</kbd> skip, <kbd>U</kbd> undo, "
-    "<kbd>E</kbd> write a better one.</p>"
+    "it, and the last one's rank follows; <kbd>Enter</kbd> hands the ranking in; <kbd>X</kbd> none is good, "
+    "<kbd>S</kbd> skip, <kbd>U</kbd> undo, <kbd>E</kbd> write a better one.</p>"
 )
 _CONTROLS = """
 <div class="controls"><button type="button" id="hand-in" disabled>Hand in</button>
@@ -48,12 +49,13 @@ element.addEventListener('click', event => {
 """
 
 
-def build(service: Service, settings: Settings) -> gr.Blocks:
+def build(service: Service, training: Training, settings: Settings) -> gr.Blocks:
     """The page. Whose votes these are the signed cookie says."""
     page = gr.Blocks(title="Vote · Hustings", analytics_enabled=False, fill_width=True)
     with page:
         item = gr.Textbox(visible=False)
         done = gr.Textbox(visible=False)  # the vote that can be undone
+        start = gr.Textbox(visible=False)  # where the answer stands that a better one starts from
         likes = gr.BrowserState(True, storage_key="hustings-vote", secret="none")  # noqa: S106
         with gr.Column(elem_id="vote", elem_classes="sheet"):
             gr.HTML(
@@ -65,18 +67,20 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             progress = gr.HTML(elem_id="progress")
             asked = gr.HTML(elem_id="asked")
             texts = []
-            # Always there, and hidden by style: Gradio draws what has just appeared once more as it was at first.
-            with gr.Row(elem_id="answers", elem_classes="of-0") as answers:
+            # From here on all is always there, and style hides it by what `asked` and `progress` say.
+            with gr.Row(elem_id="answers"):
                 for place in range(MAX_CANDIDATES):
                     with gr.Column(elem_classes="pane"):
                         gr.HTML(vote_view.ranker(place))
                         texts.append(parts.answer(f"answer-{place}"))
             with gr.Column(elem_id="dock"):
                 note = gr.HTML(elem_id="note")
-                controls = gr.HTML(_CONTROLS, js_on_load=_HAND_IN, visible=False, elem_id="controls")
+                with gr.Row(elem_id="afterthought"):
+                    afterwords = parts.afterthought()
+                controls = gr.HTML(_CONTROLS, js_on_load=_HAND_IN, elem_id="controls")
                 with gr.Row(elem_classes="row"):
-                    write = gr.Button("Write a better one", size="sm", visible=False, elem_id="write")
-                    undo = gr.Button("Undo", size="sm", visible=False, elem_id="undo")
+                    write = gr.Button("Write a better one", size="sm", elem_id="write")
+                    undo = gr.Button("Undo", size="sm", elem_id="undo")
                 editor = parts.editor("It is kept as an example to learn from.")
                 gr.HTML(KEYS)
                 keys = gr.Checkbox(value=True, label="Keyboard shortcuts", elem_id="shortcuts")
@@ -86,81 +90,64 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             item,
             done,
             progress,
+            afterwords.strength,
+            afterwords.reasons,
             asked,
-            answers,
             *texts,
             note,
-            controls,
-            write,
-            undo,
             editor.card,
             editor.words,
         ]
-        watching: dict[tuple[str, str | None], object] = {}  # who watches what is being brought, in which page
+        views = Views()
 
-        @contextmanager
-        def watched(view: tuple[str, str | None]) -> Iterator[Callable[[], bool]]:
-            """Let a page watch what is brought now, and nothing else any more. Yields whether it still does."""
-            token = watching[view] = object()
-            try:
-                yield lambda: watching.get(view) is token
-            finally:
-                if watching.get(view) is token:
-                    del watching[view]
+        async def so_far(voter: str, last: Comparison | None) -> Update:
+            """How far this voter has come; the vote on `last` can be undone and added to."""
+            ever, lately, _ = await service.judged(voter, datetime.now(UTC) - DAY)
+            left, due = await service.left_to_judge(voter), await service.next_run(training)
+            vote = last.vote if last else None
+            return {
+                done: vote.id if vote else "",
+                progress: vote_view.progress(lately, ever, left, due, last),
+                afterwords.strength: vote.judgement.strength if vote else None,
+                afterwords.reasons: [why for why in parts.REASONS if vote and why in vote.judgement.reasons],
+            }
 
-        async def show(voter: str, comparison: Comparison | None, said: str, undoable: str = "") -> Update:
-            """The whole page: `said` (HTML), and a comparison to judge, if there is one."""
+        async def show(voter: str, comparison: Comparison | None, said: str, last: Comparison | None = None) -> Update:
+            """The whole page: `said` (HTML), a comparison to judge, if there is one, and the `last` one judged."""
             candidates = comparison.candidates if comparison else ()
-            ever, today, answered = await service.judged(voter, datetime.now(UTC) - DAY)
+            _, _, answered = await service.judged(voter, datetime.now(UTC) - DAY)
             question = f"{ASK} {vote_view.question(comparison, answered + 1)}" if comparison else ""
-            update: Update = {
+            update: Update = await so_far(voter, last) | {
                 item: comparison.id if comparison else "",
-                done: undoable,
-                progress: vote_view.progress(today, ever),
                 asked: vote_view.prompt(comparison) if comparison else "",
-                answers: gr.update(elem_classes=[f"of-{len(candidates)}"]),
                 note: theme.note(f"{said} {question}".strip()),
-                controls: gr.update(visible=comparison is not None),
-                write: gr.update(visible=comparison is not None),
-                undo: gr.update(visible=bool(undoable)),
                 editor.card: gr.update(visible=False),
                 editor.words: "",
             }
             update |= dict.fromkeys(texts, "")
             return update | theme.answers(texts[: len(candidates)], [c.answer for c in candidates])
 
-        async def next_one(
-            voter: str, view: tuple[str, str | None], said: str, undoable: str = ""
-        ) -> AsyncIterator[Update]:
+        async def next_one(voter: str, view: View, said: str) -> AsyncIterator[Update]:
             """What is next, as it grows if it is still being written; `said` is what became of the last one."""
-            with watched(view) as watches:
+            last = await service.judged_in_queue(voter, datetime.now(UTC) - JUST_NOW)
+            with views.watch(view) as watches:
                 try:
                     found = await service.next_to_judge(voter)
                 except HustingsError as error:  # the vote before it counted, and can be undone
-                    yield await show(voter, None, "", undoable) | {note: vote_view.delayed(said, error)}
+                    yield await show(voter, None, "", last) | {note: vote_view.delayed(said, error)}
                     return
                 if not watches():  # another call brings what is next
                     yield {note: gr.skip()}
                     return
                 if found is None:
-                    left = vote_view.nothing_left(await service.votes_until_run())
-                    yield await show(voter, None, f"{said} {left}".strip(), undoable)
+                    yield await show(voter, None, f"{said} {vote_view.NOTHING_LEFT}".strip(), last)
                     return
                 if isinstance(found, Comparison):
-                    yield await show(voter, found, said, undoable)
+                    yield await show(voter, found, said, last)
                     return
-                yield await show(voter, found.comparison, said, undoable)
-                finished = asyncio.ensure_future(found.wait())
-                before: object = None
-                while not found.done:
-                    await asyncio.wait({finished}, timeout=theme.TICK)
-                    if not watches():
-                        return
-                    shown = found.shown
-                    now = [(draft.text, draft.finish_reason) for draft in shown]
-                    if now != before:
-                        before = now
-                        yield theme.answers(texts[: len(shown)], shown)
+                yield await show(voter, found.comparison, said, last)
+                async for shown in found.growing(theme.TICK, watches):
+                    yield theme.answers(texts[: len(shown)], shown)
                 if watches():
                     written = theme.note(f"{said} {WRITTEN} {ASK}".strip())
                     told = theme.problem(found.error) if found.error else written
@@ -195,66 +182,69 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
             async for update in begin(False, request):
                 yield update
 
-        async def judge(comparison_id: str, judgement: Judgement, request: gr.Request) -> AsyncIterator[Update]:
-            voter, view = voter_of(request), view_of(request)
-            undoable = ""
+        async def judge(
+            comparison_id: str, meant: Callable[[Comparison], Judgement], request: gr.Request
+        ) -> AsyncIterator[Update]:
             try:
-                comparison = await service.comparison(comparison_id, voter)
-                receipt = await service.vote(voter, comparison_id, judgement)
-                said, undoable = vote_view.outcome(comparison, receipt), receipt.id
-            except AlreadyVoted:  # in another tab, or by a second click
-                said = "You have judged that one already."
-                judged = (await service.comparison(comparison_id, voter)).vote
-                undoable = judged.id if judged else ""
-            except Expired:
-                said = "That one was too old."
-            except NotFound:
-                said = GONE
-            async for update in next_one(voter, view, said, undoable):
-                yield update
+                voter, view = voter_of(request), view_of(request)
+                try:
+                    comparison = await service.comparison(comparison_id, voter)
+                    judgement = meant(comparison)
+                    receipt = await service.vote(voter, comparison_id, judgement)
+                    said = vote_view.outcome(comparison, judgement, receipt)
+                except AlreadyVoted:  # in another tab, or by a second click
+                    said = "You have judged that one already."
+                except Expired:
+                    said = "That one was too old."
+                except NotFound:
+                    said = GONE
+                async for update in next_one(voter, view, said):
+                    yield update
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
 
         async def rank(comparison_id: str, event: gr.EventData, request: gr.Request) -> AsyncIterator[Update]:
-            try:
-                try:
-                    comparison = await service.comparison(comparison_id, voter_of(request))
-                except NotFound:
-                    async for update in next_one(voter_of(request), view_of(request), GONE):
-                        yield update
-                    return
-                judgement = Judgement(ranking=ranking_of(comparison, event._data.get("ranks")))
-                async for update in judge(comparison_id, judgement, request):
-                    yield update
-            except HustingsError as error:
-                yield {note: theme.problem(error)}
+            ranks = event._data.get("ranks")
+            async for update in judge(comparison_id, lambda it: Judgement(ranking=ranking_of(it, ranks)), request):
+                yield update
 
         async def dismiss(comparison_id: str, event: gr.EventData, request: gr.Request) -> AsyncIterator[Update]:
-            try:
-                verdict: Any = event._data.get("verdict")
-                async for update in judge(comparison_id, Judgement(verdict=verdict), request):
-                    yield update
-            except HustingsError as error:
-                yield {note: theme.problem(error)}
+            verdict: Any = event._data.get("verdict")
+            async for update in judge(comparison_id, lambda _: Judgement(verdict=verdict), request):
+                yield update
 
         telling = theme.telling(note)
 
         @telling
         async def take_back(vote_id: str, request: gr.Request) -> Update:
             voter = voter_of(request)
-            watching.pop(view_of(request), None)
+            views.leave(view_of(request))
             comparison_id = await service.withdraw(voter, vote_id)
             try:
                 comparison = await service.comparison(comparison_id, voter)
             except NotFound:
-                return {note: theme.note(f"Undone. {GONE}"), undo: gr.update(visible=False)}
+                return await so_far(voter, None) | {note: theme.note(f"Undone. {GONE}")}
             return await show(voter, comparison, "Undone.")
+
+        @telling
+        async def add(vote_id: str, how_much: int | None, why: list[str], request: gr.Request) -> Update:
+            await service.note_vote(voter_of(request), vote_id, strength=how_much, reasons=why, offered=parts.REASONS)
+            return {note: gr.skip()}
+
+        @telling
+        async def open_editor(comparison_id: str, place: str, request: gr.Request) -> Update:
+            comparison = await service.comparison(comparison_id, voter_of(request))
+            begun = "".join(c.answer.text for c in comparison.candidates if str(c.position) == place)
+            return {editor.card: gr.update(visible=True), editor.words: begun}
 
         @telling
         async def keep(text: str, comparison_id: str, request: gr.Request) -> Update:
             voter = voter_of(request)
             comparison = await service.comparison(comparison_id, voter)
+            if text in (candidate.answer.text for candidate in comparison.candidates):
+                raise InvalidInput("That is the answer as it was. Change it, or cancel.")
             await service.demonstrate(voter, comparison.messages, text, comparison_id=comparison_id)
-            thanks = theme.note("Thank you: your words are kept as an example. Now rank the others.")
-            return {editor.card: gr.update(visible=False), editor.words: "", note: thanks}
+            return {editor.card: gr.update(visible=False), editor.words: "", note: theme.note(KEPT)}
 
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         slow: dict[str, Any] = {
@@ -273,9 +263,14 @@ def build(service: Service, settings: Settings) -> gr.Blocks:
         controls.rank(rank, item, everything, **anew)
         controls.dismiss(dismiss, item, everything, **anew)
         undo.click(take_back, done, everything, **quick)
-        write.click(lambda: gr.update(visible=True), None, editor.card, **quick)
+        for afterword in (afterwords.strength, afterwords.reasons):
+            afterword.input(
+                add, [done, afterwords.strength, afterwords.reasons], note, trigger_mode="always_last", **quick
+            )
+        edited = [editor.card, editor.words, note]
+        write.click(open_editor, [item, start], edited, js="item => [item, window.startFrom()]", **quick)
         editor.cancel.click(lambda: gr.update(visible=False), None, editor.card, **quick)
-        editor.save.click(keep, [editor.words, item], [editor.card, editor.words, note], **quick)
+        editor.save.click(keep, [editor.words, item], edited, **quick)
     page.queue(max_size=4 * (settings.batch_rows + settings.queue_limit))
     return page
 

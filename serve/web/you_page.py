@@ -1,6 +1,6 @@
 """The page of one voter: what my votes did, and everything of mine to withdraw, take home or delete.
 
-    build(service)  →  the page, for `mount_gradio_app(..., **theme.mount_options("you"))`
+    build(service, training)  →  the page, for `mount_gradio_app(..., **theme.mount_options("you"))`
 
 Deleting everything takes the voter's cookie away, which no handler of Gradio's can: the page's script calls the API.
 """
@@ -11,17 +11,26 @@ from typing import Any
 
 import gradio as gr
 
-from serve.errors import NotFound
-from serve.service import Service
+from serve.service import Service, Training
 from serve.web import parts, theme, you_view
 from serve.web.theme import Update
 from serve.web.visitor import voter_of
 
 _WITHDRAW = """
+let pressed = null;
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-withdraw]');
-  if (button) trigger('withdraw', {vote: button.dataset.withdraw});
+  if (!button) return;
+  pressed = button;
+  trigger('withdraw', {id: button.dataset.withdraw});
 });
+new MutationObserver(() => {  // a row that goes leaves its place and the focus to the next one, and the last to none
+  if (!pressed || pressed.isConnected) return;
+  pressed = null;
+  const left = element.querySelectorAll('button[data-withdraw]'), note = document.getElementById('note');
+  note.tabIndex = -1;
+  (left[left.length - 1] ?? note).focus();
+}).observe(element, {childList: true, subtree: true});
 """
 _DELETE = """
 <form id="delete" class="panel">
@@ -36,7 +45,7 @@ run does without them. Nothing can bring them back.</p>
 """
 
 
-def build(service: Service) -> gr.Blocks:
+def build(service: Service, training: Training) -> gr.Blocks:
     """The page. It shows whoever the signed cookie names, and nobody else."""
     page = gr.Blocks(title="Yours · Hustings", analytics_enabled=False, fill_width=True)
     with page:
@@ -46,6 +55,8 @@ def build(service: Service) -> gr.Blocks:
             counts = gr.HTML()
             gr.HTML(theme.section("What your votes did"))
             votes = gr.HTML(js_on_load=_WITHDRAW, elem_id="my-votes")
+            gr.HTML(theme.section("Answers you wrote", "The assistant learns from them as from examples."))
+            written = gr.HTML(js_on_load=_WITHDRAW, elem_id="my-answers")
             shown = gr.State(you_view.SHOWN)
             older = gr.Button("Show older", size="sm", visible=False, elem_id="older")
             gr.HTML(theme.section("Take it home"))
@@ -56,11 +67,12 @@ def build(service: Service) -> gr.Blocks:
             gr.HTML(theme.section("Delete everything"))
             gr.HTML(_DELETE)
 
-        async def look(voter: str, count: int) -> Update:
-            me, missing = await service.me(voter), await service.votes_until_run()
+        async def look(me: you_view.Me, count: int) -> Update:
+            due = await service.next_run(training)
             return {
                 counts: you_view.counts(me),
-                votes: you_view.votes(me, count, parts.until_it_learns(missing)),
+                votes: you_view.votes(me, count, parts.until_it_learns(due)),
+                written: you_view.demonstrations(me, count),
                 shown: count,
                 older: gr.update(visible=you_view.has_older(me, count)),
             }
@@ -69,24 +81,31 @@ def build(service: Service) -> gr.Blocks:
 
         @telling
         async def arrive(request: gr.Request) -> Update:
-            return await look(voter_of(request), you_view.SHOWN)
+            return await look(await service.me(voter_of(request)), you_view.SHOWN)
 
         @telling
         async def show_older(count: int, request: gr.Request) -> Update:
-            return await look(voter_of(request), count + you_view.SHOWN)
+            return await look(await service.me(voter_of(request)), count + you_view.SHOWN)
 
         @telling
         async def withdraw(count: int, event: gr.EventData, request: gr.Request) -> Update:
-            voter, wanted = voter_of(request), str(event._data.get("vote", ""))
-            vote = next((vote for vote in (await service.me(voter))["votes"] if vote["id"] == wanted), None)
-            if vote is None:
-                raise NotFound("This vote stands no longer. Reload the page.")
+            voter, wanted = voter_of(request), str(event._data.get("id", ""))
+            me = await service.me(voter)
             await service.withdraw(voter, wanted)
-            return await look(voter, count) | {note: theme.note(you_view.withdrawn(vote))}
+            vote = next(vote for vote in me["votes"] if vote["id"] == wanted)
+            left = {**me, "votes": [other for other in me["votes"] if other is not vote]}
+            return await look(left, count) | {note: theme.note(you_view.withdrawn(vote))}
 
-        everything = [note, counts, votes, shown, older]
+        @telling
+        async def take_back(count: int, event: gr.EventData, request: gr.Request) -> Update:
+            voter = voter_of(request)
+            await service.withdraw_demonstration(voter, str(event._data.get("id", "")))
+            return await look(await service.me(voter), count) | {note: theme.note(you_view.TAKEN_BACK)}
+
+        everything = [note, counts, votes, written, shown, older]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(arrive, None, everything, **quick)
         older.click(show_older, shown, everything, **quick)
         votes.withdraw(withdraw, shown, everything, **quick)
+        written.withdraw(take_back, shown, everything, **quick)
     return page

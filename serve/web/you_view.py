@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from serve.records import version_name
+from serve.records import ACTIVE, LEARNED, version_name
 from serve.web.theme import empty, table, when
 
 EXCERPT = 90
 """Characters of a prompt."""
 SHOWN = 100
-"""Votes on the page at first, the newest; each “Show older” adds as many."""
+"""Votes, and answers, on the page at first, the newest; each “Show older” adds as many."""
+TAKEN_BACK = (
+    "Your answer is withdrawn: the next run does without it. A version that has learned from it stays as it is, and so "
+    "does the talk that went on with it."
+)
 
 Me = Mapping[str, Any]
 
@@ -50,12 +54,28 @@ def votes(me: Me, shown: int, until: str) -> str:
         )
     versions = {version["version"]: version for version in me["versions"]}
     rows = [_row(vote, did(vote, versions, until)) for vote in newest[:shown]]
-    return table(("When", "Prompt", "You said", "What it did", ""), rows)
+    return table(("When", "Prompt", "You said", "What it did", ""), rows, label="Your votes")
+
+
+def demonstrations(me: Me, shown: int) -> str:
+    """The newest so many answers that the voter wrote, each with a way to take it back."""
+    newest = me["demonstrations"][::-1]
+    if not newest:
+        return empty(
+            'None yet. Edit an answer on <a href="/">the chat page</a>, or write a better one where you '
+            '<a href="/vote">rank answers</a>.'
+        )
+    rows = [
+        f"<tr><td>{when(datetime.fromisoformat(one['created']))}</td><td>{_excerpt(one['prompt'])}</td>"
+        f'<td class="words">{_excerpt(one["answer"])}</td>{_withdraw(one["id"], "your answer to", one["prompt"])}</tr>'
+        for one in newest[:shown]
+    ]
+    return table(("When", "Prompt", "You wrote", ""), rows, label="Answers you wrote")
 
 
 def has_older(me: Me, shown: int) -> bool:
-    """Whether there are more votes than so many."""
-    return len(_cast(me)) > shown
+    """Whether there are more votes, or answers, than so many."""
+    return max(len(_cast(me)), len(me["demonstrations"])) > shown
 
 
 def _cast(me: Me) -> list[Mapping[str, Any]]:
@@ -64,14 +84,23 @@ def _cast(me: Me) -> list[Mapping[str, Any]]:
 
 
 def _row(vote: Mapping[str, Any], done: str) -> str:
-    words = " ".join((vote["prompt"] or "Its author no longer shares this prompt.").split())
-    excerpt = html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
+    excerpt = _excerpt(vote["prompt"])
     asked = excerpt if vote["conversation"] else f'{excerpt} <span class="soft">(shared by somebody else)</span>'
     return (
         f"<tr><td>{when(datetime.fromisoformat(vote['created']))}</td><td>{asked}</td><td>{said(vote)}</td>"
-        f"<td>{done}</td>"
-        f'<td class="act"><button type="button" data-withdraw="{html.escape(vote["id"])}"'
-        f' aria-label="Withdraw the vote on “{excerpt}”">Withdraw</button></td></tr>'
+        f"<td>{done}</td>{_withdraw(vote['id'], 'the vote on', vote['prompt'])}</tr>"
+    )
+
+
+def _excerpt(text: str | None) -> str:
+    words = " ".join((text or "Its author no longer shares this prompt.").split())
+    return html.escape(words[:EXCERPT] + ("…" if len(words) > EXCERPT else ""))
+
+
+def _withdraw(key: str, what: str, prompt: str | None) -> str:
+    return (
+        f'<td class="act"><button type="button" data-withdraw="{html.escape(key)}"'
+        f' aria-label="Withdraw {what} “{_excerpt(prompt)}”">Withdraw</button></td>'
     )
 
 
@@ -112,12 +141,13 @@ def did(vote: Mapping[str, Any], versions: Mapping[int, Mapping[str, Any]], unti
 
 def _taught(lessons: Sequence[Mapping[str, Any]], until: str) -> str:
     """What became of a vote that no version has learned from."""
-    statuses = {lesson["status"] for lesson in lessons}
-    if statuses & {"queued", "running", "interrupted"}:
+    if any(lesson["status"] in ACTIVE for lesson in lessons):
         return "Is being learned from now."
-    if statuses & {"succeeded", "rejected"}:
-        return "A run learned from it, and made no version."
-    if statuses:  # failed or cancelled
+    if ended := [lesson for lesson in lessons if lesson["status"] in LEARNED]:
+        newest = ended[-1]
+        why = html.escape(newest["reason"].rstrip(".")) if newest["reason"] else ""
+        return f"Run {newest['run']} learned from it, and made no version{': ' * bool(why)}{why}."
+    if lessons:  # failed or cancelled
         return "A run with it did not finish; the next one takes it up again."
     return f"Waits for the next run. {html.escape(until)}"
 

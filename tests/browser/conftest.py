@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from serve.feedback.store import Store
 from serve.folder import DataFolder
 from serve.policy.adapters import Registry
+from serve.records import Comparison
 from serve.secrets import Secrets
 from serve.service import Service
 from serve.settings import Settings
 from serve.web.server import create_app
-from tests.fakes import FakeEngine, FakeTraining, publish, some_words
+from tests.fakes import FakeEngine, FakeTraining, listening, publish, some_words
 
 CHROMIUM = Path("/usr/bin/chromium")
 TOKEN = "the-operators-token"
+QUESTION = "Why is the sky blue?"
 
 expect.set_options(timeout=int(os.environ.get("PATIENCE", "20000")))
 
@@ -57,27 +56,17 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def serving(folder: DataFolder, port: int = 0) -> Iterator[Site]:
     """A server with two versions beside the base; port 0 takes a free one."""
-    store = Store.open(folder)
-    registry = Registry(folder, store, base_hash=None)
-    if len(store.versions()) == 1:
-        publish(registry, folder.root / "made", 2)
-    settings = Settings(db=folder.db)
-    service = Service(store=store, engine=None, registry=registry, settings=settings)
-    engine, training = FakeEngine(), FakeTraining(store)
-    service.attach(engine)
-    app = create_app(service, training, settings, Secrets.load_or_create(folder.secrets, TOKEN)[0])
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Site(f"http://127.0.0.1:{port}", store, engine, service, training)
-    server.should_exit = True
-    engine.close()
-    thread.join(10)
-    store.close()
+    with Store.open(folder) as store, closing(FakeEngine()) as engine:
+        registry = Registry(folder, store, base_hash=None)
+        if len(store.versions()) == 1:
+            publish(registry, folder.root / "made", 2)
+        settings = Settings(db=folder.db)
+        service = Service(store=store, engine=None, registry=registry, settings=settings)
+        training = FakeTraining(store)
+        service.attach(engine)
+        app = create_app(service, training, settings, Secrets.load_or_create(folder.secrets, TOKEN)[0])
+        with listening(app, port) as url:
+            yield Site(url, store, engine, service, training)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +121,14 @@ def chat(site: Site, regular: Page) -> Page:
     return regular
 
 
+def log_in(page: Page, url: str, token: str = TOKEN) -> None:
+    """To the operator page, through the form."""
+    page.goto(url + "/login")
+    page.get_by_label("Operator token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#glance p").first).to_be_visible()
+
+
 def open_chat(page: Page, site: Site) -> None:
     """Go to the chat and wait until it knows who came."""
     page.goto(site.url + "/")
@@ -150,3 +147,33 @@ def say(page: Page, text: str) -> None:
     """Write a message and press Enter."""
     page.locator("#box textarea").fill(text)
     page.locator("#box textarea").press("Enter")
+
+
+def asked(page: Page) -> None:
+    """Both answers are complete and wait for a vote."""
+    expect(page.locator("#note")).to_contain_text("Which is better?")
+
+
+def last_comparison(store: Store) -> Comparison:
+    """The one that was made last."""
+    with store.reading() as db:
+        row = db.execute("SELECT id, voter_id FROM comparisons ORDER BY rowid DESC LIMIT 1").fetchone()
+    return store.comparison(row["id"], row["voter_id"])
+
+
+def soon(page: Page, holds: Callable[[], bool]) -> None:
+    """Wait until something holds that the page does not show, such as of the record."""
+    for _ in range(400):
+        if holds():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("it did not come to hold")
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until the focus is there."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"Tab never came to {target}")

@@ -10,31 +10,20 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from serve.engine import CandidateRequest
 from serve.feedback.store import Store
+from serve.live import Draft
 from serve.records import Comparison, Message, Sampling
-from serve.web import parts
+from serve.web import parts, theme
 from serve.web.chat_page import _keeper, _recaller
-from tests.browser.conftest import Site, breathe, open_chat, say
+from tests.browser.conftest import QUESTION, Site, asked, breathe, last_comparison, open_chat, say, soon, tab_to
 
 pytestmark = pytest.mark.browser
 
-QUESTION = "Why is the sky blue?"
 SKY = [Message("user", QUESTION)]
-
-
-def last_comparison(store: Store) -> Comparison:
-    with store.reading() as db:
-        row = db.execute("SELECT id, voter_id FROM comparisons ORDER BY rowid DESC LIMIT 1").fetchone()
-    return store.comparison(row["id"], row["voter_id"])
 
 
 def verdict_of(comparison: Comparison) -> str | None:
     assert comparison.vote is not None
     return comparison.vote.judgement.verdict
-
-
-def asked(page: Page) -> None:
-    """Both answers are complete and wait for a vote."""
-    expect(page.locator("#note")).to_contain_text("Which is better?")
 
 
 def test_two_answers_stream_side_by_side_and_a_click_chooses_one(chat: Page, site: Site) -> None:
@@ -53,7 +42,7 @@ def test_two_answers_stream_side_by_side_and_a_click_chooses_one(chat: Page, sit
 
     chat.click("#vote-a")
 
-    expect(chat.locator("#note")).to_contain_text("You chose A. A: version 0 (base) · B: version 0 (base)")
+    expect(chat.locator("#note")).to_contain_text("You chose A. Both are by the assistant as it is now.")
     expect(chat.locator("#history .bot")).to_contain_text(a.answer.text)
     expect(chat.locator("#arena")).to_be_hidden()
     vote = site.store.comparison(comparison.id, comparison.voter_id).vote
@@ -99,6 +88,13 @@ def test_a_vote_can_be_undone_by_button_and_by_key(chat: Page, site: Site) -> No
     assert len({last_comparison(site.store).id, comparison.id}) == 2
 
 
+def said_of(site: Site) -> tuple[int | None, set[str]]:
+    """How much better, and why: of the last comparison's vote."""
+    vote = last_comparison(site.store).vote
+    assert vote is not None
+    return vote.judgement.strength, set(vote.judgement.reasons)
+
+
 def test_how_much_better_and_why_can_follow_and_stay_over_a_reload(chat: Page, site: Site) -> None:
     say(chat, QUESTION)
     asked(chat)
@@ -107,18 +103,15 @@ def test_how_much_better_and_why_can_follow_and_stay_over_a_reload(chat: Page, s
     chat.locator("#strength label", has_text="4").click()
     chat.locator("#reasons label", has_text="Clearer").click()
     expect(chat.locator("#reasons label.selected")).to_have_count(1)
-    chat.wait_for_timeout(300)
+    soon(chat, lambda: said_of(site) == (4, {"Clearer"}))
     vote = last_comparison(site.store).vote
-    assert vote is not None and (vote.judgement.strength, vote.judgement.reasons) == (4, ("Clearer",))
+    assert vote is not None
     chat.reload()
     expect(chat.locator("#undo")).to_be_visible()
     expect(chat.locator("#strength label.selected")).to_have_text("4")
     site.store.note_vote(vote.id, vote.voter_id, reasons=["Clearer", "Rhymes"])  # as a program may
     chat.locator("#reasons label", has_text="Kinder").click()
-    chat.wait_for_timeout(300)
-    vote = last_comparison(site.store).vote
-    assert vote is not None and vote.judgement.strength == 4
-    assert set(vote.judgement.reasons) == {"Clearer", "Kinder", "Rhymes"}
+    soon(chat, lambda: said_of(site) == (4, {"Clearer", "Kinder", "Rhymes"}))
     say(chat, "And at night?")
     asked(chat)
     chat.click("#vote-tie")
@@ -309,7 +302,7 @@ def test_identical_answers_become_one_unasked(chat: Page, site: Site) -> None:
 def test_an_error_is_said_in_words_and_keeps_what_was_typed(chat: Page, site: Site) -> None:
     long = "word " * 600
     say(chat, long)
-    expect(chat.locator("#note .problem")).to_have_text("This message is too long for the model. Shorten it, please.")
+    expect(chat.locator("#note .problem")).to_contain_text("This message is too long for the model. Shorten it, or")
     expect(chat.locator("#box textarea")).to_have_value(long)
     site.engine.full = True
     say(chat, QUESTION)
@@ -446,6 +439,7 @@ def test_conversations_are_listed_and_are_ones_own(chat: Page, newcomer: Page, s
     chat.locator(".talks button", has_text=QUESTION).first.click()
     expect(chat.locator("#history .user")).to_have_text(QUESTION)
     asked(chat)
+    expect(chat.locator("#talk-list [aria-current=true]")).to_have_text(QUESTION)
 
     expect(newcomer.locator("#talk-list")).to_contain_text("Your conversations will be listed here.")
     expect(newcomer.locator("#history .user")).to_have_count(0)
@@ -741,8 +735,8 @@ def test_settings_of_ones_own_are_used_kept_and_no_evidence(newcomer: Page, site
     chat = newcomer
     chat.get_by_role("button", name="How it answers").click()
     chat.get_by_label("What it should keep in mind").fill("Answer in one word.")
-    chat.get_by_label("number input for Longest answer (tokens)").fill("32")
-    chat.get_by_label("number input for Longest answer (tokens)").press("Enter")
+    chat.get_by_label("number input for Longest answer").fill("32")
+    chat.get_by_label("number input for Longest answer").press("Enter")
     say(chat, QUESTION)
     asked(chat)
     comparison = last_comparison(site.store)
@@ -754,7 +748,7 @@ def test_settings_of_ones_own_are_used_kept_and_no_evidence(newcomer: Page, site
     assert vote is not None and not vote.evidence
     chat.reload()
     chat.get_by_role("button", name="How it answers").click()
-    expect(chat.get_by_label("number input for Longest answer (tokens)")).to_have_value("32")
+    expect(chat.get_by_label("number input for Longest answer")).to_have_value("32")
 
 
 def test_what_a_talk_keeps_in_mind_is_its_own_and_what_a_new_one_shall_outlives_a_reload(
@@ -763,9 +757,10 @@ def test_what_a_talk_keeps_in_mind_is_its_own_and_what_a_new_one_shall_outlives_
     chat, field = newcomer, newcomer.get_by_label("What it should keep in mind")
     manner = chat.get_by_role("button", name="How it answers")
     manner.click()
-    field.press_sequentially("Be brief.")
-    chat.wait_for_function("localStorage.getItem('hustings-system')")
-    chat.wait_for_timeout(500)
+    breathe(chat)
+    before = chat.evaluate("localStorage.getItem('hustings-system')")
+    field.fill("Be brief.")
+    chat.wait_for_function("before => localStorage.getItem('hustings-system') !== before", arg=before)
     chat.reload()
     manner.click()
     expect(field).to_have_value("Be brief.")
@@ -788,8 +783,7 @@ def test_what_a_talk_keeps_in_mind_is_its_own_and_what_a_new_one_shall_outlives_
 
 
 def test_a_new_chat_says_how_many_votes_it_takes_until_it_learns(chat: Page, site: Site) -> None:
-    missing = max(0, site.service.settings.min_new_votes - site.store.votes_since_last_run())
-    expect(chat.locator("#history .placeholder")).to_contain_text(parts.until_it_learns(missing))
+    expect(chat.locator("#history .placeholder")).to_contain_text(parts.until_it_learns(site.training.due()))
     run = site.store.create_run("operator", ["reward"], {})
     chat.click("#new-chat")
     expect(chat.locator("#history .placeholder")).to_contain_text("It is learning from the votes so far.")
@@ -817,14 +811,15 @@ def test_the_address_names_the_talk_for_a_second_tab_and_the_back_button(newcome
 
 def test_what_is_typed_outlives_a_reload_and_is_gone_once_it_is_sent(newcomer: Page, site: Site) -> None:
     chat = newcomer
+    kept = "[localStorage, sessionStorage].some(held => Object.values(held).includes('Half a thou'))"
     chat.locator("#box textarea").fill("Half a thou")
-    chat.wait_for_timeout(900)
+    chat.wait_for_function(kept)
     chat.reload()
     expect(chat.locator("#box textarea")).to_have_value("Half a thou")
     chat.locator("#box textarea").press("Enter")
     asked(chat)
     assert last_comparison(site.store).messages[-1].content == "Half a thou"
-    chat.wait_for_timeout(900)
+    chat.wait_for_function(f"!{kept}")
     chat.reload()
     expect(chat.locator("#arena")).to_be_visible()
     expect(chat.locator("#box textarea")).to_have_value("")
@@ -902,8 +897,23 @@ def test_what_is_typed_before_the_page_knows_its_talk_stays(newcomer: Page, site
 def test_defaults_of_the_server_are_no_wish_of_ones_own() -> None:
     kept = _keeper(["always", True, 0.8, 1.0, 256])("always", False, 0.8, 0.9, 256)
     assert kept == [None, False, None, 0.9, None]
-    assert _recaller(["never", True, 0.5, 1.0, 512])(kept) == ["never", False, 0.5, 0.9, 512]
-    assert _recaller(["never", True, 0.5, 1.0, 512])("nonsense") == ["never", True, 0.5, 1.0, 512]
+    recall = _recaller(["never", True, 0.5, 1.0, 512], [(0, 2), (0.05, 1), (1, 1024)])
+    assert recall(kept) == ["never", False, 0.5, 0.9, 512]
+    assert recall("nonsense") == ["never", True, 0.5, 1.0, 512]
+    assert recall(["never", True, -1, 0.01, 1500]) == ["never", True, 0, 0.05, 1024], "the server has narrowed it since"
+
+
+def test_an_answer_without_words_says_what_became_of_it() -> None:
+    draft = Draft("a", None, CandidateRequest(0, 1))
+    said = []
+    for draft.finish_reason in (None, "stop", "cancelled", "error"):
+        said.append(theme.answers(["pane"], [draft])["pane"]["value"])  # type: ignore[list-item]
+    assert said == ["…", "(no answer)", "(stopped)", "(broke off)"]
+
+
+def test_a_table_has_a_name_and_no_head_without_one() -> None:
+    drawn = theme.table(("When", ""), [], label="Flagged & excluded")
+    assert 'aria-label="Flagged &amp; excluded"' in drawn and "<th aria-label='Actions'></th>" in drawn
 
 
 def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Browser) -> None:
@@ -917,6 +927,7 @@ def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Brows
         assert a is not None and b is not None and b["y"] > a["y"] + a["height"] - 1
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 390, "nothing sticks out"
+        expect(page.get_by_role("heading", level=1)).to_have_text("Two answers. You choose. It learns.")
         page.locator("#vote-b").tap()
         expect(page.locator("#note")).to_contain_text("You chose B.")
         page.wait_for_timeout(300)
@@ -926,15 +937,24 @@ def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Brows
 
 
 def test_code_can_be_copied_and_prices_are_no_formulas(chat: Page, site: Site) -> None:
-    words = ["From $3000 to $4000 ", "is $$a^2$$ more.\n\n", "```python\nprint(1)\n```\n"]
+    words = ["From $3000 to $4000 ", "is $$a^2$$ **more**.\n\n", "- one\n- two\n\n", "```python\nprint(1)\n```\n"]
     site.engine.script = lambda version, seed, prompt: [f"{seed}: ", *words]
     say(chat, QUESTION)
     asked(chat)
     expect(chat.locator("#answer-a")).to_contain_text("From $3000 to $4000 is")
     expect(chat.locator("#answer-a .katex").first).to_be_visible()
-    expect(chat.locator("#answer-a button[title*=opy], #answer-a .copy_code_button").first).to_be_attached()
+    expect(chat.locator("#answer-a strong")).to_have_text("more")
+    expect(chat.locator("#answer-a li")).to_have_text(["one", "two"])
+    chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chat.locator("#answer-a pre").hover()
+    chat.locator("#answer-a .copy_code_button").click()
+    soon(chat, lambda: chat.evaluate("navigator.clipboard.readText()").strip() == "print(1)")
     chat.click("#vote-a")
-    expect(chat.locator("#history .bot")).to_contain_text("From $3000 to $4000 is")
+    history = chat.locator("#history .bot")
+    expect(history).to_contain_text("From $3000 to $4000 is")
+    expect(history.locator(".katex").first).to_be_visible()
+    expect(history.locator("strong")).to_have_text("more")
+    expect(history.locator(".copy_code_button")).to_be_attached()
 
 
 def test_completion_is_announced_once_and_what_streams_is_not(chat: Page, site: Site) -> None:
@@ -995,3 +1015,150 @@ def test_the_page_keeps_following_what_grows_faster_than_it_is_told_of_its_scrol
     chat.evaluate(grow)
     chat.wait_for_function(at_end)
     chat.evaluate(clear)
+
+
+def test_both_answers_grow_at_the_same_pace_in_the_page(chat: Page, site: Site) -> None:
+    site.engine.script = lambda version, seed, prompt: ["wonderful "] * 9 if seed % 2 else ["ab "] * 9
+    site.engine.hold = 5
+    say(chat, QUESTION)
+    panes = chat.locator("#answer-a, #answer-b")
+    behind, ahead = panes.filter(has_text="ab"), panes.filter(has_text="wonderful")
+    expect(behind).to_contain_text(" ".join(["ab"] * 5))
+    expect(ahead).to_contain_text("wonderful")
+    assert ahead.inner_text().split().count("wonderful") == 1, "five are written"
+    site.engine.hold = None
+    asked(chat)
+    expect(behind).to_contain_text(" ".join(["ab"] * 9))
+    expect(ahead).to_contain_text(" ".join(["wonderful"] * 9))
+
+
+def votes_cast(store: Store, comparison_id: str) -> int:
+    """How many rows there are, undone ones too."""
+    with store.reading() as db:
+        return int(db.execute("SELECT count(*) FROM votes WHERE comparison_id = ?", (comparison_id,)).fetchone()[0])
+
+
+def test_a_vote_in_one_tab_is_known_in_the_other_and_when_one_goes_back(newcomer: Page, site: Site) -> None:
+    say(newcomer, QUESTION)
+    asked(newcomer)
+    comparison = last_comparison(site.store)
+    other = newcomer.context.new_page()
+    other.goto(newcomer.url)
+    asked(other)
+    newcomer.click("#vote-a")
+    expect(newcomer.locator("#note")).to_contain_text("You chose A.")
+
+    breathe(other)
+    other.click("#vote-b")
+    expect(other.locator("#note .problem")).to_contain_text("You have voted on this")
+    expect(other.locator("#arena")).to_be_hidden()
+    expect(other.locator("#history .bot")).to_contain_text(comparison.candidates[0].answer.text)
+
+    newcomer.click("#new-chat")
+    expect(newcomer.locator("#history .user")).to_have_count(0)
+    newcomer.evaluate("history.back()")
+    expect(newcomer.locator("#history .bot")).to_contain_text(comparison.candidates[0].answer.text)
+    expect(newcomer.locator("#undo")).to_be_visible()
+    assert votes_cast(site.store, comparison.id) == 1
+
+
+def test_answers_that_waited_for_more_than_a_day_are_judged_no_more(chat: Page, site: Site) -> None:
+    say(chat, QUESTION)
+    asked(chat)
+    waited = last_comparison(site.store).id
+    long_ago = "2020-01-01T00:00:00.000000Z"
+    site.store.writing(lambda db: db.execute("UPDATE comparisons SET expires = ? WHERE id = ?", (long_ago, waited)))
+    chat.click("#vote-a")
+    expect(chat.locator("#note .problem")).to_contain_text("These answers waited for more than a day")
+    assert votes_cast(site.store, waited) == 0
+
+
+def test_whoever_keeps_no_cookies_is_told_and_loses_nothing(newcomer: Page, site: Site) -> None:
+    newcomer.context.clear_cookies()
+    say(newcomer, QUESTION)
+    expect(newcomer.locator("#note .problem")).to_contain_text("Allow cookies, and reload the page.")
+    expect(newcomer.locator("#box textarea")).to_have_value(QUESTION)
+
+
+def test_two_tabs_with_a_new_chat_keep_apart_what_is_typed(newcomer: Page, site: Site) -> None:
+    other = newcomer.context.new_page()
+    open_chat(other, site)
+    other.locator("#box textarea").fill("Second thoughts")
+    other.wait_for_function("[sessionStorage, localStorage].some(s => Object.values(s).includes('Second thoughts'))")
+    say(newcomer, QUESTION)
+    asked(newcomer)
+    other.reload()
+    expect(other.locator("#box textarea")).to_have_value("Second thoughts")
+
+
+def test_a_vote_key_that_is_pressed_twice_is_no_message(chat: Page, site: Site) -> None:
+    box = chat.locator("#box textarea")
+    say(chat, QUESTION)
+    asked(chat)
+    chat.keyboard.press("Escape")
+    chat.keyboard.press("1")
+    expect(chat.locator("#note")).to_contain_text("You chose A.")
+    expect(chat.locator("#votes")).to_be_hidden()
+    chat.evaluate("votedAt = Date.now()")  # however slow this machine is
+    chat.keyboard.press("1")
+    expect(box).not_to_be_focused()
+    chat.evaluate("votedAt = 0")
+    chat.keyboard.press("1")
+    expect(box).to_have_value("1")
+    box.fill("")
+
+
+def test_a_chat_can_be_had_by_keyboard_alone(site: Site, person: BrowserContext) -> None:
+    page = person.new_page()
+    keys, note, box = page.keyboard, page.locator("#note"), page.locator("#box textarea")
+    history, branch = page.locator("#history"), page.locator("#history .branch")
+    page.goto(site.url + "/")
+    expect(page.locator("#consent")).to_be_visible()
+    tab_to(page, page.locator("#private"))
+    keys.press("Enter")
+    expect(box).to_be_visible()
+    tab_to(page, box)
+    keys.type(QUESTION)
+    keys.press("Enter")
+    asked(page)
+    keys.press("Escape")
+    keys.press("1")
+    expect(note).to_contain_text("You chose A.")
+    expect(page.locator("#undo")).to_be_visible()
+
+    breathe(page)
+    tab_to(page, page.locator("#strength input").first)
+    keys.press("Space")
+    soon(page, lambda: said_of(site) == (1, set()))
+    tab_to(page, page.locator("#reasons input").first)
+    keys.press("Space")
+    soon(page, lambda: said_of(site) == (1, {parts.REASONS[0]}))
+    tab_to(page, page.locator("#undo"))
+    keys.press("Enter")
+    expect(page.locator("#vote-b")).to_be_visible()
+    breathe(page)
+    keys.press("2")
+    expect(note).to_contain_text("You chose B.")
+
+    expect(page.locator("#arena")).to_be_hidden()
+    tab_to(page, history.get_by_role("button", name="Retry"))
+    keys.press("Enter")
+    asked(page)
+    breathe(page)
+    keys.press("1")
+    expect(branch).to_contain_text("3 of 3")  # A that was undone, B, and this one
+    tab_to(page, branch.get_by_role("button", name="The one before"))
+    keys.press("Enter")
+    expect(branch).to_contain_text("2 of 3")
+
+    tab_to(page, history.get_by_role("button", name="Edit"))
+    keys.press("Enter")
+    expect(history.locator("textarea")).to_be_visible()
+    tab_to(page, history.locator("textarea"))
+    keys.press("ControlOrMeta+a")
+    keys.type("Why is the sea blue?")
+    tab_to(page, history.get_by_role("button", name="Submit"))
+    keys.press("Enter")
+    asked(page)
+    expect(history.locator(".user")).to_contain_text("Why is the sea blue?")
+    assert last_comparison(site.store).messages[-1].content == "Why is the sea blue?"

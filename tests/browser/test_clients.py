@@ -8,8 +8,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from openai import OpenAI
 
-from tests.browser.conftest import Site
-from tests.browser.test_chat_page import last_comparison
+from tests.browser.conftest import Site, last_comparison
 
 pytestmark = pytest.mark.browser
 
@@ -34,6 +33,18 @@ def test_gradio_client_is_one_voter_who_compares_and_votes_by_name(site: Site) -
         other.predict(asked["id"], "tie", api_name="/vote")
 
 
+def test_gradio_client_is_told_in_words_what_is_no_text(site: Site) -> None:
+    client = Client(site.url, verbose=False, analytics_enabled=False)
+    for verb in ("/chat", "/compare"):
+        for said in (5, ["Hi"], {"text": "Hi"}):
+            with pytest.raises(AppError, match="the message must be text"):
+                client.predict(said, api_name=verb)
+    with pytest.raises(AppError, match="the message is empty"):
+        client.predict(" ", api_name="/compare")
+    with pytest.raises(AppError, match="the comparison's id must be text"):
+        client.predict({"id": "x"}, "tie", api_name="/vote")
+
+
 def test_gradio_client_ranks_several_answers_and_naming_the_best_alone_is_refused(site: Site) -> None:
     client = Client(site.url, verbose=False, analytics_enabled=False)
     asked = client.predict(api_name="/next_to_judge")
@@ -54,8 +65,10 @@ def test_gradio_client_ranks_several_answers_and_naming_the_best_alone_is_refuse
 
 def test_a_caller_who_gives_up_waiting_ends_the_answers(site: Site) -> None:
     site.engine.hold = 1
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{site.url}/gradio_api/run/compare", json={"data": ["And the moon?"]}, timeout=0.5)
+    with httpx.Client(base_url=site.url) as client:
+        client.get("/config")  # where the cookie comes from
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/gradio_api/run/compare", json={"data": ["And the moon?"]}, timeout=0.5)
     assert site.engine.generations[-1].done.wait(10)
 
 

@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from serve.errors import Unavailable
-from tests.browser.conftest import Site, breathe
-from tests.browser.test_chat_page import last_comparison
+from serve.records import Comparison, Vote
+from tests.browser.conftest import Site, breathe, last_comparison, soon, tab_to
 from tests.scenes import compare
 
 pytestmark = pytest.mark.browser
@@ -33,13 +33,9 @@ def arrive(site: Site, person: BrowserContext) -> Page:
     return page
 
 
-def tab_to(page: Page, selector: str) -> None:
-    """Press Tab until this has the focus."""
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if page.locator(selector).evaluate("element => element === document.activeElement"):
-            return
-    raise AssertionError(f"Tab never came to {selector}")
+def vote_on(comparison: Comparison, site: Site) -> Vote | None:
+    """The vote that stands on it."""
+    return site.store.comparison(comparison.id, comparison.voter_id).vote
 
 
 def rankers(page: Page) -> Locator:
@@ -49,11 +45,18 @@ def rankers(page: Page) -> Locator:
 
 def test_four_answers_are_ranked_by_the_keyboard_alone_ties_too(voting: Page, site: Site) -> None:
     page = voting
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
     comparison = last_comparison(site.store)
     expect(rankers(page).first).to_be_focused()
-    for key in ("2", "j", "1", "j", "2"):
+    expect(page.locator("#undo")).to_be_hidden()
+    for key in ("2", "j", "1"):
         page.keyboard.press(key)
     expect(page.locator("#hand-in")).to_be_disabled()
+    for key in ("j", "2"):
+        page.keyboard.press(key)
+    expect(page.locator("#said-status")).to_have_text("Answer C, 2nd, a tie. Answer D, 3rd")
+    expect(rankers(page).nth(3).locator("output")).to_have_text("3rd")
+    expect(page.locator("#hand-in")).to_be_enabled()
     page.keyboard.press("k")
     expect(rankers(page).nth(1)).to_be_focused()
     for key in ("k", "k", "4"):
@@ -65,14 +68,17 @@ def test_four_answers_are_ranked_by_the_keyboard_alone_ties_too(voting: Page, si
     assert vote is not None and vote.evidence
     a, b, c, d = (candidate.id for candidate in comparison.candidates)
     assert vote.judgement.ranking == ((b,), (a, c), (d,))
-    expect(page.locator("#progress")).to_contain_text("1 judged today, 1 in all")
+    expect(page.locator("#progress")).to_contain_text("1 judged within a day, 1 in all.")
+    expect(page.locator("#progress")).to_contain_text("It learns after 49 more votes.")
+    expect(page.locator("#reasons")).to_be_visible()
+    expect(page.locator("#strength")).to_be_hidden()  # of more than two answers
     expect(rankers(page).first.locator("output")).to_have_text("not ranked")
 
     page.keyboard.press("u")
     expect(page.locator("#note")).to_contain_text("Undone.")
     expect(page.locator("#asked")).to_contain_text(comparison.messages[-1].content[:40])
     page.keyboard.press("x")
-    expect(page.locator("#progress")).to_contain_text("1 judged today")
+    expect(page.locator("#note")).to_contain_text("None was good. A: version 0 (base)")
     vote = site.store.comparison(comparison.id, comparison.voter_id).vote
     assert vote is not None and vote.judgement.verdict == "both_bad"
 
@@ -83,17 +89,17 @@ def test_a_newcomer_consents_and_ranks_with_ties_without_a_mouse(site: Site, per
     page.goto(site.url + "/vote")
     expect(page.locator("#private")).to_be_visible()
     breathe(page)
-    tab_to(page, "#private")
+    tab_to(page, page.locator("#private"))
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_contain_text("All answers are there.")
     comparison = last_comparison(site.store)
     expect(rankers(page).first).to_be_focused()
     for place, key in enumerate(("2", "1", "ArrowUp", "2")):
         if place:
-            tab_to(page, f'.ranker[data-place="{place}"]')
+            tab_to(page, page.locator(f'.ranker[data-place="{place}"]'))
         page.keyboard.press(key)
     expect(rankers(page).nth(2).locator("output")).to_have_text("1st, a tie")
-    tab_to(page, "#hand-in")
+    tab_to(page, page.locator("#hand-in"))
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_contain_text("Thank you.")
     vote = site.store.comparison(comparison.id, comparison.voter_id).vote
@@ -101,13 +107,27 @@ def test_a_newcomer_consents_and_ranks_with_ties_without_a_mouse(site: Site, per
     assert vote is not None and vote.judgement.ranking == ((b, c), (a, d))
 
 
-def test_answers_are_ranked_with_up_and_down_buttons(voting: Page, site: Site) -> None:
+def test_what_is_shown_follows_from_what_the_page_says(voting: Page) -> None:
+    page = voting
+    page.evaluate("() => { document.querySelector('#asked .asked').dataset.answers = '2'; }")
+    expect(rankers(page)).to_have_count(2)
+    expect(page.get_by_role("button", name="Answer A: rank")).to_have_count(2)
+    expect(page.locator("#hand-in")).to_be_visible()
+    expect(page.locator("#write")).to_be_visible()
+    page.evaluate("() => document.querySelector('#asked .asked').remove()")
+    expect(rankers(page)).to_have_count(0)
+    for hidden in ("#hand-in", "#write", "#undo", "#afterthought"):
+        expect(page.locator(hidden)).to_be_hidden()
+
+
+def test_answers_are_ranked_by_tapping_and_the_last_rank_follows(voting: Page, site: Site) -> None:
     page = voting
     comparison = last_comparison(site.store)
     expect(page.locator("#hand-in")).to_be_disabled()
-    for name, moves in {"A": ("up",), "B": ("up", "down"), "C": ("down",), "D": ("down", "up")}.items():
-        for direction in moves:
-            page.get_by_role("button", name=f"Answer {name}: {direction}").click()
+    for name, rank in (("A", 4), ("B", 2), ("A", 1), ("D", 3)):
+        page.get_by_role("button", name=f"Answer {name}: rank {rank}").click()
+    expect(page.get_by_role("button", name="Answer C: rank 4")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Answer A: rank 4")).to_have_attribute("aria-pressed", "false")
     page.click("#hand-in")
     expect(page.locator("#note")).to_contain_text("Thank you.")
     vote = site.store.comparison(comparison.id, comparison.voter_id).vote
@@ -118,9 +138,15 @@ def test_answers_are_ranked_with_up_and_down_buttons(voting: Page, site: Site) -
 
 def test_a_better_answer_can_be_written_and_skipping_brings_another(voting: Page, site: Site) -> None:
     page, before = voting, site.store.demonstrations_count()
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
+    expect(rankers(page).first).to_be_focused()
     first = last_comparison(site.store)
+    page.keyboard.press("j")
     page.keyboard.press("e")
-    expect(page.locator("#words textarea")).to_be_visible()
+    expect(page.locator("#words textarea")).to_have_value(first.candidates[1].answer.text)
+    expect(page.locator("#write")).to_be_hidden()
+    page.click("#save")
+    expect(page.locator("#note")).to_contain_text("That is the answer as it was.")
     page.locator("#words textarea").fill("These words are mine: jux 123.")
     page.click("#save")
     expect(page.locator("#note")).to_contain_text("kept as an example")
@@ -128,6 +154,8 @@ def test_a_better_answer_can_be_written_and_skipping_brings_another(voting: Page
     page.locator(".ranker").first.focus()
     page.keyboard.press("s")
     expect(page.locator("#asked")).not_to_contain_text(first.messages[-1].content)
+    expect(page.locator("#note")).to_contain_text("Skipped.")
+    expect(page.locator("#note")).not_to_contain_text("version")
     vote = site.store.comparison(first.id, first.voter_id).vote
     assert vote is not None and vote.judgement.verdict == "skip"
 
@@ -178,14 +206,16 @@ def test_shortcuts_can_be_turned_off_on_the_vote_page(voting: Page, site: Site) 
     assert last_comparison(site.store).status == "open"
 
 
-def test_ranks_and_a_better_answer_outlive_a_reload(voting: Page) -> None:
+def test_ranks_and_a_better_answer_outlive_a_reload(voting: Page, site: Site) -> None:
     page = voting
     expect(page.locator("#note")).to_contain_text("All answers are there.")
     for key in ("3", "j", "1"):
         page.keyboard.press(key)
     expect(page.locator("#hand-in")).to_have_text("2 still to rank")
     page.keyboard.press("e")
+    expect(page.locator("#words textarea")).to_have_value(last_comparison(site.store).candidates[1].answer.text)
     expect(page.locator("#words textarea")).to_be_focused()
+    page.keyboard.press("Control+a")
     page.keyboard.type("Better, mo")
     page.reload()
     expect(rankers(page).first.locator("output")).to_have_text("3rd")
@@ -210,7 +240,7 @@ def test_a_vote_counts_and_can_be_undone_though_nothing_new_can_be_brought(votin
     expect(page.locator("#note")).to_contain_text("All answers are there.")
     site.engine.full = True
     page.keyboard.press("x")
-    expect(page.locator("#note")).to_contain_text("Thank you.")
+    expect(page.locator("#note")).to_contain_text("None was good.")
     expect(page.locator("#note")).to_contain_text("The next answers have to wait: the queue is full")
     expect(rankers(page)).to_have_count(0)
     breathe(page)
@@ -232,7 +262,45 @@ def test_every_question_is_read_out_also_one_like_the_one_before(site: Site, per
         for key in ("1", "j", "2", "Enter"):
             page.keyboard.press(key)
     expect(rankers(page)).to_have_count(4)
-    expect(page.locator("#progress")).to_contain_text("3 judged today, 3 in all")
+    expect(page.locator("#progress")).to_contain_text("3 judged within a day, 3 in all.")
+
+
+def test_one_key_decides_a_pair_and_more_can_be_said_of_it_also_after_a_reload(
+    site: Site, person: BrowserContext
+) -> None:
+    site.store.writing(lambda db: db.execute("DELETE FROM voters"))
+    for name in ("anna", "ben"):
+        compare(site.store, name, "Why is the sea blue?", texts=(f"{name}: light.", f"{name}: water."), share=True)
+    page = arrive(site, person)
+    expect(rankers(page)).to_have_count(2)
+    expect(rankers(page).first).to_be_focused()
+    expect(page.locator("#afterthought")).to_be_hidden()
+    judged = last_comparison(site.store)
+    page.keyboard.press("2")
+    expect(page.locator("#said-status")).to_have_text("Answer A, 2nd. Answer B, 1st")
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("Thank you.")
+    vote = vote_on(judged, site)
+    left, right = (candidate.id for candidate in judged.candidates)
+    assert vote is not None and vote.judgement.ranking == ((right,), (left,))
+    breathe(page)
+    page.locator("#strength label", has_text="4").click()
+    page.locator("#reasons label", has_text="Clearer").click()
+
+    def noted() -> bool:
+        vote = vote_on(judged, site)
+        return vote is not None and (vote.judgement.strength, vote.judgement.reasons) == (4, ("Clearer",))
+
+    soon(page, noted)
+    page.reload()
+    expect(page.locator("#strength label.selected")).to_have_text("4")
+    expect(page.locator("#reasons label.selected")).to_have_text("Clearer")
+    expect(rankers(page).first).to_be_focused()
+    page.keyboard.press("u")
+    expect(page.locator("#note")).to_contain_text("Undone.")
+    expect(page.locator("#undo")).to_be_hidden()
+    expect(page.locator("#afterthought")).to_be_hidden()
+    assert vote_on(judged, site) is None
 
 
 def test_a_pair_comes_again_with_sides_swapped_also_after_a_reload(
@@ -271,9 +339,10 @@ def test_who_has_judged_everything_is_told_how_many_votes_are_missing(
     site: Site, person: BrowserContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.store.writing(lambda db: db.execute("DELETE FROM voters"))
-    monkeypatch.setattr("serve.service.shipped_prompts", lambda: iter(()))
+    monkeypatch.setattr("serve.service.shipped", lambda: ())
     page = arrive(site, person)
-    expect(page.locator("#note")).to_contain_text("everything there is. It learns after 50 more votes.")
+    expect(page.locator("#note")).to_contain_text("You have judged everything there is.")
+    expect(page.locator("#progress")).to_contain_text("It learns after 50 more votes.")
 
 
 def test_a_choice_that_cannot_be_kept_is_told(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.conftest import say
+from tests.browser.conftest import asked, log_in, say
 from tests.live_server import Server, letters, vote
 
 pytestmark = pytest.mark.browser
@@ -28,16 +28,14 @@ def test_votes_become_a_version_that_an_operator_sees_compares_and_takes_back(
         chat.click("#agree")
         for number in range(BY_KEYBOARD):
             say(chat, f"Question {number}?")
-            expect(chat.locator("#note")).to_contain_text("Which is better?")
+            asked(chat)
             a, b = (letters(chat.locator(f"#answer-{side}").inner_text()) for side in "ab")
             chat.keyboard.press("Escape")
             chat.keyboard.press("1" if a > b else "2" if b > a else "t")
             expect(chat.locator("#undo")).to_be_visible()
 
         operator = person.new_page()
-        operator.goto(f"{http.base_url}/login")
-        operator.get_by_label("Operator token").fill("secret")
-        operator.keyboard.press("Enter")
+        log_in(operator, str(http.base_url), "secret")
         expect(operator.locator("#runs")).to_contain_text("Run 1")
         expect(operator.locator("#serving .figure")).to_have_text("Version 1", timeout=120_000)
         expect(operator.locator("#runs")).to_contain_text("succeeded")
@@ -51,8 +49,7 @@ def test_votes_become_a_version_that_an_operator_sees_compares_and_takes_back(
         chat.goto(f"{http.base_url}/you")
         expect(chat.locator("#my-votes")).to_contain_text("Version 1 learned from it in run 1.")
         operator.get_by_role("button", name="Roll back to version 0 (base)").click()
+        operator.get_by_role("button", name="Really roll back").click()
         expect(operator.locator("#serving .figure")).to_have_text("Version 0 (base)")
-        operator.get_by_role("tab", name="Data and log").click()
-        operator.reload()
         operator.get_by_role("tab", name="Data and log").click()
         expect(operator.locator("#deeds")).to_contain_text("rolled back from version 1")

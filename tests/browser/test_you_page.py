@@ -6,12 +6,11 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from serve.feedback.store import Store
 from serve.web import you_view
-from tests.browser.conftest import Site, breathe, say
-from tests.browser.test_chat_page import QUESTION, asked, last_comparison
+from tests.browser.conftest import QUESTION, Site, asked, breathe, last_comparison, say, tab_to
 from tests.scenes import compare, prefer
 
 pytestmark = pytest.mark.browser
@@ -27,7 +26,7 @@ def learn(store: Store, *, win_rate: float) -> int:
             "INSERT INTO run_votes (run_id, vote_id) VALUES (?, ?)", [(run.id, vote) for vote in votes]
         )
     )
-    report = {"gate": {"win_rate": {"value": win_rate}}}
+    report = {"gate": {"win_rate": {"value": win_rate, "low": 0.5, "high": 0.75}}}
     version = store.add_version(run=run.id, parent=0, status="staged", report=report, sha256="00").number
     store.update_run(run.id, status="succeeded", version=version, report=report)
     return version
@@ -101,15 +100,35 @@ def test_older_votes_are_shown_and_withdrawn_too(newcomer: Page, site: Site, mon
     rows.nth(1).get_by_role("button", name="Withdraw").click()
     expect(rows).to_have_count(1)
     expect(rows.nth(0)).to_contain_text("A tie")
+    expect(rows.nth(0).get_by_role("button", name="Withdraw")).to_be_focused()
 
 
-def tab_to(page: Page, target: Locator) -> None:
-    """Press Tab until the focus is there."""
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if target.evaluate("element => element === document.activeElement"):
-            return
-    raise AssertionError("Tab does not lead there")
+def test_an_answer_that_was_corrected_stands_once_and_is_withdrawn(newcomer: Page, site: Site) -> None:
+    page = newcomer
+    say(page, QUESTION)
+    asked(page)
+    page.click("#vote-a")
+    before = last_comparison(site.store)
+    for words in ("It is the ligth.", "It is the light."):
+        expect(page.locator("#edit")).to_be_visible()
+        breathe(page)
+        page.click("#edit")
+        expect(page.locator("#words textarea")).to_be_focused()
+        page.locator("#words textarea").fill(words)
+        page.click("#save")
+        expect(page.locator("#history")).to_contain_text(words)
+    page.goto(site.url + "/you")
+    rows = page.locator("#my-answers tbody tr")
+    expect(rows).to_have_count(1)
+    expect(rows.nth(0)).to_contain_text(QUESTION)
+    expect(rows.nth(0)).to_contain_text("It is the light.")
+    breathe(page)
+    rows.nth(0).get_by_role("button", name="Withdraw").click()
+    expect(page.locator("#note")).to_contain_text("Your answer is withdrawn")
+    expect(page.locator("#note")).to_have_css("position", "sticky")
+    expect(page.locator("#my-answers")).to_contain_text("None yet.")
+    expect(page.locator("#my-votes tbody tr")).to_have_count(1)
+    assert site.store.me(before.voter_id)["demonstrations"] == []
 
 
 def test_a_vote_is_withdrawn_and_everything_deleted_by_keys_alone(newcomer: Page, site: Site) -> None:
@@ -125,6 +144,7 @@ def test_a_vote_is_withdrawn_and_everything_deleted_by_keys_alone(newcomer: Page
     tab_to(page, page.get_by_role("button", name="Withdraw"))
     page.keyboard.press("Enter")
     expect(page.locator("#my-votes")).to_contain_text("No vote of yours stands.")
+    expect(page.locator("#note")).to_be_focused()
     tab_to(page, page.get_by_label("Type delete to go on"))
     page.keyboard.type("delete")
     page.keyboard.press("Enter")

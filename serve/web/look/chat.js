@@ -1,14 +1,17 @@
 // One key a vote: 1 or A, 2 or B, T for a tie, X for both bad, S to skip, U to undo. Escape leaves the text box.
 const KEYS = {1: 'vote-a', a: 'vote-a', 2: 'vote-b', b: 'vote-b', t: 'vote-tie', x: 'vote-bad', s: 'vote-skip', u: 'undo'};
 const shownById = id => id && document.getElementById(id)?.offsetParent;
-let byKey = false;  // how the vote came that is on its way
+let byKey = false, votedAt = 0;  // how the vote came that is on its way, and when by key
 document.addEventListener('keydown', event => {
   if (!isShortcut(event)) return;
   const key = KEYS[event.key.toLowerCase()];
   if (shownById(key)) {
     event.preventDefault();
     byKey = key !== 'undo';
+    if (byKey) votedAt = Date.now();
     document.getElementById(key).click();
+  } else if (key && Date.now() - votedAt < 1000) {
+    event.preventDefault();  // a vote that was pressed twice is no message
   } else if (event.target === document.body && /^\S$/u.test(event.key) && !editor && !shownById('votes')) {
     box()?.focus({preventScroll: true});  // whoever types with nothing to vote on means the text box
   }
@@ -57,11 +60,11 @@ document.addEventListener('click', event => {
 });
 
 // The address names the talk, so that a reload, a second tab and the back button find it again; and what is typed belongs
-// to its talk, and outlives the page: Gradio loads it anew when the connection was lost.
+// to its talk (a new chat to its tab), and outlives the page: Gradio loads it anew when the connection was lost.
 let here, kept;
 const box = () => document.querySelector('#box textarea');
-const draft = () => `hustings-draft ${here}`;
-const keepDraft = words => { kept = words; words ? localStorage.setItem(draft(), words) : localStorage.removeItem(draft()); };
+const draft = () => `hustings-draft ${here}`, drafts = () => here ? localStorage : sessionStorage;
+const keepDraft = words => { kept = words; words ? drafts().setItem(draft(), words) : drafts().removeItem(draft()); };
 new MutationObserver(() => {
   const now = document.querySelector('#branches [data-here]')?.dataset.here;
   if (now === undefined || now === here || !box()) return;
@@ -70,7 +73,7 @@ new MutationObserver(() => {
   if (here !== undefined) keepDraft(box().value === sent ? '' : box().value);
   here = now;
   sent = undefined;
-  if (!early) type(box(), localStorage.getItem(draft()) ?? '');  // else it was typed before the page knew its talk
+  if (!early) type(box(), drafts().getItem(draft()) ?? '');  // else it was typed before the page knew its talk
   kept = undefined;
 }).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-here']});
 addEventListener('popstate', () => location.reload());

@@ -43,7 +43,7 @@ let said = '';
 whenReady(() => {
   document.body.append(...Object.values(regions));
   new MutationObserver(() => {
-    const notes = [...document.querySelectorAll('#note .note, #data-note .note')];
+    const notes = [...document.querySelectorAll('#note .note')];
     const now = notes.map(note => note.textContent).join(' ');
     if (now === said) return;
     said = now;

@@ -2,34 +2,51 @@
 const ranking = new Map();
 let before = '';  // the comparison that they are of
 const rankers = () => [...document.querySelectorAll('.ranker')].filter(r => r.offsetParent);
+const unranked = () => rankers().filter(ranker => !ranking.has(ranker.dataset.place));
 const ORDINAL = ['', '1st', '2nd', '3rd', '4th', '5th', '6th'];
-window.ranks = () => Object.fromEntries(ranking);
+
+// Place → rank. Where one answer is left, it has the first rank that is free.
+const allRanks = () => {
+  const ranks = new Map(ranking), left = unranked(), taken = [...ranking.values()];
+  if (left.length === 1) ranks.set(left[0].dataset.place, ORDINAL.findIndex((_, rank) => rank && !taken.includes(rank)));
+  return ranks;
+};
+window.ranks = () => Object.fromEntries(allRanks());
+// What a better answer starts from: the one ranked first, or where the focus is.
+window.startFrom = () => {
+  const [best] = [...ranking].sort(([, one], [, other]) => one - other);
+  return best?.[0] ?? document.activeElement?.closest('.ranker')?.dataset.place ?? '';
+};
 
 const draw = () => {
-  for (const ranker of rankers()) {
-    const rank = ranking.get(ranker.dataset.place);
-    const tied = rank && [...ranking.values()].filter(other => other === rank).length > 1;
+  const ranks = allRanks(), all = rankers();
+  for (const ranker of all) {
+    const rank = ranks.get(ranker.dataset.place);
+    const tied = rank && [...ranks.values()].filter(other => other === rank).length > 1;
     const told = ranker.querySelector('output'), words = rank ? ORDINAL[rank] + (tied ? ', a tie' : '') : 'not ranked';
     if (told.textContent !== words) told.textContent = words;  // or the observer below would never rest
     ranker.classList.toggle('ranked', Boolean(rank));
-    ranker.setAttribute('aria-label', `Answer ${'ABCDEF'[ranker.dataset.place]}, ${words}`);
+    ranker.setAttribute('aria-label', `${ranker.dataset.name}, ${words}`);
+    ranker.querySelectorAll('[data-rank]').forEach(button => button.setAttribute('aria-pressed', Number(button.dataset.rank) === rank));
   }
-  const button = document.getElementById('hand-in'), left = rankers().filter(ranker => !ranking.has(ranker.dataset.place)).length;
+  const button = document.getElementById('hand-in'), left = all.length - ranks.size;
   if (!button) return;
-  button.disabled = left > 0;
-  const words = left ? `${left} still to rank` : 'Hand in';
+  button.disabled = left > 0 || !all.length;
+  const words = left > 0 ? `${left} still to rank` : 'Hand in';
   if (button.textContent !== words) button.textContent = words;
 };
 const give = (ranker, rank) => {
   ranking.set(ranker.dataset.place, Math.max(1, Math.min(rankers().length, rank)));
   sessionStorage.setItem('hustings-ranks', JSON.stringify([before, [...ranking]]));  // for when the page is loaded anew
   draw();
+  const left = unranked(), heard = document.getElementById('said-status');
+  heard.textContent = [ranker, ...(left.length === 1 ? left : [])].map(told => told.ariaLabel).join('. ');
 };
-const move = (ranker, by) => give(ranker, (ranking.get(ranker.dataset.place) ?? (by < 0 ? 2 : rankers().length - 1)) + by);
+const move = (ranker, by) => give(ranker, (allRanks().get(ranker.dataset.place) ?? (by < 0 ? 2 : rankers().length - 1)) + by);
 
 document.addEventListener('click', event => {
-  const button = event.target.closest('[data-move]');
-  if (button) move(button.closest('.ranker'), Number(button.dataset.move));
+  const button = event.target.closest('[data-rank]');
+  if (button) give(button.closest('.ranker'), Number(button.dataset.rank));
 });
 
 const CLICKS = {x: '[data-verdict=both_bad]', s: '[data-verdict=skip]', u: '#undo', e: '#write'};
@@ -41,12 +58,13 @@ document.addEventListener('keydown', event => {
     all[(place + all.length) % all.length]?.focus();
   } else if (here && /^[1-6]$/.test(key)) give(here, Number(key));
   else if (here && (key === 'arrowup' || key === 'arrowdown')) move(here, key === 'arrowup' ? -1 : 1);
-  else if (key === 'enter' && !at.closest('button, a, summary')) {
-    all.find(ranker => !ranking.has(ranker.dataset.place))?.focus();  // it says "not ranked"
-    document.getElementById('hand-in')?.click();
-  }
-  else if (CLICKS[key]) document.querySelector(CLICKS[key])?.click();
-  else return;
+  else if (key === 'enter' && !at.closest('button, a, summary, input')) {
+    const left = unranked();
+    left.length > 1 ? left[0].focus() : document.getElementById('hand-in')?.click();  // it says "not ranked"
+  } else if (CLICKS[key]) {
+    const button = document.querySelector(CLICKS[key]);
+    if (button?.offsetParent) button.click();  // style hides what there is nothing for
+  } else return;
   event.preventDefault();
 });
 
@@ -65,4 +83,4 @@ new MutationObserver(() => {
   if (!fresh || !rankers().length) return;
   fresh = false;
   if (!document.activeElement?.closest('a, #editor')) rankers()[0].focus({preventScroll: true});
-}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['class']});
+}).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-comparison']});
