@@ -99,6 +99,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             editor.words,
         ]
         views = Views()
+        judging: set[tuple[View, str]] = set()  # which comparison is being judged in which page
 
         async def so_far(voter: str, last: Comparison | None) -> Update:
             """How far this voter has come; the vote on `last` can be undone and added to."""
@@ -185,6 +186,11 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def judge(
             comparison_id: str, meant: Callable[[Comparison], Judgement], request: gr.Request
         ) -> AsyncIterator[Update]:
+            step = view_of(request), comparison_id
+            if step in judging:  # a second click
+                yield {note: gr.skip()}
+                return
+            judging.add(step)
             try:
                 voter, view = voter_of(request), view_of(request)
                 try:
@@ -192,7 +198,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     judgement = meant(comparison)
                     receipt = await service.vote(voter, comparison_id, judgement)
                     said = vote_view.outcome(comparison, judgement, receipt)
-                except AlreadyVoted:  # in another tab, or by a second click
+                except AlreadyVoted:  # in another tab
                     said = "You have judged that one already."
                 except Expired:
                     said = "That one was too old."
@@ -202,6 +208,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     yield update
             except HustingsError as error:
                 yield {note: theme.problem(error)}
+            finally:
+                judging.discard(step)
 
         async def rank(comparison_id: str, event: gr.EventData, request: gr.Request) -> AsyncIterator[Update]:
             ranks = event._data.get("ranks")
@@ -220,6 +228,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             voter = voter_of(request)
             views.leave(view_of(request))
             comparison_id = await service.withdraw(voter, vote_id)
+            judging.discard((view_of(request), comparison_id))
             try:
                 comparison = await service.comparison(comparison_id, voter)
             except NotFound:

@@ -229,7 +229,8 @@ def test_ranks_and_a_better_answer_outlive_a_reload(voting: Page, site: Site) ->
 def test_a_second_click_leaves_the_way_back(voting: Page, site: Site) -> None:
     page, comparison = voting, last_comparison(site.store)
     page.evaluate("() => [1, 2].forEach(() => document.querySelector('[data-verdict=both_bad]').click())")
-    expect(page.locator("#note")).to_contain_text("You have judged that one already.")
+    expect(page.locator("#note")).to_contain_text("None was good.")
+    expect(page.locator("#note")).to_contain_text("All answers are there.")
     page.keyboard.press("u")
     expect(page.locator("#note")).to_contain_text("Undone.")
     assert site.store.comparison(comparison.id, comparison.voter_id).vote is None
