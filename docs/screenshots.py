@@ -474,7 +474,8 @@ def walk_empty(page: Page, site: Site) -> Iterator[str]:
     yield "rank-writing"
     site.engine.hold = None
     expect(page.locator("#note")).to_contain_text("All answers are there.")
-    with patch.object(Service, "next_to_judge", AsyncMock(return_value=None)):
+    nothing = patch.object(Service, "next_to_judge", AsyncMock(return_value=None))
+    with nothing, patch.object(Service, "left_to_judge", AsyncMock(return_value=0)):
         page.reload()
         expect(page.locator("#note")).to_contain_text("everything there is")
         yield "rank-empty"

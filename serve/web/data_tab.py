@@ -81,8 +81,8 @@ def build(tab: gr.Tab, note: gr.HTML, service: Service) -> None:
         verdict = gr.Dropdown(VERDICTS, value="", label="Said", scale=1, min_width=130)
         since = gr.Textbox(label="Since (UTC)", placeholder="2026-01-31", max_length=40, scale=1, min_width=130)
         until = gr.Textbox(label="Before (UTC)", placeholder="2026-02-28", max_length=40, scale=1, min_width=130)
-        blind = gr.Checkbox(value=False, label="Blind ones only")
-        left_out = gr.Checkbox(value=False, label="Flagged or excluded only")
+        blind = gr.Checkbox(value=False, label="Blind ones only", elem_classes="tick")
+        left_out = gr.Checkbox(value=False, label="Flagged or excluded only", elem_classes="tick")
         search = gr.Button("Find", elem_id="search", scale=0, min_width=100)
     found = gr.HTML(js_on_load=_CLICKS, elem_id="found")
     gr.HTML(
