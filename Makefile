@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKED := $(PIP) install --quiet --require-hashes --no-deps -r
 
-.PHONY: run install test check slow faults bench crowd gpu ecosystem screenshots peers peers-trl peers-engines lock
+.PHONY: run install test browser check slow faults bench crowd gpu ecosystem screenshots peers peers-trl peers-engines lock
 
 run: .venv/.installed
 	@exec $(BIN)/python app.py $(ARGS)
@@ -14,6 +14,9 @@ install: .venv/.installed
 # Two at once, a file each: most tests use one thread, and wait in between.
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+browser: .venv/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m $@ $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
