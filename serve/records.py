@@ -128,7 +128,7 @@ class VoteReceipt:
     revealed: dict[str, int]
     """Candidate id → version."""
     continues_with: str | None
-    """The candidate whose answer became the history; None after `both_bad`."""
+    """The candidate whose answer became the history; None after `both_bad`, and where no answer chosen has words."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     """What it was told beside the defaults, nested as in `TrainingConfig`."""
     who: str | None = None
-    """The operator who started it."""
+    """Who started it, as in the log."""
     votes: int = 0
     """How many it learns from."""
 

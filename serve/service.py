@@ -705,16 +705,22 @@ class Service:
 
     def rollback_now(self, who: str, why: str, to: int | None = None) -> int:
         """`rollback` from any thread, blocking. It supersedes the promotions that wait."""
+        self._check_rollback(to)  # what is refused supersedes nothing
         self._latest = object()
         with self._switching:
-            previous = self.store.previous_serving()
-            if to not in (None, previous):
-                raise Conflict("something else serves by now; look again at what a rollback would return to")
+            previous = self._check_rollback(to)
             if previous is not None:  # otherwise the registry says what is wrong
                 self._load(previous)
             version = self._registry_or_refuse().rollback(who, why).number
             self.engine.serve(version)
             return version
+
+    def _check_rollback(self, to: int | None) -> int | None:
+        """What a rollback would return to. Raises Conflict where that is not the version that is meant."""
+        previous = self.store.previous_serving()
+        if to not in (None, previous):
+            raise Conflict("something else serves by now; look again at what a rollback would return to")
+        return previous
 
     # ---- runs and datasets
 

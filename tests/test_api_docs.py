@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from docs.api import HEALTH, PAGE, page
+from serve.feedback.store import Store
 from serve.limits import MAX_BYTES
-from serve.web.api import comparison_json, routers, version_json
+from serve.records import Run
+from serve.web.api import comparison_json, routers, run_json, version_json
 from serve.web.named import verbs
 from serve.web.openai_api import create_router
 from tests.fakes import Web
@@ -100,3 +103,8 @@ def test_a_voter_is_named_by_number_or_pseudonym(client: TestClient, voter: str 
     assert len(client.get("/api/votes", params={"voter": voter}, headers=OPERATOR).json()["votes"]) == 1
     made = client.post("/api/exclusions", json={"voter": voter, "reason": "a bot"}, headers=OPERATOR)
     assert made.json()["voter"] == "voter-1"
+
+
+def test_a_run_is_told_whole(store: Store) -> None:
+    told = run_json(store.create_run("votes", ("reward",), {}))
+    assert set(told) == {each.name for each in fields(Run)}

@@ -50,13 +50,11 @@ def test_a_corrected_answer_takes_the_place_of_the_one_before(store: Store) -> N
     place = compare(store, prompt="Hi").conversation_id
     for answer in ("Helo.", "Hello."):
         store.add_demonstration("anna", [user("Hi")], answer, conversation_id=place)
-    for answer in ("Godbye.", "Goodbye."):
-        store.add_demonstration("anna", [user("Bye")], answer)
-    store.add_demonstration("anna", [user("Hi")], "Hello from elsewhere.")
-    store.add_demonstration("ben", [user("Bye")], "So long.")
-    mine = [(d["prompt"], d["answer"]) for d in store.me("anna")["demonstrations"]]
-    assert mine == [("Hi", "Hello."), ("Bye", "Goodbye."), ("Hi", "Hello from elsewhere.")]
-    assert store.demonstrations_count() == 4
+    for answer in ("Bye.", "Goodbye."):  # a program's, at no place: two answers to one prompt
+        store.add_demonstration("anna", [user("Hi")], answer)
+    mine = [d["answer"] for d in store.me("anna")["demonstrations"]]
+    assert mine == ["Hello.", "Bye.", "Goodbye."]
+    assert store.demonstrations_count() == 3
 
 
 def test_an_answer_is_taken_back_by_whoever_wrote_it_and_its_talk_stays(store: Store) -> None:

@@ -80,7 +80,8 @@ UNSEEN = (
         SELECT 1 FROM comparisons AS mine
         JOIN candidates AS x ON x.comparison_id = mine.id AND x.answer_id = a.id
         JOIN candidates AS y ON y.comparison_id = mine.id AND y.answer_id = b.id
-        WHERE mine.voter_id = :voter
+        LEFT JOIN votes ON votes.comparison_id = mine.id
+        WHERE mine.voter_id = :voter AND (votes.id IS NOT NULL OR mine.expires > :now)
     )
 """
 )
@@ -250,9 +251,9 @@ class Comparisons(Votes):
             return row and _load(db, row["id"], voter_id, self._clock())
 
     def unseen_pairs(self, voter_id: str) -> int:
-        """How many pairs the queue holds that this voter was not shown yet."""
+        """How many pairs the queue holds that wait for this voter: not judged, and not before them now."""
         with self.reading() as db:
-            return int(db.execute(UNSEEN, {"voter": voter_id}).fetchone()[0])
+            return int(db.execute(UNSEEN, {"voter": voter_id, "now": self._now()}).fetchone()[0])
 
     def open_in_queue(self, voter_id: str) -> Comparison | None:
         """What this voter was given to judge and has not judged: a repeat, or what `next_in_queue` gives again."""

@@ -27,13 +27,20 @@ class Deeds(Database):
 
     def log_failed_login(self) -> None:
         """Append that somebody came with a wrong token, once a minute: whoever tries many does not fill the log."""
+        lately = stamp(self._clock() - _FAILED_LOGINS_APART)
+
+        def told(db: sqlite3.Connection) -> bool:
+            last = "SELECT created FROM deeds WHERE who = ? AND what = ? ORDER BY id DESC LIMIT 1"
+            row = db.execute(last, FAILED_LOGIN).fetchone()
+            return row is not None and row["created"] > lately
 
         def work(db: sqlite3.Connection) -> None:
-            lately = stamp(self._clock() - _FAILED_LOGINS_APART)
-            told = "SELECT 1 FROM deeds WHERE who = ? AND what = ? AND created > ?"
-            if db.execute(told, (*FAILED_LOGIN, lately)).fetchone() is None:
+            if not told(db):
                 log(db, *FAILED_LOGIN, self._now())
 
+        with self.reading() as db:
+            if told(db):
+                return
         self.writing(work)
 
     def deeds(self, limit: int = 200) -> list[Deed]:

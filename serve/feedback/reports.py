@@ -22,8 +22,9 @@ def gate_figures(report: Report | None) -> Mapping[str, float]:
 
 
 def reward_accuracy(report: Report | None) -> Interval | None:
-    """Share of unseen comparisons on which the reward model is right; None where none was trained."""
-    return _interval(_part(report, "reward").get("accuracy") or {})
+    """Share of unseen comparisons on which the reward model is right; None where none was trained or all were ties."""
+    found = _part(report, "reward").get("accuracy") or {}
+    return None if found.get("comparisons") == 0 else _interval(found)
 
 
 def _part(report: Report | None, name: str) -> Report:

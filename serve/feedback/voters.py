@@ -98,8 +98,8 @@ class Voters(Database):
     ) -> Demonstration:
         """Store an answer that a person wrote; in a conversation it is the history from here on.
 
-        It takes the place of an earlier one of this voter's to the same prompt.
-        Where a conversation or a comparison is named, it lasts as long as the prompt that it answers.
+        Where a conversation or a comparison is named, it lasts as long as the prompt that it answers, and takes the
+        place of an earlier one of this voter's to that prompt.
         Raises InvalidInput when the prompt or the answer is empty, NotFound when the conversation is not the voter's,
         or the comparison none that the voter may see.
         """
@@ -118,7 +118,7 @@ class Voters(Database):
                     db, conversation_id, walk(db, conversation_id, (*messages, Message("assistant", answer)), now), now
                 )
             db.execute(
-                "DELETE FROM demonstrations WHERE voter_id = ? AND source = ? AND prompt_id IS ? AND messages = ?",
+                "DELETE FROM demonstrations WHERE voter_id = ? AND source = ? AND prompt_id = ? AND messages = ?",
                 (voter_id, source, prompt_id, messages_json(messages)),
             )
             demonstration = Demonstration(new_id(), tuple(messages), answer, moment(now))
@@ -136,6 +136,7 @@ class Voters(Database):
                 raise NotFound("there is no such answer of yours; it may be withdrawn already")
 
         self.writing(work)
+        self.checkpoint()
 
     def consent(self, voter_id: str) -> Consent:
         """What this voter agreed to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve import schedule
-from serve.errors import Unauthorized
+from serve.errors import HustingsError, Unauthorized
 from serve.feedback.browsing import Search
 from serve.feedback.deeds import LONGEST_REMARK
 from serve.feedback.entries import Kind
@@ -277,7 +278,7 @@ def _voters(service: Service) -> APIRouter:
 
     @router.post("/demonstrations")
     async def demonstrate(request: Request, body: DemonstrationBody) -> Response:
-        """Keep an answer that a person wrote: an example to learn from, in place of an earlier one to the same prompt.
+        """Keep an answer that a person wrote: an example to learn from.
         Answers with its `id`.
         """
         messages = [message.record() for message in body.messages]
@@ -536,7 +537,8 @@ def _sessions(service: Service, secrets: Secrets) -> APIRouter:
     async def logout(request: Request) -> Response:
         """End it."""
         if request.state.operator:
-            await service.log_deed(await door(request), "logged out")
+            with suppress(HustingsError):  # a full disk keeps no session open
+                await service.log_deed(await door(request), "logged out")
         response = JSONResponse({"operator": False})
         end_session(response, request)
         return response
@@ -608,6 +610,9 @@ def run_json(run: Run) -> dict[str, Any]:
         "started": rfc3339(run.started),
         "finished": rfc3339(run.finished),
         "version": run.version,
+        "settings": plain(run.settings),
+        "who": run.who,
+        "votes": run.votes,
         "metrics": plain(run.metrics),
         "report": plain(run.report),
         "error": run.error,

@@ -156,7 +156,8 @@ async def door(request: Request) -> str:
     """By which way an operator came, for the log: `command line`, `operator page`, or `operator` with the token."""
     if request.scope.get(LOCAL_OPERATOR) is True:
         return "command line"
-    return "operator" if "authorization" in request.headers else "operator page"
+    bearer = request.headers.get("authorization", "").lower().startswith("bearer ")  # not a proxy's password
+    return "operator" if bearer else "operator page"
 
 
 def set_session(response: Response, secrets: Secrets, request: Request) -> None:

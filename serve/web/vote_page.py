@@ -143,10 +143,14 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 if found is None:
                     yield await show(voter, None, f"{said} {vote_view.NOTHING_LEFT}".strip(), last)
                     return
-                if isinstance(found, Comparison):
-                    yield await show(voter, found, said, last)
+                comparison = found if isinstance(found, Comparison) else found.comparison
+                update = await show(voter, comparison, said, last)
+                if not watches():  # undone meanwhile
+                    yield {note: gr.skip()}
                     return
-                yield await show(voter, found.comparison, said, last)
+                yield update
+                if isinstance(found, Comparison):
+                    return
                 async for shown in found.growing(theme.TICK, watches):
                     yield theme.answers(texts[: len(shown)], shown)
                 if watches():
@@ -186,13 +190,18 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def judge(
             comparison_id: str, meant: Callable[[Comparison], Judgement], request: gr.Request
         ) -> AsyncIterator[Update]:
-            step = view_of(request), comparison_id
+            try:
+                view = view_of(request)
+            except HustingsError as error:
+                yield {note: theme.problem(error)}
+                return
+            step = view, comparison_id
             if step in judging:  # a second click
                 yield {note: gr.skip()}
                 return
             judging.add(step)
+            voter, _ = view
             try:
-                voter, view = voter_of(request), view_of(request)
                 try:
                     comparison = await service.comparison(comparison_id, voter)
                     judgement = meant(comparison)

@@ -92,7 +92,9 @@ def build(service: Service, training: Training) -> gr.Blocks:
             voter, wanted = voter_of(request), str(event._data.get("id", ""))
             me = await service.me(voter)
             await service.withdraw(voter, wanted)
-            vote = next(vote for vote in me["votes"] if vote["id"] == wanted)
+            vote = next((vote for vote in me["votes"] if vote["id"] == wanted), None)
+            if vote is None:  # cast after the first look
+                return await look(await service.me(voter), count)
             left = {**me, "votes": [other for other in me["votes"] if other is not vote]}
             return await look(left, count) | {note: theme.note(you_view.withdrawn(vote))}
 

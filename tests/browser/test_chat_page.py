@@ -10,10 +10,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from serve.engine import CandidateRequest
 from serve.feedback.store import Store
-from serve.live import Draft
 from serve.records import Comparison, Message, Sampling
-from serve.web import parts, theme
-from serve.web.chat_page import _keeper, _recaller
+from serve.web import parts
 from tests.browser.conftest import QUESTION, Site, asked, breathe, last_comparison, open_chat, say, soon, tab_to
 
 pytestmark = pytest.mark.browser
@@ -892,28 +890,6 @@ def test_what_is_typed_before_the_page_knows_its_talk_stays(newcomer: Page, site
     expect(newcomer.locator("#talk-list .side-foot, #talk-list .talks")).to_be_visible()
     newcomer.wait_for_timeout(600)
     expect(newcomer.locator("#box textarea")).to_have_value("Very early")
-
-
-def test_defaults_of_the_server_are_no_wish_of_ones_own() -> None:
-    kept = _keeper(["always", True, 0.8, 1.0, 256])("always", False, 0.8, 0.9, 256)
-    assert kept == [None, False, None, 0.9, None]
-    recall = _recaller(["never", True, 0.5, 1.0, 512], [(0, 2), (0.05, 1), (1, 1024)])
-    assert recall(kept) == ["never", False, 0.5, 0.9, 512]
-    assert recall("nonsense") == ["never", True, 0.5, 1.0, 512]
-    assert recall(["never", True, -1, 0.01, 1500]) == ["never", True, 0, 0.05, 1024], "the server has narrowed it since"
-
-
-def test_an_answer_without_words_says_what_became_of_it() -> None:
-    draft = Draft("a", None, CandidateRequest(0, 1))
-    said = []
-    for draft.finish_reason in (None, "stop", "cancelled", "error"):
-        said.append(theme.answers(["pane"], [draft])["pane"]["value"])  # type: ignore[list-item]
-    assert said == ["…", "(no answer)", "(stopped)", "(broke off)"]
-
-
-def test_a_table_has_a_name_and_no_head_without_one() -> None:
-    drawn = theme.table(("When", ""), [], label="Flagged & excluded")
-    assert 'aria-label="Flagged &amp; excluded"' in drawn and "<th aria-label='Actions'></th>" in drawn
 
 
 def test_on_a_phone_answers_stack_and_can_be_voted_on(site: Site, browser: Browser) -> None:

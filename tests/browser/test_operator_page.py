@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any
 
-import gradio as gr
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-from serve.web import board_view, data_tab, operator_page
+from serve.web import board_view
 from tests.browser.conftest import TOKEN, Site, breathe, log_in
 from tests.scenes import add_versions, compare, prefer
 
@@ -266,27 +260,6 @@ def test_a_page_whose_session_is_over_says_so(person: BrowserContext, site: Site
     assert site.store.serving() == 0
     over.get_by_role("link").click()
     expect(page.get_by_role("heading", name="Operator login")).to_be_visible()
-
-
-def test_every_handler_refuses_whoever_is_not_an_operator(running: Site) -> None:
-    built = operator_page.build(running.service, running.training, running.service.settings)
-    ours = {operator_page.__name__, data_tab.__name__}
-    handlers = [fn.fn for fn in built.fns.values() if fn.fn is not None and fn.fn.__module__ in ours]
-    assert handlers
-    for state in ({"voter": "v", "operator": False}, {"operator": "yes"}, {}):
-        request = gr.Request(SimpleNamespace(scope={"state": state}))  # type: ignore[arg-type]
-        for handler in handlers:
-            with pytest.raises(gr.Error), ThreadPoolExecutor(1) as elsewhere:  # Playwright's loop runs here
-                elsewhere.submit(asyncio.run, call(handler, request)).result()
-
-
-async def call(handler: Any, request: gr.Request) -> None:
-    """With the request, and None for everything else."""
-    result = handler(*[request if name == "request" else None for name in inspect.signature(handler).parameters])
-    if inspect.isasyncgen(result):
-        await anext(result)
-    else:
-        await result
 
 
 def test_logging_out_ends_it_or_says_that_it_did_not(page: Page, site: Site) -> None:

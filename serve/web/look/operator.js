@@ -4,6 +4,7 @@ Object.assign(over, {id: 'session-over', className: 'note problem', role: 'alert
 whenReady(() => document.body.append(over));
 window.fetch = async (...call) => {
   const answer = await reach(...call), refused = answer.status === 401;
+  if (!/api\//.test(answer.url)) return answer;  // fonts and pictures know no session
   if (refused !== !!over.innerHTML) over.innerHTML = refused ? '<span>Your session is over. <a href="/login">Log in again</a>.</span>' : '';
   return answer;
 };
