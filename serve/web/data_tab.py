@@ -170,7 +170,7 @@ def build(tab: gr.Tab, note: gr.HTML, service: Service) -> None:
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     drawn = [place, found, demonstrations, standing, log, note]
     tab.select(look, place, drawn, **quick)
-    importer.imported(look, place, drawn, **quick)
+    importer.imported(look, place, drawn, trigger_mode="always_last", **quick)
     gr.on(
         [
             search.click,
