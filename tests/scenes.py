@@ -106,3 +106,13 @@ def add_versions(store: Store, count: int) -> None:
     """Versions 1 to `count`, staged."""
     for _ in range(count):
         store.add_version(run=None, parent=0, status="staged", report={}, sha256="00")
+
+
+def three_votes(store: Store) -> list[str]:
+    """Three votes by two voters; the last compares versions 1 and 0."""
+    add_versions(store, 1)
+    return [
+        prefer(store, compare(store, prompt="Why is the sea blue?"), 0).id,
+        say(store, compare(store, "ben", "100% of what?"), "tie").id,
+        prefer(store, compare(store, "ben", "And the sky?", versions=(1, 0)), 1).id,
+    ]

@@ -14,7 +14,7 @@ from serve.feedback.browsing import Search
 from serve.feedback.exchange import import_lines
 from serve.feedback.store import Store
 from serve.records import Message
-from tests.scenes import add_versions, assistant, compare, open_comparison, prefer, say, user
+from tests.scenes import assistant, compare, open_comparison, prefer, say, three_votes, user
 
 
 def found(store: Store, **search: object) -> list[str]:
@@ -37,13 +37,7 @@ def queries(store: Store) -> Iterator[list[str]]:
 
 @pytest.fixture
 def votes(store: Store) -> list[str]:
-    """Three votes by two voters; the last compares versions 1 and 0."""
-    add_versions(store, 1)
-    return [
-        prefer(store, compare(store, prompt="Why is the sea blue?"), 0).id,
-        say(store, compare(store, "ben", "100% of what?"), "tie").id,
-        prefer(store, compare(store, "ben", "And the sky?", versions=(1, 0)), 1).id,
-    ]
+    return three_votes(store)
 
 
 def test_votes_are_found_by_what_is_known_of_them(store: Store, votes: list[str]) -> None:

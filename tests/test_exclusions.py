@@ -9,18 +9,12 @@ import pytest
 from serve.errors import Conflict, InvalidInput, NotFound
 from serve.feedback.browsing import Search
 from serve.feedback.store import Store
-from tests.scenes import add_versions, compare, prefer, say, user
+from tests.scenes import compare, prefer, three_votes, user
 
 
 @pytest.fixture
 def votes(store: Store) -> list[str]:
-    """Three votes by two voters; the last compares versions 1 and 0."""
-    add_versions(store, 1)
-    return [
-        prefer(store, compare(store, prompt="Why is the sea blue?"), 0).id,
-        say(store, compare(store, "ben", "100% of what?"), "tie").id,
-        prefer(store, compare(store, "ben", "And the sky?", versions=(1, 0)), 1).id,
-    ]
+    return three_votes(store)
 
 
 def marked(store: Store, mark: str) -> list[bool]:

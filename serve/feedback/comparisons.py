@@ -54,36 +54,33 @@ WHERE (prompts.share OR conversations.source IN ('shipped', 'imported'))
     AND a.text <> b.text AND comparisons.repeats IS NULL AND NOT {EXCLUDED}
 """
 
-QUEUED = (
-    "SELECT first.answer_id AS first_id, second.answer_id AS second_id, comparisons.prompt_id, evidence, probability"
-    + SHARED_PAIRS
-    + """
-    AND conversations.voter_id <> :voter
-    AND NOT EXISTS (
-        SELECT 1 FROM comparisons AS mine
-        JOIN candidates AS x ON x.comparison_id = mine.id AND x.answer_id = a.id
-        JOIN candidates AS y ON y.comparison_id = mine.id AND y.answer_id = b.id
-        JOIN votes ON votes.comparison_id = mine.id
-        WHERE mine.voter_id = :voter
-    )
-"""
-)
-NEXT_QUEUED = QUEUED + "ORDER BY doubt DESC NULLS LAST, random() LIMIT 1"
-STILL_QUEUED = QUEUED + "AND first.answer_id = :first AND second.answer_id = :second LIMIT 1"
 
-UNSEEN = (
-    "SELECT count(DISTINCT min(a.id, b.id) || ' ' || max(a.id, b.id))"
-    + SHARED_PAIRS
-    + """
+def others_pairs(done: str) -> str:
+    """SQL: pairs of others' prompts, without those that this voter is done with, as the condition `done` says."""
+    return (
+        SHARED_PAIRS
+        + f"""
     AND conversations.voter_id <> :voter
     AND NOT EXISTS (
         SELECT 1 FROM comparisons AS mine
         JOIN candidates AS x ON x.comparison_id = mine.id AND x.answer_id = a.id
         JOIN candidates AS y ON y.comparison_id = mine.id AND y.answer_id = b.id
         LEFT JOIN votes ON votes.comparison_id = mine.id
-        WHERE mine.voter_id = :voter AND (votes.id IS NOT NULL OR mine.expires > :now)
+        WHERE mine.voter_id = :voter AND ({done})
     )
 """
+    )
+
+
+QUEUED = (
+    "SELECT first.answer_id AS first_id, second.answer_id AS second_id, comparisons.prompt_id, evidence, probability"
+    + others_pairs("votes.id IS NOT NULL")
+)
+NEXT_QUEUED = QUEUED + "ORDER BY doubt DESC NULLS LAST, random() LIMIT 1"
+STILL_QUEUED = QUEUED + "AND first.answer_id = :first AND second.answer_id = :second LIMIT 1"
+
+UNSEEN = "SELECT count(DISTINCT min(a.id, b.id) || ' ' || max(a.id, b.id))" + others_pairs(
+    "votes.id IS NOT NULL OR mine.expires > :now"
 )
 
 UNDOUBTED = (

@@ -16,10 +16,10 @@ from serve.errors import InvalidInput
 from serve.feedback.browsing import Search
 from serve.service import Service
 from serve.web import data_view, theme
+from serve.web.identity import OPERATOR_PAGE
 from serve.web.theme import Update
 from serve.web.visitor import operators_only
 
-WHO = "operator page"
 VERDICTS = [("Any", ""), ("A ranking", "ranking"), ("A tie", "tie"), ("Both bad", "both_bad"), ("Skip", "skip")]
 
 _CLICKS = """
@@ -155,7 +155,7 @@ def build(tab: gr.Tab, note: gr.HTML, service: Service) -> None:
             vote=told.get("vote"),
             kind=told.get("kind"),
             reason=str(told.get("reason")),
-            who=WHO,
+            who=OPERATOR_PAGE,
         )
         whom = made.voter.capitalize() if made.vote is None else "The vote"
         done = "counts no more" if made.kind == "exclude" else "is marked"
@@ -164,7 +164,7 @@ def build(tab: gr.Tab, note: gr.HTML, service: Service) -> None:
     @telling
     async def lift(at: Place, event: gr.EventData, request: gr.Request) -> Update:
         operators_only(request)
-        await service.lift(str(event._data.get("id", "")), who=WHO)
+        await service.lift(str(event._data.get("id", "")), who=OPERATOR_PAGE)
         return await everything(at) | {note: theme.note("It counts as any other again.")}
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -152,12 +152,16 @@ async def require_operator(request: Request) -> None:
         raise _NOT_OPERATOR
 
 
+OPERATOR_PAGE = "operator page"
+"""Who did what is done on the operator's pages, for the log."""
+
+
 async def door(request: Request) -> str:
     """By which way an operator came, for the log: `command line`, `operator page`, or `operator` with the token."""
     if request.scope.get(LOCAL_OPERATOR) is True:
         return "command line"
     bearer = request.headers.get("authorization", "").lower().startswith("bearer ")  # not a proxy's password
-    return "operator" if bearer else "operator page"
+    return "operator" if bearer else OPERATOR_PAGE
 
 
 def set_session(response: Response, secrets: Secrets, request: Request) -> None:

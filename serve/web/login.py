@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from serve.secrets import Secrets
 from serve.service import Service
-from serve.web.identity import set_session
+from serve.web.identity import OPERATOR_PAGE, set_session
 from serve.web.mark import LIGHT_OR_DARK, MARK, icon
 
 # The colours are those of theme.py and look/common.css; the fonts come with Gradio's pages, where they are mounted.
@@ -92,7 +92,7 @@ def create(service: Service, secrets: Secrets) -> APIRouter:
     @router.post("/login")
     async def login(request: Request) -> Response:
         fields = parse_qs((await request.body()).decode("utf-8", "replace"))
-        if not await is_let_in(service, secrets, fields.get("token", [""])[0].strip(), "operator page"):
+        if not await is_let_in(service, secrets, fields.get("token", [""])[0].strip(), OPERATOR_PAGE):
             return HTMLResponse(_page(_WRONG), 401)
         response = RedirectResponse("/operator", 303)
         set_session(response, secrets, request)

@@ -22,13 +22,13 @@ from serve.service import FIXED, Service, Training
 from serve.settings import Settings, nested
 from serve.web import board_view, data_tab, data_view, parts, theme
 from serve.web import operator_view as view
+from serve.web.identity import OPERATOR_PAGE
 from serve.web.theme import Update
 from serve.web.visitor import operators_only
 
 NO_CURVES = theme.empty("No curves yet. They grow here while a run learns; one that ended within a step has none.")
 REFRESH = 2.0
 """Seconds between two looks at the record."""
-WHO = "operator page"
 LOG_LINES = 40
 
 _ASKING = """  // what changes what people get asks once more
@@ -288,7 +288,9 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                 for name, value in zip(fields, values, strict=True)
                 if str(value).strip() != told.get(name)
             }
-            changed = await asyncio.to_thread(lambda: schedule.change(service.store, settings, wanted, who=WHO))
+            changed = await asyncio.to_thread(
+                lambda: schedule.change(service.store, settings, wanted, who=OPERATOR_PAGE)
+            )
             names = "; ".join(f"{schedule.LABELS[entry.name]}: {entry.value}" for entry in changed)
             said = f"Saved. {names}." if names else "Nothing has changed."
             return show(await look()) | await scheduled() | {note: theme.note(said)}
@@ -352,7 +354,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
                     stages=ordered,
                     settings=nested(told) or None,
                     force=force,
-                    who=WHO,
+                    who=OPERATOR_PAGE,
                 )
                 return f"Run {run.id} has been started."
 
@@ -363,7 +365,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             def end() -> str:
                 run = _number(event, "of")
-                training.cancel(run, who=WHO)
+                training.cancel(run, who=OPERATOR_PAGE)
                 return f"Run {run} has been cancelled."
 
             return await act(asyncio.to_thread(end))
@@ -373,7 +375,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             async def switch() -> str:
                 version = _number(event, "of")
-                await service.promote(version, who=WHO, why="promoted by hand")
+                await service.promote(version, who=OPERATOR_PAGE, why="promoted by hand")
                 return f"{version_name(version).capitalize()} serves from the next answer on."
 
             return await act(switch())
@@ -383,7 +385,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
 
             async def write() -> str:
                 version = _number(event, "version")
-                await service.note_version(version, str(event._data.get("note", "")), who=WHO)
+                await service.note_version(version, str(event._data.get("note", "")), who=OPERATOR_PAGE)
                 return f"Noted beside {version_name(version)}."
 
             return await act(write())
@@ -392,7 +394,7 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             operators_only(request)
 
             async def switch() -> str:
-                version = await service.rollback(who=WHO, why="rolled back by hand", to=_number(event, "of"))
+                version = await service.rollback(who=OPERATOR_PAGE, why="rolled back by hand", to=_number(event, "of"))
                 return f"Rolled back: {version_name(version)} serves from the next answer on."
 
             return await act(switch())

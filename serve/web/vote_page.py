@@ -101,9 +101,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         views = Views()
         judging: set[tuple[View, str]] = set()  # which comparison is being judged in which page
 
-        async def so_far(voter: str, last: Comparison | None) -> Update:
+        async def so_far(voter: str, ever: int, lately: int, last: Comparison | None) -> Update:
             """How far this voter has come; the vote on `last` can be undone and added to."""
-            ever, lately, _ = await service.judged(voter, datetime.now(UTC) - DAY)
             left, due = await service.left_to_judge(voter), await service.next_run(training)
             vote = last.vote if last else None
             return {
@@ -116,9 +115,9 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
         async def show(voter: str, comparison: Comparison | None, said: str, last: Comparison | None = None) -> Update:
             """The whole page: `said` (HTML), a comparison to judge, if there is one, and the `last` one judged."""
             candidates = comparison.candidates if comparison else ()
-            _, _, answered = await service.judged(voter, datetime.now(UTC) - DAY)
+            ever, lately, answered = await service.judged(voter, datetime.now(UTC) - DAY)
             question = f"{ASK} {vote_view.question(comparison, answered + 1)}" if comparison else ""
-            update: Update = await so_far(voter, last) | {
+            update: Update = await so_far(voter, ever, lately, last) | {
                 item: comparison.id if comparison else "",
                 asked: vote_view.prompt(comparison) if comparison else "",
                 note: theme.note(f"{said} {question}".strip()),
@@ -241,7 +240,8 @@ def build(service: Service, training: Training, settings: Settings) -> gr.Blocks
             try:
                 comparison = await service.comparison(comparison_id, voter)
             except NotFound:
-                return await so_far(voter, None) | {note: theme.note(f"Undone. {GONE}")}
+                ever, lately, _ = await service.judged(voter, datetime.now(UTC) - DAY)
+                return await so_far(voter, ever, lately, None) | {note: theme.note(f"Undone. {GONE}")}
             return await show(voter, comparison, "Undone.")
 
         @telling

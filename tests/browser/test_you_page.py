@@ -32,6 +32,18 @@ def learn(store: Store, *, win_rate: float) -> int:
     return version
 
 
+def vote_once(page: Page, site: Site) -> str:
+    """Chat, vote and go to *Yours*. Returns the voter."""
+    say(page, QUESTION)
+    asked(page)
+    page.click("#vote-a")
+    expect(page.locator("#undo")).to_be_visible()
+    voter = last_comparison(site.store).voter_id
+    page.goto(site.url + "/you")
+    expect(page.locator("#my-votes tbody tr")).to_have_count(1)
+    return voter
+
+
 def test_a_voter_sees_what_votes_did_withdraws_one_and_takes_everything_home(newcomer: Page, site: Site) -> None:
     page = newcomer
     for choice in ("#vote-a", "#vote-tie"):
@@ -64,13 +76,7 @@ def test_a_voter_sees_what_votes_did_withdraws_one_and_takes_everything_home(new
 
 def test_everything_of_a_voter_is_deleted_after_a_word_typed(newcomer: Page, site: Site) -> None:
     page = newcomer
-    say(page, QUESTION)
-    asked(page)
-    page.click("#vote-a")
-    expect(page.locator("#undo")).to_be_visible()
-    voter = last_comparison(site.store).voter_id
-    page.goto(site.url + "/you")
-    expect(page.locator("#my-votes tbody tr")).to_have_count(1)
+    voter = vote_once(page, site)
     page.get_by_role("button", name="Delete everything of mine").click()
     assert site.store.me(voter)["counts"]["votes"] == 1, "nothing happens before the word is typed"
     page.get_by_label("Type delete to go on").fill("delete")
@@ -133,13 +139,7 @@ def test_an_answer_that_was_corrected_stands_once_and_is_withdrawn(newcomer: Pag
 
 def test_a_vote_is_withdrawn_and_everything_deleted_by_keys_alone(newcomer: Page, site: Site) -> None:
     page = newcomer
-    say(page, QUESTION)
-    asked(page)
-    page.click("#vote-a")
-    expect(page.locator("#undo")).to_be_visible()
-    voter = last_comparison(site.store).voter_id
-    page.goto(site.url + "/you")
-    expect(page.locator("#my-votes tbody tr")).to_have_count(1)
+    voter = vote_once(page, site)
     breathe(page)
     tab_to(page, page.get_by_role("button", name="Withdraw"))
     page.keyboard.press("Enter")
